@@ -1,0 +1,129 @@
+"""The nouns and the protocols. Standard library only: every other room of the house may import this one.
+
+P prompt tokens, G completions per group, R tokens after the prompt. Tokens are the truth; text is a view of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+Message = dict[str, Any]  # {"role": "user", "content": "..."}; tool calls as in transformers' chat templates
+Prompt = str | list[Message]
+
+
+class StopReason(str, Enum):
+    """Why a completion ended. A truncated completion is LENGTH, whatever its last token is."""
+
+    STOP = "stop"  # the model sampled a stop token, or its text reached a stop string
+    LENGTH = "length"  # the token limit came first
+
+
+@dataclass(frozen=True)
+class Task:
+    """One dataset row: a prompt and the columns that rewards may ask for."""
+
+    id: int  # position in the dataset; with seed and step it keys the randomness of its completions
+    prompt: Prompt
+    columns: dict[str, Any] = field(default_factory=dict)  # every column but the prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. `temperature=0` is greedy; 0, 1.0 and None switch top_k, top_p and min_p off."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to be drawn. Requests with equal `prompt_ids` share one computation of the prompt."""
+
+    id: int  # unique within a `serving` block; completions carry it back
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    key: tuple[int, ...]  # (seed, step, task id, sample index, turn): all that its random numbers depend on
+
+
+@dataclass(frozen=True)
+class Completion:
+    """R sampled tokens (the stop token included) with the log-prob of each under the policy that drew them."""
+
+    request_id: int
+    token_ids: list[int]  # [R]
+    logprobs: list[float]  # [R] full softmax at the temperature: what the trainer's ratio compares with
+    sampled_logprobs: list[float]  # [R] after top-k/top-p/min-p: what was really drawn from
+    stop: StopReason
+    policy_version: int
+
+
+@dataclass
+class Rollout:
+    """One prompt with one completion, which may hold several turns. `reward` is None when it could not be scored."""
+
+    prompt_ids: list[int]  # [P]
+    token_ids: list[int]  # [R] everything after the prompt
+    sampled: list[bool]  # [R] True where the policy drew the token; only these are trained
+    logprobs: list[float]  # [R] full softmax at the temperature; 0.0 where not sampled
+    sampled_logprobs: list[float]  # [R] of the truncated distribution; 0.0 where not sampled
+    stop: StopReason
+    text: str  # the decoded completion without special tokens: what rewards read
+    messages: list[Message] | None = None  # the completion as messages, for conversational prompts
+    scores: dict[str, float | None] = field(default_factory=dict)  # reward name -> score; None: could not be scored
+    reward: float | None = None  # weighted total of the scores
+    policy_version: int = 0
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.stop is StopReason.LENGTH
+
+
+@dataclass
+class Group:
+    """One prompt and its G completions: the unit of sampling, scoring and learning."""
+
+    task: Task
+    rollouts: list[Rollout]  # [G]
+
+    @property
+    def rewards(self) -> list[float | None]:  # [G]
+        return [rollout.reward for rollout in self.rollouts]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any two scored completions got different rewards: without that, nothing can be compared."""
+        scored = [reward for reward in self.rewards if reward is not None]
+        return any(reward != scored[0] for reward in scored)
+
+
+class Engine(Protocol):
+    """Draws completions. `local` runs the very module that trains; `hf` is the slow oracle."""
+
+    def serving(self, model: Any, version: int) -> AbstractContextManager[None]:
+        """Rollout mode: `model` in eval, KV memory taken on entry and freed on exit. `submit` and `step` work inside it only."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Admission is in order of submission."""
+        ...
+
+    def step(self) -> list[Completion]:
+        """Decode at least one token for every active request; return the completions that finished, in order of request id."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores a whole group at once; None = could not be scored, never a silent 0."""
+
+    name: str
+
+    def __call__(self, group: Group) -> Sequence[float | None]: ...
