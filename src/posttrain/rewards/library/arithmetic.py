@@ -1,0 +1,44 @@
+"""The rubric of "What is 2 + 2?": a number is detected (+1, else -1) and it is the right one (+3, else -3). From -4 to +4.
+
+The number judged is the last one of the final answer: what stands in the last `<answer>`, else after the last `#`, else the whole completion.
+Listing many numbers therefore does not help.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from posttrain.rewards.library.numbers import last_number
+from posttrain.rewards.reward import RewardFunction, reward
+
+
+def final_answer(completion: str) -> str:
+    """The part of a completion that states its answer; the whole of it when nothing marks one."""
+    if "<answer>" in completion:
+        return completion.rpartition("<answer>")[2].partition("</answer>")[0]
+    return completion.rpartition("#")[2]
+
+
+@reward(range=(-1.0, 1.0))
+def number_detected(completion: str) -> float:
+    """+1 if the final answer contains a number, else -1."""
+    return 1.0 if last_number(final_answer(completion)) is not None else -1.0
+
+
+@reward(range=(-3.0, 3.0), decides=True)
+def right_number(completion: str, answer: Any) -> float | None:
+    """+3 if the final answer's number equals the column `answer`, else -3. None when that column holds no number."""
+    gold = gold_number(answer)
+    if gold is None:
+        return None
+    return 3.0 if last_number(final_answer(completion)) == gold else -3.0
+
+
+def gold_number(answer: Any) -> Decimal | None:
+    """The number of a dataset's answer, which may be a number or text with one in it."""
+    return None if answer is None else last_number(str(answer))
+
+
+def arithmetic() -> list[RewardFunction]:
+    return [number_detected, right_number]

@@ -1,0 +1,162 @@
+"""A reward is a plain function with a name and a weight. `@reward` and `@verifier` give it both; they change nothing else.
+
+Three shapes are told apart by their parameters: `completion` (one at a time, as text), `completions` (a whole batch, called as TRL calls
+it) and `group` (one prompt with all its completions). Every other parameter is a dataset column. Calling and checking is `scoring.py`'s job.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
+
+from posttrain.errors import UserError, did_you_mean
+
+# What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape.
+OFFERED = {
+    "completion": ("completion", "prompt", "completion_ids", "trainer_state", "log_metric"),
+    "completions": ("completions", "prompts", "completion_ids", "trainer_state", "log_metric", "log_extra"),
+    "group": ("group", "trainer_state", "log_metric"),
+}
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # dataset columns that rewards never see as columns
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(eq=False)
+class RewardFunction:
+    """A function that scores completions. Calling it calls the function, so a decorated reward is tested like an undecorated one."""
+
+    function: Callable[..., Any]
+    name: str
+    weight: float = 1.0
+    range: tuple[float, float] | None = None  # lowest and highest score; None: not declared
+    decides: bool = False  # full marks mean that the answer is right: what an evaluation counts
+    is_verifier: bool = False  # answers True, False or None only
+    shape: str = field(init=False)  # a key of OFFERED
+    required: tuple[str, ...] = field(init=False)  # columns it cannot be called without
+    optional: tuple[str, ...] = field(init=False)  # columns it takes when the data has them
+    takes_everything: bool = field(init=False)  # has **kwargs
+
+    def __post_init__(self) -> None:
+        self.weight = checked_weight(self.weight, self.name)
+        parameters = _parameters(self.function, self.name)
+        self.takes_everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        named = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        shapes = [shape for shape in OFFERED if shape in named]
+        if not shapes and self.takes_everything:
+            shapes = ["completions"]
+        if len(shapes) != 1:
+            raise UserError(
+                f"reward '{self.name}' takes ({', '.join(named)}). It needs exactly one of: `completion` (the text of one completion), "
+                "`completions` (all of a batch, as lists), `group`; further parameters are columns of the data."
+            )
+        self.shape = shapes[0]
+        bound = _bound_keywords(self.function)
+        columns = {name: needed for name, needed in named.items() if name not in OFFERED[self.shape] and name not in bound}
+        self.required = tuple(name for name, needed in columns.items() if needed)
+        self.optional = tuple(name for name, needed in columns.items() if not needed)
+        functools.update_wrapper(self, self.function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def arguments(self, offered: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
+        """The keywords to call it with. What is offered wins over a column of the same name."""
+        bound = _bound_keywords(self.function)
+        if self.takes_everything:
+            return {name: value for name, value in {**columns, **offered}.items() if name not in bound}
+        wanted = {*self.required, *self.optional}
+        named = inspect.signature(self.function).parameters
+        kept = {name: value for name, value in columns.items() if name in wanted}
+        return kept | {name: value for name, value in offered.items() if name in named and name not in bound}
+
+    def check_columns(self, available: Iterable[str]) -> None:
+        """Raises UserError when the data lacks a column that the function cannot do without."""
+        known = list(available)
+        for column in self.required:
+            if column not in known:
+                raise UserError(
+                    f"reward '{self.name}' asks for the column '{column}'; the data has: {', '.join(known) or 'no columns'}."
+                    + did_you_mean(column, known)
+                )
+
+
+@overload
+def reward(function: Callable[..., Any]) -> RewardFunction: ...
+@overload
+def reward(
+    *, name: str | None = None, weight: float = 1.0, range: tuple[float, float] | None = None, decides: bool = False
+) -> Callable[[Callable[..., Any]], RewardFunction]: ...
+def reward(
+    function: Callable[..., Any] | None = None,
+    *,
+    name: str | None = None,
+    weight: float = 1.0,
+    range: tuple[float, float] | None = None,
+    decides: bool = False,
+) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
+    """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores."""
+
+    def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
+        return RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides)
+
+    return wrap if function is None else wrap(function)
+
+
+@overload
+def verifier(function: Callable[..., Any]) -> RewardFunction: ...
+@overload
+def verifier(*, name: str | None = None, weight: float = 1.0) -> Callable[[Callable[..., Any]], RewardFunction]: ...
+def verifier(
+    function: Callable[..., Any] | None = None, *, name: str | None = None, weight: float = 1.0
+) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
+    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell."""
+
+    def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
+        return RewardFunction(wrapped, name or name_of(wrapped), weight, (0.0, 1.0), decides=True, is_verifier=True)
+
+    return wrap if function is None else wrap(function)
+
+
+def as_reward(function: Callable[..., Any]) -> RewardFunction:
+    """A reward from any callable: function, lambda, partial, instance with `__call__`."""
+    if isinstance(function, RewardFunction):
+        return function
+    if not callable(function) or isinstance(function, type):
+        raise UserError(f"a reward must be a function or a callable object, not {function!r}")
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if isinstance(inner, RewardFunction):  # a partial of a decorated reward keeps what the decorator said
+        return RewardFunction(function, inner.name, inner.weight, inner.range, inner.decides, inner.is_verifier)
+    return RewardFunction(function, name_of(function))
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The function's own name; of a partial the inner function's; of an instance its class's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", type(function).__name__)
+    return "lambda" if name == "<lambda>" else name
+
+
+def checked_weight(weight: Any, name: str) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        raise UserError(f"the weight of reward '{name}' must be a finite number, not {weight!r}")
+    return float(weight)
+
+
+def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise UserError(f"reward '{name}' does not tell its parameters ({error}); wrap it: lambda completion: ...") from error
+
+
+def _bound_keywords(function: Callable[..., Any]) -> set[str]:
+    """Keywords that a partial has already fixed: a column of the same name must not replace them."""
+    return set(function.keywords) if isinstance(function, functools.partial) else set()
