@@ -1,0 +1,71 @@
+# Every target sets up what it needs. Variables: make test PYTHON=python3.12 TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+VENV ?= .venv
+VENV_OLDEST ?= .venv-oldest
+VENV_TRL ?= .venv-trl
+VENV_WHEEL ?= .venv-wheel
+# Where torch comes from; empty means pip's own index.
+TORCH_INDEX ?=
+
+PIP_TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+SELECTED = tests/ops tests/losses tests/models tests/rollout tests/trainers
+# Two workers share the machine, so each test process computes with one thread; demo and bench take all cores.
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: venv demo test test-slow test-oldest check format bench wheel-test clean
+
+venv: $(VENV)/.ready
+
+# $(call environment,DIRECTORY,CONSTRAINTS,WHAT TO INSTALL): torch first, from its own index, then the rest
+define environment
+	$(PYTHON) -c 'import sys; sys.exit("posttrain needs Python 3.10 or newer: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -q -c $(2) $(PIP_TORCH)
+	$(1)/bin/python -m pip install -q -c $(2) $(3)
+	touch $(1)/.ready
+endef
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(call environment,$(VENV),constraints.txt,-e '.[dev]')
+
+$(VENV_OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(call environment,$(VENV_OLDEST),constraints-oldest.txt,-e '.[dev]')
+
+$(VENV_TRL)/.ready: constraints.txt
+	$(call environment,$(VENV_TRL),constraints.txt,trl==1.16.0 psutil)
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/posttrain demo
+
+test: $(VENV)/.ready
+	$(PYTEST) $(VENV)/bin/python -m pytest -q -n 2
+
+test-slow: $(VENV)/.ready
+	$(PYTEST) $(VENV)/bin/python -m pytest -q -m "slow and not gpu"
+
+test-oldest: $(VENV_OLDEST)/.ready
+	$(PYTEST) $(VENV_OLDEST)/bin/python -m pytest -q -n 2 -m "not slow and not gpu and not long" $(wildcard $(SELECTED))
+
+check: $(VENV)/.ready
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.ready
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.ready $(VENV_TRL)/.ready
+	$(VENV)/bin/python benchmarks/grpo_step.py --trl-python $(VENV_TRL)/bin/python
+
+# The built wheel, alone in a clean environment and outside the source tree.
+wheel-test: $(VENV)/.ready
+	rm -rf dist build $(VENV_WHEEL)
+	$(VENV)/bin/python -m pip wheel -q --no-deps -w dist .
+	$(call environment,$(VENV_WHEEL),constraints.txt,dist/posttrain-*.whl)
+	cd / && $(abspath $(VENV_WHEEL))/bin/python -c 'import posttrain; assert "site-packages" in posttrain.__file__, posttrain.__file__; print(posttrain.__version__)'
+	cd / && $(abspath $(VENV_WHEEL))/bin/posttrain --help > /dev/null
+	cd / && $(abspath $(VENV_WHEEL))/bin/posttrain grpo --help > /dev/null
+
+clean:
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache
