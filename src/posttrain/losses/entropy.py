@@ -1,0 +1,78 @@
+"""What the policy's entropy is used for: a bonus, a coefficient that adapts, and a mask that trains only the undecided tokens.
+
+Entropies are those of the full softmax at the sampling temperature, (B, T). The mask is defined on a whole optimizer step: its threshold is
+computed once from all trained tokens (of all ranks, gathered by the caller), then applied to each micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def entropy_bonus(entropy: Tensor, mask: Tensor, *, coef: float, num_tokens: float | Tensor) -> Tensor:
+    """(): -coef * the sum of masked-in entropies / num_tokens, to be added to the loss. `num_tokens` counts the mask over the whole step.
+
+    It is a mean over tokens for every objective. The bonus needs entropies with a gradient; a metric does not.
+    """
+    return -coef * torch.where(mask.bool(), entropy, 0.0).sum() / torch.as_tensor(num_tokens).clamp(min=1)
+
+
+def entropy_threshold(entropies: Tensor, top_quantile: float) -> Tensor:
+    """(): the entropy that the `top_quantile` most undecided tokens reach; linear between neighbours. 1.0: all tokens reach it.
+
+    `entropies` (N,) are those of the trained tokens only. Sorted by hand: torch.quantile refuses more than 2^24 values. N = 0: +inf.
+    """
+    if not 0 < top_quantile <= 1:
+        raise ValueError(f"top_entropy_quantile is {top_quantile}; it is the share of tokens to train on, above 0 and at most 1")
+    if not entropies.numel():
+        return entropies.new_tensor(torch.inf)
+    ordered = entropies.detach().flatten().sort().values
+    position = (1 - top_quantile) * (ordered.numel() - 1)
+    below = int(position)
+    above = min(below + 1, ordered.numel() - 1)
+    return torch.lerp(ordered[below], ordered[above], position - below)
+
+
+def high_entropy_mask(entropy: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
+    """(B, T) bool: trained tokens with at least the threshold's entropy. Wang et al. 2025, arXiv:2506.01939."""
+    return mask.bool() & (entropy.detach() >= threshold)
+
+
+@dataclass
+class EntropyController:
+    """The bonus' coefficient. Adaptive: rises while entropy is at or below its target, falls above it; Skywork-OR1, arXiv:2505.22312.
+
+    One `update` per optimizer step, with the mean entropy over the step's trained tokens on all ranks.
+    """
+
+    coef: float = 0.0
+    adaptive: bool = False
+    minimum: float = 0.0
+    maximum: float = 1.0
+    delta: float = 0.005
+    target: float = 0.2
+    last_entropy: float | None = None  # None: no step was measured yet
+
+    @property
+    def current(self) -> float:
+        """What to multiply this step's bonus with: while adaptive, 0 unless the last step's entropy was at or below the target."""
+        if not self.adaptive:
+            return self.coef
+        return self.coef if self.last_entropy is not None and self.last_entropy <= self.target else 0.0
+
+    def update(self, entropy: float) -> None:
+        self.last_entropy = entropy
+        if self.adaptive:
+            moved = self.coef + (self.delta if entropy <= self.target else -self.delta)
+            self.coef = min(max(moved, self.minimum), self.maximum)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: the settings come back from the run's config, not from here."""
+        return {"coef": self.coef, "last_entropy": self.last_entropy}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coef, self.last_entropy = state["coef"], state["last_entropy"]
