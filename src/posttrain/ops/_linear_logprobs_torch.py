@@ -1,0 +1,218 @@
+"""The two passes of `linear_logprobs` in plain torch, tile by tile: statistics of the logits forward, gradients backward.
+
+The vocabulary is the outer loop, so each slice of the weight is converted once per pass and its gradient is finished before the next
+slice begins. No tensor here is larger than the inputs or one tile of logits. No autograd: the caller owns that.
+"""
+
+# N rows, D hidden, V vocabulary; R rows and C columns of one tile
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
+ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
+FLOOR = -1e4  # exp(FLOOR) is 0 in every dtype, and unlike -inf it may be multiplied by that 0
+
+
+@dataclass(frozen=True)
+class Head:
+    """How hidden states become logits, and in which dtypes."""
+
+    temperature: float
+    softcap: float | None
+    scale: float
+    rounding: torch.dtype  # what the operands of a matmul are rounded to: autocast's dtype, or their own
+    gemm: torch.dtype  # what they are multiplied in
+    stats: torch.dtype  # logits, sums and gradients in the making: float32, or float64 for float64 inputs
+
+    def operand(self, x: Tensor) -> Tensor:
+        return x.to(self.rounding).to(self.gemm)
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        """hidden (R, D), weight (C, D), bias (C,) -> out (R, C), overwritten."""
+        product(hidden, weight.T, out, add=False)
+        if bias is not None:
+            out.add_(bias)
+        if self.softcap is not None:
+            out.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        elif self.scale != self.temperature:
+            out.mul_(self.scale / self.temperature)
+        return out
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """The derivative of the softcap at these logits, (R, C), in units of scale / temperature; None where it is 1."""
+        if self.softcap is None:
+            return None
+        return 1 - (logits * (self.temperature / self.softcap)).square_()
+
+
+@functools.cache
+def multiplies_natively(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether matmuls of `dtype` are the device's own and not emulated. An emulated bf16 matmul takes 3 to 5 times as long as the
+    float32 one of the same (rounded) numbers, whose answer is at least as exact: a product of two bf16 numbers fits in a float32."""
+    if device_type != "cpu" or dtype in (torch.float32, torch.float64):
+        return True
+    if platform.machine() in ("x86_64", "AMD64"):
+        instructions = {torch.bfloat16: torch.cpu._is_avx512_bf16_supported, torch.float16: torch.cpu._is_amx_fp16_supported}
+        return bool(instructions[dtype]())
+    return dtype is torch.bfloat16 and platform.system() == "Linux" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
+    """out = a @ b, or out += a @ b, without rounding the sums to the operands' dtype where the device can do that."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b, beta=1 if add else 0)
+        return
+    c = torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else torch.mm(a, b)
+    out.add_(c) if add else out.copy_(c)
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def tile_size(device: torch.device, n: int, v: int) -> tuple[int, int]:
+    """R, C: few rows make wide tiles."""
+    kind = device.type if device.type in ROWS else "cuda"
+    rows = max(1, min(n, ROWS[kind]))
+    return rows, min(v, max(64, ELEMENTS[kind] // rows // 64 * 64))
+
+
+def target_in(columns: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """targets (R,) -> which of them lie in these columns, and where (a valid place for the others too), (R, 1)."""
+    inside = (targets >= columns.start) & (targets < columns.stop)
+    return inside, (targets - columns.start).clamp_(0, columns.stop - columns.start - 1)[:, None]
+
+
+class Statistics:
+    """Online softmax statistics of N rows. All sums are relative to the running maximum, so that huge logits stay finite."""
+
+    def __init__(self, n: int, head: Head, device: torch.device, want_argmax: bool, want_sum_p2: bool) -> None:
+        def rows(value: float, dtype: torch.dtype = head.stats) -> Tensor:
+            return torch.full((n,), value, dtype=dtype, device=device)
+
+        self.maximum = rows(torch.finfo(head.stats).min)
+        self.sum_e = rows(0)  # of e = exp(z - maximum)
+        self.sum_ez = rows(0)  # of e * (z - maximum)
+        self.sum_e2 = rows(0) if want_sum_p2 else None
+        self.argmax = rows(0, torch.long) if want_argmax else None
+        self.target = rows(float("nan"))  # stays NaN for a target outside the vocabulary: loud
+
+    def add(self, rows: slice, columns: slice, targets: Tensor, z: Tensor, e: Tensor) -> None:
+        """Takes in the logits z (R, C). z and the scratch tile e are overwritten."""
+        inside, place = target_in(columns, targets)
+        self.target[rows] = torch.where(inside, z.gather(1, place).squeeze(1), self.target[rows])
+        old = self.maximum[rows]
+        if self.argmax is None:
+            top = z.amax(1)
+        else:
+            top, where = z.max(1)
+            self.argmax[rows] = torch.where(top > old, where + columns.start, self.argmax[rows])
+        new = torch.maximum(old, top)
+        shift = (old - new).clamp_min_(FLOOR)
+        decay = shift.exp()
+        self.maximum[rows] = new
+
+        z.sub_(new[:, None]).clamp_min_(FLOOR)
+        torch.exp(z, out=e)
+        self.sum_ez[rows] = decay * (self.sum_ez[rows] + shift * self.sum_e[rows]) + z.mul_(e).sum(1)
+        self.sum_e[rows] = decay * self.sum_e[rows] + e.sum(1)
+        if self.sum_e2 is not None:
+            self.sum_e2[rows] = decay.square() * self.sum_e2[rows] + e.square_().sum(1)
+
+
+def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, want_argmax: bool, want_sum_p2: bool) -> Statistics:
+    """One pass over the vocabulary."""
+    n, v = hidden.shape[0], weight.shape[0]
+    r, c = tile_size(hidden.device, n, v)
+    stats = Statistics(n, head, hidden.device, want_argmax, want_sum_p2)
+    hidden = head.operand(hidden)
+    z_tile, e_tile = hidden.new_empty(2, r * c, dtype=head.stats)
+    for columns in slices(v, c):
+        w, b = head.operand(weight[columns]), None if bias is None else bias[columns].to(head.stats)
+        for rows in slices(n, r):
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            z, e = (tile[: shape[0] * shape[1]].view(shape) for tile in (z_tile, e_tile))
+            stats.add(rows, columns, targets[rows], head.logits(hidden[rows], w, b, z), e)
+    return stats
+
+
+@dataclass
+class Gradients:
+    """None where nobody asked, and then never allocated."""
+
+    hidden: Tensor | None  # (N, D)
+    weight: Tensor | None  # (V, D)
+    bias: Tensor | None  # (V,)
+
+
+def backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    g_logps: Tensor,
+    g_entropy: Tensor | None,
+    head: Head,
+    wanted: tuple[bool, bool, bool],
+) -> Gradients:
+    """Recomputes each tile of logits and turns it into their gradient.
+
+    With l = log p: dL/dz_j = g_logps (1[j = target] - p_j) - g_entropy p_j (l_j + entropy). Without an entropy gradient the tile holds
+    p - 1[target] only, and the factor -g_logps of each row is applied to the (R, D) operand and result, which are smaller.
+    """
+    n, v = hidden.shape[0], weight.shape[0]
+    r, c = tile_size(hidden.device, n, v)
+    unit = head.scale / head.temperature
+    g_logps = g_logps.to(head.stats) * unit
+    g_entropy = None if g_entropy is None else g_entropy.to(head.stats) * unit
+    row_factor = -g_logps if g_entropy is None else torch.ones_like(g_logps)
+
+    operand = head.operand(hidden)
+    scaled = (operand.to(head.stats) * row_factor[:, None]).to(head.gemm) if g_entropy is None else operand
+    d_hidden = torch.zeros_like(hidden, dtype=head.stats) if wanted[0] else None
+    d_weight = torch.zeros_like(weight) if wanted[1] else None
+    d_bias = hidden.new_zeros(v, dtype=head.stats) if wanted[2] else None
+    p_tile, l_tile = hidden.new_empty(2, r * c, dtype=head.stats)
+
+    for columns in slices(v, c):
+        w, b = head.operand(weight[columns]), None if bias is None else bias[columns].to(head.stats)
+        d_w = None if d_weight is None else d_weight[columns].to(head.stats)  # (C, D); a view when the dtypes agree
+        for rows in slices(n, r):
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            p, l = (tile[: shape[0] * shape[1]].view(shape) for tile in (p_tile, l_tile))  # noqa: E741
+            head.logits(operand[rows], w, b, l)
+            slope = head.slope(l)
+            l.sub_(lse[rows, None])
+            inside, place = target_in(columns, targets[rows])
+            if g_entropy is None:
+                d_z = l.exp_().scatter_add_(1, place, -inside.to(head.stats)[:, None])
+            else:
+                torch.exp(l.clamp_min_(FLOOR), out=p)
+                ge, gl = g_entropy[rows, None], g_logps[rows, None]
+                d_z = l.mul_(ge).add_(ge * entropy[rows, None] + gl).mul_(p).neg_().scatter_add_(1, place, gl * inside[:, None])
+            if slope is not None:
+                d_z.mul_(slope)
+            if d_bias is not None:
+                d_bias[columns].addmv_(d_z.T, row_factor[rows])
+            d_z = d_z.to(head.gemm)
+            if d_hidden is not None:
+                product(d_z, w, d_hidden[rows], add=True)
+            if d_w is not None:
+                product(d_z.T, scaled[rows], d_w, add=True)
+        if d_weight is not None and d_weight.dtype != head.stats:
+            d_weight[columns] = d_w
+    return Gradients(
+        None if d_hidden is None else d_hidden.mul_(row_factor[:, None]).to(hidden.dtype),
+        d_weight,
+        None if d_bias is None or bias is None else d_bias.to(bias.dtype),
+    )
