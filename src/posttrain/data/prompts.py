@@ -1,0 +1,94 @@
+"""From rows to tasks: templates fill the columns `prompt`, `answer` and others; what is not a prompt is explained before training.
+
+A prompt is text or a conversation (a list of messages), one kind in a dataset. Nothing here tokenizes: that is `chat.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.fields import Field
+from posttrain.data.sources import Rows, column_names
+from posttrain.errors import UserError, did_you_mean
+from posttrain.types import Prompt, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a row of somebody's dataset becomes a row of ours. Every original column is kept, unless a template has its name."""
+
+    prompt: str | None = None  # "{question}"; None: the data has a column `prompt`
+    columns: Mapping[str, str] = field(default_factory=dict)  # {"answer": "{answer|after:####}"}
+    system: str | None = None  # put before the prompt: as a message where `chat`, else as text
+
+    def apply(self, rows: Rows | Dataset, *, chat: bool) -> Rows:
+        """The rows with `prompt` and the named columns filled. With `chat` (the tokenizer has a chat template) a system text makes conversations."""
+        templates = {name: Field(text, name) for name, text in self.columns.items()}
+        if self.prompt is not None:
+            templates["prompt"] = Field(self.prompt, "prompt")
+        known = column_names(rows)
+        for template in templates.values():
+            template.check(known)
+        made = []
+        for number, row in enumerate(rows):
+            filled = {name: template.fill(row, number) for name, template in templates.items()}
+            made.append({**row, **filled})
+        if self.system is not None:
+            validate_prompts(made)
+            for row in made:
+                row["prompt"] = _with_system(self.system, row["prompt"], chat)
+        return made
+
+
+def _with_system(system: str, prompt: Prompt, chat: bool) -> Prompt:
+    if isinstance(prompt, str):
+        if not chat:
+            return f"{system}\n\n{prompt}"
+        prompt = [{"role": "user", "content": prompt}]
+    elif prompt[0]["role"] == "system":
+        raise UserError("the recipe gives a system text, but the data's conversations have their own; leave data.system out")
+    return [{"role": "system", "content": system}, *prompt]
+
+
+def validate_prompts(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raises UserError, with the row, for an empty dataset, a missing or misnamed column, an empty prompt, or two kinds of prompt."""
+    first: type | None = None
+    number = -1
+    for number, row in enumerate(rows):
+        if "prompt" not in row:
+            raise UserError(f"row {number} has no column 'prompt'; it has: {', '.join(map(str, row)) or 'nothing'}.{did_you_mean('prompt', row)}")
+        _check_prompt(row["prompt"], number)
+        first = first or type(row["prompt"])
+        if not isinstance(row["prompt"], first):
+            raise UserError(f"row 0's prompt is {_KIND[first]}, row {number}'s is {_KIND[type(row['prompt'])]}; use one kind in the whole dataset")
+    if number < 0:
+        raise UserError("the dataset has no rows; training needs at least one prompt")
+
+
+_KIND: dict[type, str] = {str: "text", list: "a conversation"}
+
+
+def _check_prompt(prompt: Any, number: int) -> None:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise UserError(f"row {number}: its prompt is empty")
+    elif isinstance(prompt, list):
+        if not prompt:
+            raise UserError(f"row {number}: its conversation has no messages")
+        for message in prompt:
+            if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+                raise UserError(f'row {number}: a message is {{"role": "user", "content": "..."}}, not {message!r}'[:300])
+    else:
+        raise UserError(f"row {number}: its prompt is {type(prompt).__name__} {prompt!r}; a prompt is text or a list of messages"[:300])
+
+
+def to_tasks(rows: Iterable[Mapping[str, Any]]) -> list[Task]:
+    """One task a row, its id the row's number. Raises what `validate_prompts` raises."""
+    listed = list(rows)
+    validate_prompts(listed)
+    return [Task(number, row["prompt"], {name: value for name, value in row.items() if name != "prompt"}) for number, row in enumerate(listed)]

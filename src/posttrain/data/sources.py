@@ -1,0 +1,156 @@
+"""Rows of data from wherever they lie: JSONL, JSON, CSV or Parquet files, a directory that `datasets` saved, or the hub ("name:config:split").
+
+Only reading and explaining what cannot be read. What the columns mean is `prompts.py`'s business.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Rows = list[dict[str, Any]]
+
+_HUB = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?::[\w.-]+){0,2}")
+
+
+def load_rows(source: str | Path) -> Rows | Dataset:
+    """All rows of `source`. Raises UserError for a path that does not exist, a row that cannot be read (with its line), or no rows."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        rows: Rows | Dataset = _saved_directory(path)
+    elif path.is_file():
+        rows = _file(path)
+    else:
+        rows = _hub(str(source))
+    if len(rows) == 0:
+        raise UserError(f"{source} has no rows")
+    return rows
+
+
+def column_names(rows: Rows | Dataset) -> list[str]:
+    """Every column that some row has, in order of appearance."""
+    if isinstance(rows, list):
+        return list(dict.fromkeys(name for row in rows for name in row))
+    return list(rows.column_names)
+
+
+def _file(path: Path) -> Rows:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise UserError(f"{path}: cannot tell the format from '{path.suffix}'; name the file with one of {', '.join(READERS)}")
+    try:
+        return READERS[suffix](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _jsonl(path: Path) -> Rows:
+    rows = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                rows.append(_object(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}"))
+    return rows
+
+
+def _json(path: Path) -> Rows:
+    content = _parsed(path.read_text(encoding="utf-8-sig"), str(path))
+    if not isinstance(content, list):
+        raise UserError(f"{path} holds {_kind(content)}; it must hold a list of objects. One object a line is called .jsonl")
+    return [_object(row, f"{path}, row {number}") for number, row in enumerate(content)]
+
+
+def _csv(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(_csv_rows(file, path))
+
+
+def _csv_rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(file, strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                found = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None, ()))
+                raise UserError(f"{path}, line {reader.line_num}: {found} fields where the header names {len(reader.fieldnames or ())}")
+            yield row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in text.strip() else ""
+        raise UserError(f"{place}{line} is not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise UserError(f"{place} is nested too deeply to be a row of data") from error
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f'{place} is {_kind(row)}; each row must be an object such as {{"question": "...", "answer": "..."}}')
+    return row
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "text", type(None): "null"}.get(type(value), "a number")
+
+
+def _saved_directory(path: Path) -> Dataset:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is a directory, but not one that `datasets` saved; name a file in it: {_listing(path)}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        raise UserError(f"{path} holds several splits; name one of them: {', '.join(str(path / split) for split in loaded)}")
+    return loaded
+
+
+def _listing(path: Path) -> str:
+    names = sorted(found.name for found in path.iterdir() if found.suffix.lower() in READERS)
+    return ", ".join(names[:8]) or "there is none of a known format"
+
+
+def _hub(source: str) -> Dataset:
+    """name, name:config or name:config:split. The split is `train` unless it is named."""
+    if Path(source).suffix.lower() in READERS or not _HUB.fullmatch(source) or source.startswith((".", "/", "~")):
+        path = Path(source).expanduser()
+        near = did_you_mean(path.name, [found.name for found in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"the data file {source} does not exist.{near}")
+    name, config, split = [*source.split(":"), "", ""][:3]
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # the hub's client raises a dozen kinds; all mean the same to the user
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"could not load '{source}': no such path here, and the hub said: {type(error).__name__}: {cause}. Without a network give a JSONL file"
+        ) from error
