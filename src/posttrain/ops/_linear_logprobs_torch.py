@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +30,16 @@ class Head:
     rounding: torch.dtype  # what the operands of a matmul are rounded to: autocast's dtype, or their own
     gemm: torch.dtype  # what they are multiplied in
     stats: torch.dtype  # logits, sums and gradients in the making: float32, or float64 for float64 inputs
+
+    @classmethod
+    def of(cls, hidden: Tensor, temperature: float, softcap: float | None, scale: float) -> Head:
+        """For these hidden states, under the autocast that is active now."""
+        kind, dtype = hidden.device.type, hidden.dtype
+        if dtype is torch.float64:  # autocast leaves float64 alone
+            return cls(temperature, softcap, scale, dtype, dtype, dtype)
+        rounding = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+        gemm = rounding if multiplies_natively(rounding, kind) else torch.float32
+        return cls(temperature, softcap, scale, rounding, gemm, torch.float32)
 
     def operand(self, x: Tensor) -> Tensor:
         return x.to(self.rounding).to(self.gemm)
@@ -74,8 +83,8 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     out.add_(c) if add else out.copy_(c)
 
 
-def slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+def slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def tile_size(device: torch.device, n: int, v: int) -> tuple[int, int]:
@@ -128,91 +137,109 @@ class Statistics:
             self.sum_e2[rows] = decay.square() * self.sum_e2[rows] + e.square_().sum(1)
 
 
-def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, want_argmax: bool, want_sum_p2: bool) -> Statistics:
+@dataclass(frozen=True)
+class Inputs:
+    hidden: Tensor  # (N, D)
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+    targets: Tensor  # (N,)
+    head: Head
+
+    def tiles(self) -> tuple[list[slice], list[slice], Tensor, Tensor]:
+        """The slices of N, the slices of V, and two buffers that hold a tile each."""
+        n, v = self.hidden.shape[0], self.weight.shape[0]
+        r, c = tile_size(self.hidden.device, n, v)
+        first, second = self.hidden.new_empty(2, r * c, dtype=self.head.stats)
+        return slices(n, r), slices(v, c), first, second
+
+    def columns(self, columns: slice) -> tuple[Tensor, Tensor | None]:
+        """Weight (C, D) and bias (C,) as the matmul wants them."""
+        return self.head.operand(self.weight[columns]), None if self.bias is None else self.bias[columns].to(self.head.stats)
+
+
+def view(buffer: Tensor, rows: slice, columns: slice) -> Tensor:
+    r, c = rows.stop - rows.start, columns.stop - columns.start
+    return buffer[: r * c].view(r, c)
+
+
+def forward(inputs: Inputs, *, want_argmax: bool, want_sum_p2: bool) -> Statistics:
     """One pass over the vocabulary."""
-    n, v = hidden.shape[0], weight.shape[0]
-    r, c = tile_size(hidden.device, n, v)
-    stats = Statistics(n, head, hidden.device, want_argmax, want_sum_p2)
-    hidden = head.operand(hidden)
-    z_tile, e_tile = hidden.new_empty(2, r * c, dtype=head.stats)
-    for columns in slices(v, c):
-        w, b = head.operand(weight[columns]), None if bias is None else bias[columns].to(head.stats)
-        for rows in slices(n, r):
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            z, e = (tile[: shape[0] * shape[1]].view(shape) for tile in (z_tile, e_tile))
-            stats.add(rows, columns, targets[rows], head.logits(hidden[rows], w, b, z), e)
+    head, targets = inputs.head, inputs.targets
+    hidden = head.operand(inputs.hidden)
+    stats = Statistics(hidden.shape[0], head, hidden.device, want_argmax, want_sum_p2)
+    all_rows, all_columns, z_buffer, e_buffer = inputs.tiles()
+    for columns in all_columns:
+        w, b = inputs.columns(columns)
+        for rows in all_rows:
+            z = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))
+            stats.add(rows, columns, targets[rows], z, view(e_buffer, rows, columns))
     return stats
+
+
+@dataclass
+class Incoming:
+    """What backward needs to know of each row, (N,)."""
+
+    lse: Tensor
+    entropy: Tensor
+    g_logps: Tensor  # gradients of the two outputs, in units of scale / temperature
+    g_entropy: Tensor | None
+
+    @property
+    def factor(self) -> Tensor:
+        """What `d_logits` leaves out of its rows: without an entropy gradient it is -g_logps, cheaper to apply to (N, D) than to (N, V)."""
+        return -self.g_logps if self.g_entropy is None else torch.ones_like(self.g_logps)
+
+    def d_logits(self, rows: slice, z: Tensor, spare: Tensor, inside: Tensor, place: Tensor) -> Tensor:
+        """Turns logits z (R, C) into their gradient, in place; `spare` is overwritten.
+
+        With l = log p: dL/dz_j = g_logps (1[j = target] - p_j) - g_entropy p_j (l_j + entropy).
+        """
+        z.sub_(self.lse[rows, None])  # l
+        if self.g_entropy is None:
+            return z.exp_().scatter_add_(1, place, -inside.to(z.dtype)[:, None])
+        p = torch.exp(z.clamp_min_(FLOOR), out=spare)
+        g_logps, g_entropy = self.g_logps[rows, None], self.g_entropy[rows, None]
+        z.mul_(g_entropy).add_(g_entropy * self.entropy[rows, None] + g_logps).mul_(p).neg_()
+        return z.scatter_add_(1, place, g_logps * inside[:, None])
 
 
 @dataclass
 class Gradients:
     """None where nobody asked, and then never allocated."""
 
-    hidden: Tensor | None  # (N, D)
-    weight: Tensor | None  # (V, D)
-    bias: Tensor | None  # (V,)
+    hidden: Tensor | None  # (N, D), in the statistics' dtype
+    weight: Tensor | None  # (V, D), in the weight's dtype
+    bias: Tensor | None  # (V,), in the statistics' dtype
 
 
-def backward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    g_logps: Tensor,
-    g_entropy: Tensor | None,
-    head: Head,
-    wanted: tuple[bool, bool, bool],
-) -> Gradients:
-    """Recomputes each tile of logits and turns it into their gradient.
-
-    With l = log p: dL/dz_j = g_logps (1[j = target] - p_j) - g_entropy p_j (l_j + entropy). Without an entropy gradient the tile holds
-    p - 1[target] only, and the factor -g_logps of each row is applied to the (R, D) operand and result, which are smaller.
-    """
-    n, v = hidden.shape[0], weight.shape[0]
-    r, c = tile_size(hidden.device, n, v)
-    unit = head.scale / head.temperature
-    g_logps = g_logps.to(head.stats) * unit
-    g_entropy = None if g_entropy is None else g_entropy.to(head.stats) * unit
-    row_factor = -g_logps if g_entropy is None else torch.ones_like(g_logps)
-
-    operand = head.operand(hidden)
-    scaled = (operand.to(head.stats) * row_factor[:, None]).to(head.gemm) if g_entropy is None else operand
+def backward(inputs: Inputs, incoming: Incoming, wanted: tuple[bool, bool, bool]) -> Gradients:
+    """Recomputes each tile of logits and multiplies its gradient into those of hidden, weight and bias."""
+    head, targets = inputs.head, inputs.targets
+    factor = incoming.factor
+    hidden = head.operand(inputs.hidden)
+    scaled = hidden if incoming.g_entropy is not None else (hidden.to(head.stats) * factor[:, None]).to(head.gemm)
     d_hidden = torch.zeros_like(hidden, dtype=head.stats) if wanted[0] else None
-    d_weight = torch.zeros_like(weight) if wanted[1] else None
-    d_bias = hidden.new_zeros(v, dtype=head.stats) if wanted[2] else None
-    p_tile, l_tile = hidden.new_empty(2, r * c, dtype=head.stats)
+    d_weight = torch.zeros_like(inputs.weight) if wanted[1] else None
+    d_bias = hidden.new_zeros(inputs.weight.shape[0], dtype=head.stats) if wanted[2] else None
 
-    for columns in slices(v, c):
-        w, b = head.operand(weight[columns]), None if bias is None else bias[columns].to(head.stats)
+    all_rows, all_columns, z_buffer, spare = inputs.tiles()
+    for columns in all_columns:
+        w, b = inputs.columns(columns)
         d_w = None if d_weight is None else d_weight[columns].to(head.stats)  # (C, D); a view when the dtypes agree
-        for rows in slices(n, r):
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            p, l = (tile[: shape[0] * shape[1]].view(shape) for tile in (p_tile, l_tile))  # noqa: E741
-            head.logits(operand[rows], w, b, l)
-            slope = head.slope(l)
-            l.sub_(lse[rows, None])
-            inside, place = target_in(columns, targets[rows])
-            if g_entropy is None:
-                d_z = l.exp_().scatter_add_(1, place, -inside.to(head.stats)[:, None])
-            else:
-                torch.exp(l.clamp_min_(FLOOR), out=p)
-                ge, gl = g_entropy[rows, None], g_logps[rows, None]
-                d_z = l.mul_(ge).add_(ge * entropy[rows, None] + gl).mul_(p).neg_().scatter_add_(1, place, gl * inside[:, None])
+        for rows in all_rows:
+            z = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))
+            slope = head.slope(z)
+            d_z = incoming.d_logits(rows, z, view(spare, rows, columns), *target_in(columns, targets[rows]))
             if slope is not None:
                 d_z.mul_(slope)
             if d_bias is not None:
-                d_bias[columns].addmv_(d_z.T, row_factor[rows])
+                d_bias[columns].addmv_(d_z.T, factor[rows])
             d_z = d_z.to(head.gemm)
             if d_hidden is not None:
                 product(d_z, w, d_hidden[rows], add=True)
             if d_w is not None:
                 product(d_z.T, scaled[rows], d_w, add=True)
-        if d_weight is not None and d_weight.dtype != head.stats:
+        if d_weight is not None and d_w is not None and d_weight.dtype != head.stats:
             d_weight[columns] = d_w
-    return Gradients(
-        None if d_hidden is None else d_hidden.mul_(row_factor[:, None]).to(hidden.dtype),
-        d_weight,
-        None if d_bias is None or bias is None else d_bias.to(bias.dtype),
-    )
+    return Gradients(None if d_hidden is None else d_hidden.mul_(factor[:, None]), d_weight, d_bias)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posttrain.ops._linear_logprobs_torch import Head, backward, forward, multiplies_natively
+from posttrain.ops._linear_logprobs_torch import Head, Incoming, Inputs, backward, forward
 
 
 class LogProbs(NamedTuple):
@@ -46,9 +46,9 @@ def linear_logprobs(
     gradient. A target outside 0..V-1 gives NaN. Raises ValueError when shapes or dtypes do not fit, or temperature is not positive.
     """
     _check(hidden, weight, targets, bias, temperature, softcap)
-    head = _head(hidden, temperature, softcap, scale)
     if not torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != weight.dtype:
         raise ValueError(f"hidden states are {hidden.dtype} and the head is {weight.dtype}: cast one of them, or call inside torch.autocast")
+    head = Head.of(hidden, temperature, softcap, scale)
     return LogProbs(*_LinearLogprobs.apply(hidden, weight, bias, targets, head, want_argmax, want_sum_p2))
 
 
@@ -64,15 +64,6 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
         raise ValueError(f"temperature and softcap must be positive; got temperature={temperature}, softcap={softcap}")
 
 
-def _head(hidden: Tensor, temperature: float, softcap: float | None, scale: float) -> Head:
-    kind = hidden.device.type
-    if hidden.dtype is torch.float64:  # autocast leaves float64 alone
-        rounding = stats = torch.float64
-    else:
-        rounding, stats = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype, torch.float32
-    return Head(temperature, softcap, scale, rounding, rounding if multiplies_natively(rounding, kind) else stats, stats)
-
-
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -86,7 +77,7 @@ class _LinearLogprobs(torch.autograd.Function):
         want_sum_p2: bool,
     ) -> tuple[Tensor | None, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
-            stats = forward(hidden, weight, bias, targets, head, want_argmax, want_sum_p2)
+            stats = forward(Inputs(hidden, weight, bias, targets, head), want_argmax=want_argmax, want_sum_p2=want_sum_p2)
         log_sum = stats.sum_e.log()
         logps = stats.target - stats.maximum - log_sum
         entropy = log_sum - stats.sum_ez / stats.sum_e
@@ -102,8 +93,11 @@ class _LinearLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_logps: Tensor | None, g_entropy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
-        if g_logps is None:
-            g_logps = torch.zeros_like(lse)
+        head, unit = ctx.head, ctx.head.scale / ctx.head.temperature
+        g_logps = torch.zeros_like(lse) if g_logps is None else g_logps.to(head.stats) * unit
+        g_entropy = None if g_entropy is None else g_entropy.to(head.stats) * unit
         with torch.autocast(hidden.device.type, enabled=False):
-            d = backward(hidden, weight, bias, targets, lse, entropy, g_logps, g_entropy, ctx.head, ctx.needs_input_grad[:3])
-        return d.hidden, d.weight, d.bias, None, None, None, None
+            d = backward(Inputs(hidden, weight, bias, targets, head), Incoming(lse, entropy, g_logps, g_entropy), ctx.needs_input_grad[:3])
+        d_hidden = None if d.hidden is None else d.hidden.to(hidden.dtype)
+        d_bias = None if d.bias is None else d.bias.to(bias.dtype)
+        return d_hidden, d.weight, d_bias, None, None, None, None
