@@ -49,7 +49,7 @@ def capped(ratio: Ratio, advantages: Tensor, options: PolicyOptions) -> Surrogat
 
 def soft_gated(ratio: Ratio, advantages: Tensor, options: PolicyOptions) -> Surrogate:
     """-(4 / tau) sigmoid(tau (w - 1)) A: a clip that fades instead of cutting. SAPO, arXiv:2511.20347."""
-    temperature = torch.where(advantages > 0, options.sapo_temperature_pos, options.sapo_temperature_neg).to(ratio.weight.dtype)  # (B, 1)
+    temperature = by_sign(advantages > 0, options.sapo_temperature_pos, options.sapo_temperature_neg, ratio.logps)  # (B, 1)
     gate = torch.sigmoid(temperature * (ratio.weight - 1)) * 4 / temperature
     return Surrogate(-gate * advantages, {})
 
@@ -57,9 +57,14 @@ def soft_gated(ratio: Ratio, advantages: Tensor, options: PolicyOptions) -> Surr
 def variational(ratio: Ratio, advantages: Tensor, options: PolicyOptions) -> Surrogate:
     """-sg(phi(w)) A log pi, phi(w) = w^k exp(lambda (1 - w)) of the whole completion's ratio w (not length-normalised). VESPO, arXiv:2602.10693."""
     good = advantages >= 0  # (B, 1)
-    k = torch.where(good, options.vespo_k_pos, options.vespo_k_neg).to(ratio.logps.dtype)
-    lam = torch.where(good, options.vespo_lambda_pos, options.vespo_lambda_neg).to(ratio.logps.dtype)
+    k = by_sign(good, options.vespo_k_pos, options.vespo_k_neg, ratio.logps)  # (B, 1)
+    lam = by_sign(good, options.vespo_lambda_pos, options.vespo_lambda_neg, ratio.logps)
     log_weight = ratio.log_tokens.detach().clamp(-LOG_TOKEN_BOUND, LOG_TOKEN_BOUND).sum(dim=1, keepdim=True)  # (B, 1)
     log_weight = log_weight.clamp(LOG_SEQUENCE_FLOOR, LOG_TOKEN_BOUND)
     phi = torch.exp(lam + k * log_weight - lam * log_weight.exp())
     return Surrogate(-phi * advantages * ratio.logps, {"vespo/phi": phi})
+
+
+def by_sign(good: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:
+    """(B, 1) one of two constants per row, in the precision of `like`: torch.where of two Python floats would be float32."""
+    return torch.where(good, like.new_full((), positive), like.new_full((), negative))
