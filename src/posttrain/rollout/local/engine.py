@@ -1,0 +1,201 @@
+"""The local engine: the very module that trains also samples. Continuous batching over a KV cache that stores each prompt once.
+
+It is called unwrapped (no DDP), in eval mode and without gradients, with adapters live. One `step` is: admit, prefill, decode one token
+for every active row, sample, retire. What a completion says depends on its request alone, not on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from posttrain.ops.attention import Layout, layout_kwargs
+from posttrain.rollout.local.cache import Cache
+from posttrain.rollout.local.layout import DecodeLayout, Piece, PrefillLayout
+from posttrain.rollout.local.sampler import Dice, draw
+from posttrain.rollout.local.scheduler import Prompt, Row, Scheduler
+from posttrain.rollout.local.support import check_context, check_layers, prepare
+from posttrain.rollout.local.weights import compute, lent, rollout_dtype
+from posttrain.rollout.stopping import check_sampling, stop_reason
+from posttrain.types import Completion, Request, StopReason
+
+PREFILL_TOKENS = 4096  # prompt tokens computed in one call: bounds activations, however long or many the prompts
+
+
+class LocalEngine:
+    """Draws completions with the module that trains. `tokenizer` is needed for stop strings only."""
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        *,
+        max_slots: int = 256,
+        max_kv_tokens: int | None = None,
+        autocast_dtype: torch.dtype | None = None,
+    ):
+        """max_slots: rows decoded together. max_kv_tokens: cached tokens at most, prompts counted once (None: no limit).
+
+        autocast_dtype: compute in it, as training does, except that bfloat16 becomes float32 on a CPU that would only emulate it.
+        """
+        self.tokenizer = tokenizer
+        self.max_slots = max_slots
+        self.max_kv_tokens = max_kv_tokens
+        self.autocast_dtype = autocast_dtype
+        self._rollout: _Rollout | None = None
+
+    @contextmanager
+    def serving(self, model: torch.nn.Module, version: int) -> Iterator[None]:
+        """Rollout mode for the unwrapped `model`. On exit, also by an exception, its modes are restored and all KV memory is freed."""
+        if self._rollout is not None:
+            raise RuntimeError("the engine is already serving a model: leave that block first")
+        config = prepare(model)
+        device = next(model.parameters()).device
+        dtype = rollout_dtype(self.autocast_dtype, device)
+        training = [module for module in model.modules() if module.training]
+        rollout = _Rollout(model, config, version, Scheduler(self.max_slots, self.max_kv_tokens), device, dtype, self.tokenizer)
+        try:
+            model.eval()
+            with lent(model, dtype, device):
+                self._rollout = rollout
+                yield
+        finally:
+            self._rollout = None
+            rollout.cache.free()
+            for module in training:
+                module.training = True
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises UserError if it can never be served."""
+        self._active().submit(request)
+
+    def step(self) -> list[Completion]:
+        """One token for every active row, first tokens of newly admitted rows included."""
+        rollout = self._active()
+        with torch.no_grad(), compute(rollout.dtype, rollout.device):
+            return rollout.step()
+
+    def _active(self) -> _Rollout:
+        if self._rollout is None:
+            raise RuntimeError("submit and step work inside `with engine.serving(model, version):` only")
+        return self._rollout
+
+
+class _Rollout:
+    """All that lives between entering and leaving `serving`."""
+
+    def __init__(
+        self, model: torch.nn.Module, config: Any, version: int, scheduler: Scheduler, device: torch.device, dtype: torch.dtype | None, tokenizer: Any
+    ):
+        self.model = model
+        self.config = config
+        self.version = version
+        self.scheduler = scheduler
+        self.device = device
+        self.dtype = dtype
+        self.tokenizer = tokenizer
+        self.cache = Cache()
+        self.dice: dict[int, Dice] = {}  # by request id
+
+    def submit(self, request: Request) -> None:
+        check_sampling(request.sampling, self.tokenizer)
+        check_context(request, self.config)
+        if request.id in self.dice:
+            raise ValueError(f"request id {request.id} is already in use; ids are unique within a serving block")
+        self.scheduler.submit(request)
+        self.dice[request.id] = Dice(request.key)
+
+    def step(self) -> list[Completion]:
+        decoding = list(self.scheduler.rows)
+        started, prompts = self.scheduler.admit()
+        self._reserve(decoding)
+        if prompts:
+            self._prefill(prompts)
+        logits = [self._decode(decoding)] if decoding else []
+        logits += [torch.stack([row.prompt.next_logits for row in started])] if started else []
+        if not logits:
+            return []
+        self._sample(decoding + started, torch.cat(logits) if len(logits) > 1 else logits[0])
+        return self._retire()
+
+    def _reserve(self, decoding: list[Row]) -> None:
+        prompts = self.scheduler.prompts
+        self.cache.prompts.reserve(len(prompts), max((prompt.cached for prompt in prompts), default=0))
+        self.cache.suffixes.reserve(len(decoding), max((row.cached + 1 for row in decoding), default=0))
+
+    def _forward(self, token_ids: Sequence[int], position_ids: torch.Tensor, layout: Layout, keep: torch.Tensor) -> torch.Tensor:
+        """Logits (kept, V) at the kept positions of a stream; the head sees no others."""
+        input_ids = torch.tensor([token_ids], device=self.device)  # (1, S)
+        output = self.model(input_ids=input_ids, position_ids=position_ids, logits_to_keep=keep, **layout_kwargs(layout, self.device))
+        return output.logits[0]
+
+    def _prefill(self, prompts: list[Prompt]) -> None:
+        """Compute the prompts' keys, values and next-token logits, PREFILL_TOKENS at a time: short ones together, long ones piece by piece."""
+        scheduled = self.scheduler.prompts
+        for pieces in _prefill_calls(prompts):
+            layout = PrefillLayout(self.cache, pieces, self.dtype)
+            token_ids = [token for piece in pieces for token in scheduled[piece.slot].token_ids[piece.start : piece.end]]
+            position_ids = torch.cat([torch.arange(piece.start, piece.end, device=self.device) for piece in pieces])[None]
+            ends = torch.tensor([piece.end - piece.start for piece in pieces], device=self.device).cumsum(0) - 1
+            logits = self._forward(token_ids, position_ids, layout, ends)  # (pieces, V)
+            check_layers(self.model, self.config, layout.layers)
+            for piece, row in zip(pieces, logits, strict=True):
+                if piece.end == scheduled[piece.slot].cached:
+                    scheduled[piece.slot].next_logits = row.clone()  # a view would keep the whole call's logits
+
+    def _decode(self, rows: list[Row]) -> torch.Tensor:
+        """Feed each row's newest token: logits (A, V) for its next one."""
+        cached = [row.cached for row in rows]
+        prompts = self.scheduler.prompts[: 1 + max(row.prompt.slot for row in rows)]
+        layout = DecodeLayout(self.cache, [row.prompt.slot for row in rows], [prompt.cached for prompt in prompts], cached, self.dtype, self.device)
+        keep = torch.arange(len(rows), device=self.device)
+        return self._forward([row.token_ids[-1] for row in rows], layout.position_ids, layout, keep)
+
+    def _sample(self, rows: list[Row], logits: torch.Tensor) -> None:
+        uniforms = [self.dice[row.request.id][len(row.token_ids)] for row in rows]
+        drawn = draw(logits, [row.request.sampling for row in rows], uniforms)
+        token_ids = drawn.token_ids.tolist()
+        logprobs, sampled_logprobs = torch.stack([drawn.logprobs, drawn.sampled_logprobs]).tolist()
+        for row, token_id, logprob, sampled_logprob in zip(rows, token_ids, logprobs, sampled_logprobs, strict=True):
+            row.token_ids.append(token_id)
+            row.logprobs.append(logprob)
+            row.sampled_logprobs.append(sampled_logprob)
+
+    def _retire(self) -> list[Completion]:
+        """Finished rows, in order of request id; the last active row and prompt move into the slots they leave."""
+        finished = []
+        for row in list(self.scheduler.rows):
+            stop = stop_reason(row.token_ids, row.request.sampling, self.tokenizer)
+            if stop is None:
+                continue
+            row_moves, prompt_moves = self.scheduler.finish(row)
+            self.cache.suffixes.move(row_moves)
+            self.cache.prompts.move(prompt_moves)
+            del self.dice[row.request.id]
+            finished.append(self._completion(row, stop))
+        if not self.scheduler.rows:
+            self.cache.free()
+        return sorted(finished, key=lambda completion: completion.request_id)
+
+    def _completion(self, row: Row, stop: StopReason) -> Completion:
+        return Completion(row.request.id, row.token_ids, row.logprobs, row.sampled_logprobs, stop, self.version)
+
+
+def _prefill_calls(prompts: list[Prompt]) -> Iterator[list[Piece]]:
+    """Cut and pack prompts into calls of at most PREFILL_TOKENS tokens, in order."""
+    pieces: list[Piece] = []
+    room = PREFILL_TOKENS
+    for prompt in prompts:
+        start = 0
+        while start < len(prompt.token_ids):
+            end = min(len(prompt.token_ids), start + room)
+            pieces.append(Piece(prompt.slot, start, end))
+            room -= end - start
+            start = end
+            if room == 0:
+                yield pieces
+                pieces, room = [], PREFILL_TOKENS
+    if pieces:
+        yield pieces
