@@ -5,22 +5,19 @@ It knows segments and indices only; the arithmetic is `ops.prefix_attention`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 
 from posttrain.ops.prefix_attention import prefix_attention
 from posttrain.ops.prefix_plan import PrefixPlan
 
-if TYPE_CHECKING:
-    from posttrain.data.stream import Stream
-
 
 class TrainLayout:
-    """Implements `ops.attention.Layout` for one stream. A plain class: wrappers rebuild dataclasses among a module's inputs."""
+    """Implements `ops.attention.Layout` for the segments of one stream. A plain class: wrappers rebuild dataclasses among a module's inputs."""
 
-    def __init__(self, stream: Stream) -> None:
-        self.plan = PrefixPlan(stream.segments, stream.device)
+    def __init__(self, segments: Iterable[tuple[int, int, int | None]], device: torch.device) -> None:
+        self.plan = PrefixPlan(segments, device)
 
     def attend(self, layer_idx: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, window: int | None) -> torch.Tensor:
         """q (1, H, S, d), k and v (1, Hkv, S, d) -> (1, S, H, d)."""

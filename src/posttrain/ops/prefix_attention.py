@@ -63,7 +63,7 @@ class _SharedPrefix(torch.autograd.Function):
         work = ctx.work
         q_work, k_work, v_work, out, grad = (x.to(work) for x in (q, k, v, out, grad))
         grads = tuple(torch.zeros(x.shape, dtype=work) for x in (q, k, v))  # (S, H, d), (S, Hkv, d) twice
-        parts = [(tile, tile, True, None) for tile in ctx.plan.own]
+        parts: list[tuple[Tile, Tile, bool, torch.Tensor | None]] = [(tile, tile, True, None) for tile in ctx.plan.own]
         parts += [(queries, keys, False, _key_mask(Bridge(queries, keys), work)) for queries, keys in ctx.plan.bridges]
         for queries, keys, causal, mask in parts:
             tile_grad = _heads(queries, grad)

@@ -8,6 +8,7 @@ S stream tokens, n runs in a tile, L the longest of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -30,7 +31,7 @@ class Tile:
     def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
         self.n, self.length = len(runs), max(length for _, length in runs)
         self.is_ragged = any(length != self.length for _, length in runs)
-        side_by_side = all(start + length == following for (start, length), (following, _) in zip(runs, runs[1:], strict=False))
+        side_by_side = all(start + length == following for (start, length), (following, _) in itertools.pairwise(runs))
         self.start = runs[0][0] if side_by_side and not self.is_ragged else None  # not None: the tile is a view of the stream
         starts = torch.tensor([start for start, _ in runs], device=device)[:, None]
         lengths = torch.tensor([length for _, length in runs], device=device)[:, None]

@@ -1,0 +1,81 @@
+"""Log-probs of a stream under a model: (B, T), never (B, T, V). Two ways to the same numbers.
+
+`logprobs` runs the stream as it is, each prompt once. `padded_logprobs` unrolls it into one padded row per completion, for models whose
+layers cannot take a stream; `make_logprobs` chooses by trying. Neither touches gradients, modes or autocast: those are the caller's.
+
+S stream tokens, N targets, B rows (one a completion), T columns (the longest completion).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from posttrain.models.head import Answer, Question, answering, read
+from posttrain.models.layout import TrainLayout
+from posttrain.models.rows import unroll
+from posttrain.models.support import stream_support
+from posttrain.ops.attention import layout_kwargs
+
+if TYPE_CHECKING:
+    from posttrain.data.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+
+class StreamLogprobs(NamedTuple):
+    """(B, T) each, zero where there is no target. `logps` and `entropy` are float32 and carry gradients."""
+
+    logps: torch.Tensor
+    entropy: torch.Tensor
+    argmax: torch.Tensor | None  # greedy tokens. None: not asked for
+    sum_p2: torch.Tensor | None  # sum of the squared probabilities. None: not asked for
+
+
+class LogprobsFn(Protocol):
+    """`logprobs` or `padded_logprobs`. `model` may be wrapped in PEFT and DDP; it is called as it is given."""
+
+    def __call__(
+        self, model: nn.Module, stream: Stream, *, temperature: float = 1.0, want_argmax: bool = False, want_sum_p2: bool = False
+    ) -> StreamLogprobs: ...
+
+
+def make_logprobs(model: nn.Module) -> LogprobsFn:
+    """The way that `model` can go: streams, or padded rows with a warning that names the reason."""
+    reason = stream_support(model)
+    if reason is None:
+        return logprobs
+    logger.warning("prompts are computed once per completion, in padded rows: %s", reason)
+    return padded_logprobs
+
+
+def logprobs(model: nn.Module, stream: Stream, *, temperature: float = 1.0, want_argmax: bool = False, want_sum_p2: bool = False) -> StreamLogprobs:
+    """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
+    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2)
+    layout = TrainLayout(stream.segments, stream.device)
+    with answering(model, question):
+        output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
+    return _scattered(stream, read(output.logits, question))
+
+
+def padded_logprobs(
+    model: nn.Module, stream: Stream, *, temperature: float = 1.0, want_argmax: bool = False, want_sum_p2: bool = False
+) -> StreamLogprobs:
+    """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
+    answers, order = [], []
+    for rows in unroll(stream):
+        question = Question(rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2)
+        with answering(model, question):
+            output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        answers.append(read(output.logits, question))
+        order.append(rows.chosen)
+    back = torch.cat(order).argsort()
+    together = [None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*answers, strict=True)]
+    return _scattered(stream, Answer(*together))  # type: ignore[arg-type]
+
+
+def _scattered(stream: Stream, answer: Answer) -> StreamLogprobs:
+    return StreamLogprobs(*(None if values is None else stream.scatter(values) for values in answer))  # type: ignore[arg-type]

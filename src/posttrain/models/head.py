@@ -1,0 +1,176 @@
+"""The LM head answers with log-probs: for the length of a `with` block, the head module is one that never builds (N, V) logits.
+
+The *wrapped* model (DDP, PEFT) can then be called as usual and its hooks run; what it returns as `logits` are N rows of a few numbers.
+Models that reshape the head's output have that arithmetic folded in by a table, or are refused by name.
+
+N targets, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from posttrain.errors import UserError
+from posttrain.ops.linear_logprobs import linear_logprobs
+
+
+class Question(NamedTuple):
+    """What a forward asks of the head."""
+
+    predicted_by: torch.Tensor  # (N,) places in the flattened hidden states
+    targets: torch.Tensor  # (N,)
+    temperature: float = 1.0
+    want_argmax: bool = False
+    want_sum_p2: bool = False
+
+
+class Answer(NamedTuple):
+    """What the model returns as logits, unstacked: (N,) each."""
+
+    logps: torch.Tensor
+    entropy: torch.Tensor
+    argmax: torch.Tensor | None  # None: not asked for
+    sum_p2: torch.Tensor | None  # None: not asked for
+
+
+class Rescaling(NamedTuple):
+    """How a model reshapes its logits: `attribute`, on the model's config or on the model itself, and the value that makes it do nothing."""
+
+    attribute: str
+    neutral: float | None
+    folded: Callable[[float], dict[str, float]]  # its value -> keywords of linear_logprobs
+    on_config: bool = True
+
+
+_SOFTCAP = Rescaling("final_logit_softcapping", None, lambda cap: {"softcap": cap})
+_TIMES_ON_MODEL = Rescaling("logit_scale", 1.0, lambda scale: {"scale": scale}, on_config=False)
+_TIMES = Rescaling("logits_scaling", 1.0, lambda scale: {"scale": scale})
+_DIVIDED = Rescaling("logits_scaling", 1.0, lambda scale: {"scale": 1.0 / scale})
+
+RESCALINGS: dict[str, Rescaling] = {  # model_type -> what it does after its head
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "vaultgemma", "nanochat"), _SOFTCAP),
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), _TIMES_ON_MODEL),
+    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared", "granitemoehybrid"), _DIVIDED),
+    "hyperclovax": _TIMES,
+}
+# A config that sets one of these reshapes its logits somehow. Only the table above knows how.
+_TELLTALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap", "output_multiplier_scale")
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, torch.compile and PEFT wrappers."""
+    while True:
+        if isinstance(model, PreTrainedModel):
+            return model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        elif type(model).__module__.startswith("peft."):
+            model = model.get_base_model()
+        else:
+            raise UserError(f"cannot find the transformers model inside a {type(model).__name__}; give a transformers or PEFT model, alone or in DDP")
+
+
+@contextmanager
+def answering(model: nn.Module, question: Question) -> Iterator[None]:
+    """Inside, `model(...).logits` is an answer to `question` (read it with `read`). Everything is put back, also after an exception."""
+    base = base_model(model)
+    rescaling = _rescaling(base)
+    folded: dict[str, float] = {}
+    with ExitStack() as stack:
+        if rescaling is not None:
+            owner = base.config if rescaling.on_config else base
+            folded = rescaling.folded(getattr(owner, rescaling.attribute))
+            stack.enter_context(_set(owner, rescaling.attribute, rescaling.neutral))
+        if getattr(base.config, "output_router_logits", False):  # MoE: the auxiliary loss would count rows, not tokens
+            stack.enter_context(_set(base.config, "output_router_logits", False))
+        parent, name = _place_of_head(base)
+        stack.enter_context(_set(parent, name, _AnsweringHead(_linear(getattr(parent, name)), question, folded)))
+        yield
+
+
+def read(logits: torch.Tensor, question: Question) -> Answer:
+    """The columns that `_AnsweringHead` stacked: (1, N, 2 to 4) -> (N,) each."""
+    logps, entropy, *rest = logits[0].unbind(-1)
+    argmax = rest.pop(0).detach().long() if question.want_argmax else None
+    sum_p2 = rest.pop(0).detach() if question.want_sum_p2 else None
+    return Answer(logps, entropy, argmax, sum_p2)
+
+
+class _AnsweringHead(nn.Module):
+    def __init__(self, head: nn.Linear, question: Question, folded: dict[str, float]) -> None:
+        super().__init__()
+        self.head, self.question, self.folded = head, question, folded
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, L, D) -> (1, N, 2 to 4) float32"""
+        predicted_by, targets, temperature, want_argmax, want_sum_p2 = self.question
+        picked = hidden.flatten(0, 1).index_select(0, predicted_by)  # (N, D)
+        columns = linear_logprobs(
+            picked,
+            self.head.weight,
+            targets,
+            bias=self.head.bias,
+            temperature=temperature,
+            want_argmax=want_argmax,
+            want_sum_p2=want_sum_p2,
+            **self.folded,  # type: ignore[arg-type]
+        )
+        # Token ids are exact in float32 up to 2^24, which no vocabulary reaches.
+        return torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1)[None]
+
+
+def _rescaling(base: PreTrainedModel) -> Rescaling | None:
+    config = base.config
+    known = RESCALINGS.get(config.model_type)
+    if known is not None:
+        return None if getattr(config, known.attribute) is None else known
+    for name in _TELLTALES:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"{config.model_type} models reshape their logits ({name}={getattr(config, name)}) in a way that is not built in yet; use another model"
+            )
+    return None
+
+
+def _place_of_head(base: PreTrainedModel) -> tuple[nn.Module, str]:
+    head = base.get_output_embeddings()
+    for path, module in base.named_modules():
+        if module is head and head is not None:
+            parent, _, name = path.rpartition(".")
+            return base.get_submodule(parent), name
+    raise UserError(f"{type(base).__name__} has no language-model head; load it as a causal language model")
+
+
+def _linear(head: nn.Module) -> nn.Linear:
+    """The weights in use: of a head that PEFT trains as a whole, the active copy."""
+    if type(head).__module__.startswith("peft."):
+        from peft.utils import ModulesToSaveWrapper
+
+        if not isinstance(head, ModulesToSaveWrapper):
+            raise UserError(
+                f"the LM head carries an adapter ({type(head).__name__}), which is not supported: leave it out of target_modules, or name it in modules_to_save"
+            )
+        head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapters[0]]
+    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+        raise UserError(
+            f"the LM head is a {type(head).__name__} of {next(head.parameters()).dtype}; only a plain linear head works: keep it out of quantisation"
+        )
+    return head
+
+
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,109 @@
+"""Models and tokenizers by name: safetensors only, no remote code unless asked, attention hooked. What cannot work is refused in a sentence.
+
+Weights come in float32 by default: they are the masters that an optimizer updates; bf16 is autocast's business.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.errors import UserError
+from posttrain.models.adapters import add_lora
+from posttrain.models.head import base_model
+from posttrain.ops.attention import install
+
+_OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
+
+
+def load_model(name: str, *, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False, **kwargs: Any) -> PreTrainedModel:
+    """A causal language model from a directory or the hub, ready for streams. `kwargs` go to `from_pretrained`.
+
+    Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
+    """
+    _check_exists(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        _check_kind(name, config)
+        options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True} | kwargs
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, **options)
+    except OSError as error:
+        raise UserError(f"cannot load the model '{name}': {_first_line(error)}") from error
+    prepare_model(model)
+    return model
+
+
+def prepare_model(model: nn.Module) -> None:
+    """Check and hook a model that is already built, inside PEFT or not. Ordinary calls and `generate` stay what they were."""
+    base = base_model(model)
+    _check_kind(type(base).__name__, base.config)
+    install(base)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
+    _check_exists(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a tokenizer from '{name}': {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    name: str, *, lora: Any = None, dtype: torch.dtype | str = torch.float32, load_in_4bit: bool = False, trust_remote_code: bool = False
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """(model, tokenizer), with LoRA adapters if `lora` is a peft.LoraConfig. `load_in_4bit` (QLoRA) needs bitsandbytes and a `lora`."""
+    quantised = {"quantization_config": _four_bits(lora)} if load_in_4bit else {}
+    model: nn.Module = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **quantised)
+    if lora is not None:
+        model = add_lora(model, lora)
+    return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
+
+
+def stop_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a completion: the generation config's, which may be several, and the tokenizer's EOS."""
+    listed = getattr(base_model(model).generation_config, "eos_token_id", None)  # None: this model has no generation config, or no EOS in it
+    ids = [*(listed if isinstance(listed, (list, tuple)) else [listed]), tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(int(id) for id in ids if id is not None))
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most positions the model was made for; None if its config does not say."""
+    return getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def _check_exists(name: str) -> None:
+    """A hub name is `name` or `owner/name`; everything else was meant as a path."""
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_like_a_path and not Path(name).is_dir():
+        raise UserError(f"there is no model directory '{name}'; give a directory with config.json and safetensors, or a name on the hub")
+
+
+def _check_kind(name: str, config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder:
+        raise UserError(f"'{name}' is an encoder-decoder model ({config.model_type}); only decoder-only language models are built in")
+    other = [key for key in _OTHER_INPUTS if getattr(config, key, None) is not None]
+    if other:
+        raise UserError(f"'{name}' takes more than text ({config.model_type} has a {other[0]}); load its text model on its own")
+
+
+def _four_bits(lora: Any) -> Any:
+    if lora is None:
+        raise UserError("load_in_4bit needs lora=peft.LoraConfig(...): 4-bit weights cannot be trained, only adapters beside them")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("load_in_4bit needs bitsandbytes: install it with `pip install posttrain[gpu]`")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
