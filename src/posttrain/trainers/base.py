@@ -1,0 +1,297 @@
+"""The mechanism every trainer shares: a window of micro-steps becomes streams, each runs forward and backward, and the step is one sum.
+
+A thin subclass of transformers.Trainer. It knows nothing of any algorithm: subclasses turn a window of rows into micro-batches
+(`window`) and a micro-batch into a loss (`compute_loss`) that is already normalised over the whole window and all processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback
+
+from posttrain.data.stream import PackItem, Stream, pack
+from posttrain.errors import TrainingError, UserError
+from posttrain.models.adapters import add_lora
+from posttrain.models.forward import StreamLogprobs, make_logprobs
+from posttrain.models.load import load_model, load_tokenizer, prepare_model
+from posttrain.tracking.recorder import Recorder
+from posttrain.tracking.terminal import TerminalView
+from posttrain.trainers import checkpoints
+from posttrain.trainers.config import BaseConfig
+from posttrain.trainers.interrupt import Interrupt
+from posttrain.trainers.metrics import Metrics
+
+
+class MicroBatch:
+    """One stream and what its loss needs. Subclasses add (B, T) and (B,) tensors. A plain class: wrappers must not rebuild it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+
+class BaseTrainer(Trainer):
+    """Model in, run directory out. Raises UserError for what cannot work, before anything is spent."""
+
+    args: BaseConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: BaseConfig,
+        *,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        _refuse_devices(args)
+        name = model if isinstance(model, str) else model.config._name_or_path
+        if isinstance(model, str):
+            model = load_model(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
+        else:
+            prepare_model(model)
+        self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name)
+        if peft_config is not None:
+            model = add_lora(model, peft_config)
+        if args.disable_dropout:
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        self.metrics = Metrics()
+        self.recorder = Recorder(token_groups=args.record_tokens_of, max_token_bytes=args.record_megabytes * 2**20)
+        self.view = TerminalView()
+        self.interrupt = Interrupt()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=self.tokenizer,
+            data_collator=list,
+            callbacks=[self.recorder, self.view, self.interrupt, *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("FSDP and DeepSpeed are not built yet; use plain data parallelism (`accelerate launch --multi_gpu`), or one device")
+        for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(callback)
+        self._logprobs = make_logprobs(model)
+        self._step_started: float | None = None
+        self._resuming_from: Path | None = None
+        self._start = {"model_weights": checkpoints.weights_fingerprint(model), "data": checkpoints.rows_fingerprint(train_dataset)}
+
+    # What subclasses say
+
+    def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
+        """Everything that one optimizer step learns from on this process, in any number of micro-batches (also none)."""
+        raise AssertionError(f"{type(self).__name__} does not say what it learns from")
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """JSON state beyond weights, optimizer, scheduler and counters."""
+        return {}
+
+    def load_state_to_resume(self, state: dict[str, Any]) -> None:
+        """Take back what `state_to_resume` gave."""
+
+    def save_tensors(self, directory: Path) -> None:
+        """Write extra tensors (safetensors) into a checkpoint being made."""
+
+    def load_tensors(self, directory: Path) -> None:
+        """Take back what `save_tensors` wrote."""
+
+    # Log-probs
+
+    def logprobs(self, model: nn.Module, stream: Stream, temperature: float = 1.0) -> StreamLogprobs:
+        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor."""
+        return self._logprobs(model, stream, temperature=temperature)
+
+    @contextlib.contextmanager
+    def frozen(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The unwrapped module for passes without a gradient: eval mode (LoRA dropout too), same autocast as training."""
+        module = self.accelerator.unwrap_model(model)
+        was_training = {m: m.training for m in module.modules()}
+        module.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                yield module
+        finally:
+            for m, training in was_training.items():
+                m.training = training
+
+    # The window is the step
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], None]:
+        """transformers' hook: a whole accumulation window in, exactly as many items out. The micro-batches are spread over them."""
+        if self._step_started is None:
+            self._step_started = time.perf_counter()
+        micro_steps = []
+        for _ in range(num_batches):
+            try:
+                micro_steps.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        batches = self.window(micro_steps) if micro_steps else []
+        items: list[dict[str, Any]] = [{"micro_batches": batches[index :: len(micro_steps)]} for index in range(len(micro_steps))]
+        return items, None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward for each micro-batch of this item; gradients are synchronised on the last one of the window only."""
+        model.train()
+        batches = inputs["micro_batches"]
+        total = torch.zeros((), device=self.args.device)
+        is_last_item = self.accelerator.sync_gradients
+        if is_last_item and not batches and self.args.world_size > 1:
+            batches = [None]  # every process must join the reduction, with a zero that is connected to the graph
+        with self.metrics.timed("time/update"):
+            for index, batch in enumerate(batches):
+                sync = is_last_item and index == len(batches) - 1
+                with contextlib.nullcontext() if sync else self.accelerator.no_sync(model):
+                    loss = self.compute_loss(model, batch) if batch is not None else self._zero_loss(model)
+                    if not torch.isfinite(loss):
+                        raise TrainingError(self._not_finite(float(loss)))
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+        if is_last_item:
+            self._fill_missing_gradients(model)
+        return total
+
+    def _zero_loss(self, model: nn.Module) -> torch.Tensor:
+        stream = pack([PackItem([0], [[0]])]).to(self.args.device)
+        return self.logprobs(model, stream).logps.sum() * 0.0
+
+    def _fill_missing_gradients(self, model: nn.Module) -> None:
+        """A window that was skipped because its gradient is zero must do what a zero gradient does (momentum, decay), not nothing."""
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _not_finite(self, loss: float) -> str:
+        return (
+            f"the loss became {loss} at step {self.state.global_step + 1}; nothing of this step was applied. "
+            "Lower learning_rate or max_grad_norm, use bf16 instead of fp16, or look at the rewards of this step, and resume from the last checkpoint."
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # transformers' estimate counts padded rows, which do not exist here
+
+    # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was noted since the last log. Runs on every process, since metrics are summed over all."""
+        if "loss" in logs:
+            steps = self.state.global_step - getattr(self, "_last_logged_step", self._initial_global_step)
+            self._last_logged_step = self.state.global_step
+            logs = self.metrics.drain(self.args.device, steps) | logs
+            if self._step_started is not None:
+                seconds = (time.perf_counter() - self._step_started) / max(steps, 1)
+                logs["step_time"] = seconds
+                if "num_tokens" in logs:
+                    logs["tokens_per_second"] = logs["num_tokens"] / seconds
+            self._step_started = None
+        super().log(logs, start_time)
+
+    # Checkpoints and resuming
+
+    def _settings(self) -> dict[str, Any]:
+        return checkpoints.settings_of(self.args, **self._start)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights as safetensors, tokenizer, config. No pickled arguments."""
+        if not self.args.should_save:
+            return
+        target = output_dir or self.args.output_dir
+        assert target is not None
+        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(target, state_dict=state_dict)
+        self.tokenizer.save_pretrained(target)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output_dir = Path(str(self.args.output_dir))
+        target = output_dir / f"checkpoint-{self.state.global_step}"
+        main = self.args.should_save
+        with checkpoints.written_whole(target, main=main) as staging:
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(staging), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(staging))
+                self._save_scaler(str(staging))
+                self._save_rng_state(str(staging))
+            (staging / f"state-{self.args.process_index}.json").write_text(json.dumps(self.state_to_resume()))
+            if main:
+                if self.state.best_global_step:
+                    self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
+                self.state.stateful_callbacks["TrainerControl"] = self.control.state()
+                self.state.save_to_json(str(staging / "trainer_state.json"))
+                self.save_tensors(staging)
+                (staging / checkpoints.MANIFEST).write_text(json.dumps({"step": self.state.global_step, "settings": self._settings()}, indent=1))
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        if main:
+            checkpoints.rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As transformers' `train`. `resume_from_checkpoint=True` takes the last complete checkpoint of output_dir.
+
+        Raises UserError when there is none or its settings differ; KeyboardInterrupt after Ctrl-C, once the step is saved.
+        """
+        self._resuming_from = self._find_checkpoint(resume_from_checkpoint)
+        if self._resuming_from is not None:
+            manifest = json.loads((self._resuming_from / checkpoints.MANIFEST).read_text())
+            checkpoints.check_same(manifest["settings"], self._settings())
+        if self.args.should_save and self.is_world_process_zero():
+            self.view.plan(self.plan())
+        try:
+            result = super().train(resume_from_checkpoint=str(self._resuming_from) if self._resuming_from else None, **kwargs)
+        finally:
+            self.interrupt.restore()
+        if self.interrupt.asked:
+            raise KeyboardInterrupt
+        return result
+
+    def plan(self) -> str:
+        """One line: what a step consists of."""
+        return f"{self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size} rows per step"
+
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
+        if not wanted:
+            return None
+        output_dir = str(self.args.output_dir)
+        found = checkpoints.last_checkpoint(output_dir) if wanted is True else Path(str(wanted))
+        if found is None or not (found / checkpoints.MANIFEST).is_file():
+            raise UserError(f"no complete checkpoint in {output_dir if wanted is True else wanted}; start without resuming")
+        return found
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The last hook of resuming, after weights and counters: our own state comes back here."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / f"state-{self.args.process_index}.json"
+        if not path.is_file():
+            raise UserError(f"{checkpoint} was written by another number of processes; resume with as many as it was started with")
+        self.load_state_to_resume(json.loads(path.read_text()))
+        self.load_tensors(Path(checkpoint))
+
+
+def _refuse_devices(args: BaseConfig) -> None:
+    if args.n_gpu > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"{args.n_gpu} GPUs are visible but no launcher started this: use `accelerate launch --multi_gpu ...`, or CUDA_VISIBLE_DEVICES=0 for one of them"
+        )
+
+
+def row_order(count: int, seed: int, step: int) -> Sequence[int]:
+    """A permutation drawn from (seed, step) alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)).tolist()

@@ -1,0 +1,112 @@
+"""What all trainers' settings share: transformers' TrainingArguments with our defaults, and names that are never ignored.
+
+A setting that another library has and this one does not is refused with a sentence (see `settings`), never silently dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from transformers import TrainingArguments
+
+from posttrain.errors import UserError, did_you_mean
+
+Config = TypeVar("Config", bound="type[TrainingArguments]")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with its one documentation; --help and the docs are made from it."""
+    return field(default=default, metadata={"help": help})
+
+
+def settings(cls: Config) -> Config:
+    """`@dataclass` for a config whose constructor answers unknown or refused names in a sentence.
+
+    `refused` on the class maps a foreign name to (the value at which it changes nothing, why it is refused and what to use).
+    At that value the name is accepted, so scripts that spell out the default go on working.
+    """
+    cls = dataclass(cls)
+    known = {f.name for f in fields(cls) if f.init}
+    construct: Callable[..., None] = cls.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in [name for name in kwargs if name not in known]:
+            if name not in cls.refused:
+                raise UserError(f"{name} is not a setting of {cls.__name__}.{did_you_mean(name, known)}")
+            harmless, why = cls.refused[name]
+            if kwargs.pop(name) != harmless:
+                raise UserError(f"{name}: {why}")
+        construct(self, *args, **kwargs)
+
+    cls.__init__ = checked  # type: ignore[method-assign]
+    return cls
+
+
+_SHARDED = "sharding over devices is not built yet; use plain data parallelism (`accelerate launch`), or one device"
+
+
+@settings
+class BaseConfig(TrainingArguments):
+    """Defaults that differ from transformers', and settings of the run directory."""
+
+    refused: ClassVar[dict[str, tuple[Any, str]]] = {}
+
+    output_dir: str | None = setting("runs/run", "Where checkpoints, the record and summary.json go.")
+    logging_steps: float = setting(1, "Log every so many steps.")
+    bf16: bool | None = setting(
+        None,
+        "bf16 autocast over the loaded weights. Default: on where a GPU supports it. A processor that only emulates bf16 computes in float32 instead.",
+    )
+    report_to: Any = setting("none", "Other trackers (wandb, tensorboard, trackio). The run's own record is always kept.")
+    remove_unused_columns: bool | None = setting(False, "Columns are kept: rewards may ask for them.")
+    logging_nan_inf_filter: bool = setting(False, "Must stay off: a loss that is not finite stops training instead of being hidden.")
+    disable_dropout: bool = setting(False, "Set every dropout in the model to 0.")
+    trust_remote_code: bool = setting(False, "Run code that a model repository ships. Off unless you trust its author.")
+    model_init_kwargs: dict[str, Any] | None = setting(
+        None, "Keywords for from_pretrained when the model is given by name, e.g. {'dtype': 'bfloat16'}."
+    )
+    max_tokens_per_micro_batch: int | None = setting(
+        None, "Token budget of one forward and backward. Changes memory and speed, never the result. Default: 4096, or the longest single stream."
+    )
+    record_tokens_of: int = setting(4, "Record per-token log-probs, ratios, entropies and KLs of this many groups a step.")
+    record_megabytes: int = setting(512, "Size cap of the per-token records of a run.")
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and emulates_bf16():
+            self.bf16 = False  # float32 is exacter, and several times faster there
+        super().__post_init__()
+        if self.logging_nan_inf_filter:
+            raise UserError("logging_nan_inf_filter hides a loss that is not finite; leave it at False")
+        if self.fsdp or self.deepspeed:
+            raise UserError(f"{'fsdp' if self.fsdp else 'deepspeed'}: {_SHARDED}")
+        if self.use_liger_kernel:
+            raise UserError("use_liger_kernel: log-probs are fused already (posttrain.ops.linear_logprobs); leave it at False")
+        if self.torch_compile:
+            raise UserError("torch_compile: the attention layouts are not traceable yet; leave it at False")
+        if self.auto_find_batch_size:
+            raise UserError("auto_find_batch_size would change the batch in silence; set max_tokens_per_micro_batch, which changes memory only")
+
+
+def emulates_bf16() -> bool:
+    """Whether this processor has no bf16 arithmetic of its own (x86 before Cooper Lake and Zen 4)."""
+    return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """Field name -> default, for comparing and documenting."""
+    return {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
+
+
+def refuse(reasons: dict[str, str], given: dict[str, Any]) -> None:
+    """Raise UserError for the first argument of `reasons` that was given."""
+    for name, why in reasons.items():
+        if given[name] is not None:
+            raise UserError(f"{name}: {why}")

@@ -1,0 +1,303 @@
+"""Group Relative Policy Optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives.
+
+For each prompt draw G completions, score them, and call a completion's advantage its reward minus the group's mean (over the group's standard
+deviation): no value model. Then raise the probability of what was better than its siblings, by a clipped step, held near a reference:
+
+    loss = sum_it w_i * (-min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i) + beta * KL_it),   r_it = p(token) / p_old(token)
+
+The weights w_i are what distinguishes GRPO, DAPO, Dr. GRPO...; they are known before the forward, so no micro-batch waits for another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from posttrain.errors import UserError
+from posttrain.losses.advantages import advantages
+from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
+from posttrain.losses.kl import k1_penalty
+from posttrain.losses.policy import OBJECTIVES, PolicyOptions, policy_terms
+from posttrain.models.adapters import reference_for
+from posttrain.trainers.base import MicroBatch
+from posttrain.trainers.config import refuse
+from posttrain.trainers.grpo_config import GRPOConfig
+from posttrain.trainers.online import OnlineTrainer
+from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice
+from posttrain.types import Group
+
+__all__ = ["GRPOConfig", "GRPOTrainer"]
+
+_REFUSED = {
+    "reward_processing_classes": "reward models are not built yet; pass reward functions",
+    "tools": "tools are not built yet",
+    "rollout_func": "write an Engine (posttrain.types.Engine) instead of a rollout function",
+    "environment_factory": "environments are not built yet",
+    "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
+}
+
+
+class GRPOTrainer(OnlineTrainer):
+    """`GRPOTrainer(model, reward_funcs, args, train_dataset).train()`. The dataset has a column `prompt`; rewards may ask for the others.
+
+    model: a name, a directory or a transformers model. reward_funcs: functions `f(completions, **columns) -> list[float | None]`, functions of
+    one `completion`, or a Rubric. Raises UserError for what cannot work, RewardError when a reward breaks.
+    """
+
+    args: GRPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+    ) -> None:
+        refuse(_REFUSED, locals())
+        super().__init__(
+            model,
+            reward_funcs,
+            args or GRPOConfig(),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        args = self.args
+        self.objective = OBJECTIVES[args.loss_type]
+        self.options = PolicyOptions(
+            epsilon=args.epsilon,
+            epsilon_high=args.epsilon_high,
+            delta=args.delta,
+            importance_sampling_level=args.importance_sampling_level,  # type: ignore[arg-type]
+            sapo_temperature_pos=args.sapo_temperature_pos,
+            sapo_temperature_neg=args.sapo_temperature_neg,
+            vespo_k_pos=args.vespo_k_pos,
+            vespo_lambda_pos=args.vespo_lambda_pos,
+            vespo_k_neg=args.vespo_k_neg,
+            vespo_lambda_neg=args.vespo_lambda_neg,
+            beta=args.beta,
+            kl_estimator="k1" if self.kl_in_reward else args.kl_estimator,  # type: ignore[arg-type]
+            use_bias_correction_kl=args.use_bias_correction_kl,
+            off_policy_mask_threshold=args.off_policy_mask_threshold,
+        )
+        self.reference = reference_for(self.model, args.beta != 0)
+        if args.sync_ref_model and peft_config is not None:
+            raise UserError(
+                "sync_ref_model: with LoRA the reference is the model without its adapter, which cannot move; train without LoRA, or leave it out"
+            )
+        self.entropy = EntropyController(
+            coef=args.entropy_coef,
+            adaptive=args.use_adaptive_entropy,
+            minimum=args.entropy_coef_min,
+            maximum=args.entropy_coef_max,
+            delta=args.entropy_coef_delta,
+            target=args.entropy_target,
+        )
+        self._entropy_of_step = [0.0, 0.0]  # sum over trained tokens and their count, of this process, since the last update
+        self._num_tokens = 0  # trained tokens of the update in progress, over all processes
+        self._threshold: torch.Tensor | None = None  # entropy above which tokens are trained; None: all
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.args.kl_estimator == "k1_in_reward"
+
+    # A rollout becomes rows
+
+    def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
+        rows = [row for number, group in groups for row in self._rows(number, group)]
+        if self.reference is not None:
+            with self.reference.active() as reference:
+                for row, logps in zip(rows, self.frozen_logps(rows, self._logps, reference), strict=True):
+                    row.ref_logps = logps
+        if not self.args.on_policy or (self.kl_in_reward and self.reference is not None):
+            for row, logps in zip(rows, self.frozen_logps(rows, self._logps, self.model_wrapped), strict=True):
+                row.old_logps = logps
+        lengths = self._compare(groups, rows)
+        if self.args.on_policy:
+            for row in rows:
+                row.old_logps = None  # one update per rollout: the new ones, detached, so the ratio is exactly 1
+        self._record(groups, rows)
+        return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
+
+    def _rows(self, number: int, group: Group) -> list[Row]:
+        return [
+            Row(
+                group=number,
+                index=index,
+                prompt_ids=rollout.prompt_ids,
+                token_ids=rollout.token_ids,
+                trained=[False] * len(rollout.sampled) if self.args.mask_truncated_completions and rollout.is_truncated else rollout.sampled,
+                sampler_logps=rollout.logprobs,
+                advantage=0.0,
+            )
+            for index, rollout in enumerate(group.rollouts)
+        ]
+
+    def _logps(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
+        return self.logprobs(model, batch.stream, self.sampling.temperature).logps
+
+    def _compare(self, groups: list[tuple[int, Group]], rows: list[Row]) -> list[list[int]]:
+        """Set every row's advantage, from the scores of all processes; return all groups' trained lengths."""
+        names, weights = list(self.rubric.names), list(self.rubric.weights)
+        scores = {(number, i): [rollout.scores[name] for name in names] for number, group in groups for i, rollout in enumerate(group.rollouts)}
+        if self.kl_in_reward and self.args.beta:
+            weights.append(-self.args.beta)  # one more reward, so that the penalty is inside the group's baseline
+            for row in rows:
+                scores[row.group, row.index].append(_k1_of(row))
+        mine = [[row.group, row.index, row.length, scores[row.group, row.index]] for row in rows]
+        everyone = sorted(entry for part in gather_json(mine, self.args.device) for entry in part)
+        lengths: dict[int, list[int]] = {}
+        for number, _, length, _ in everyone:
+            lengths.setdefault(number, []).append(length)
+        sizes = [len(group) for group in lengths.values()]
+        compared = advantages(
+            [entry[3] for entry in everyone],
+            sizes,
+            weights=weights,
+            scale_rewards=self.args.scale_rewards,
+            aggregation=self.args.multi_objective_aggregation,  # type: ignore[arg-type]
+        )
+        by_row = {(entry[0], entry[1]): value for entry, value in zip(everyone, compared.advantages.tolist(), strict=True)}
+        for row in rows:
+            row.advantage = by_row[row.group, row.index]
+        assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
+        return list(lengths.values())
+
+    def _record(self, groups: list[tuple[int, Group]], rows: list[Row]) -> None:
+        step = self.state.global_step + 1
+        flat = iter(rows)
+        advantages_of = [[next(flat).advantage for _ in group.rollouts] for _, group in groups]
+        self.record_groups(step, groups, advantages_of)
+
+    # An update's normaliser
+
+    def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
+        """Weights over the whole update. A row whose gradient is exactly 0 is left out of the forward, never out of the counts."""
+        self._num_tokens = sum(part.num_tokens for part in chosen)
+        num_rows = sum(part.num_rows for part in chosen)
+        self.metrics.note("num_tokens", self._num_tokens / self.args.world_size, 0.0)
+        weighted = []
+        for part in chosen:
+            tokens = part.tokens_per_slice * len(chosen) if self.objective.tokens_of == "generation" else self._num_tokens
+            lengths = torch.tensor([row.length for row in part.rows], dtype=torch.float64)
+            weights = self.objective.row_weights(lengths, num_rows=num_rows, num_tokens=tokens, max_completion_length=self.sampling.max_new_tokens)
+            weighted += [(row, weight) for row, weight in zip(part.rows, weights.tolist(), strict=True) if row.length]
+        if self._every_row_has_a_gradient:
+            return weighted
+        return [(row, weight) for row, weight in weighted if row.advantage != 0.0]
+
+    @property
+    def _every_row_has_a_gradient(self) -> bool:
+        return (self.args.beta != 0 and not self.kl_in_reward) or self.args.entropy_coef != 0 or self.args.use_adaptive_entropy
+
+    def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
+        self._between_updates()
+        batches = super().window(micro_steps)
+        self._threshold = self._entropy_threshold(batches) if self.args.top_entropy_quantile < 1 else None
+        return batches
+
+    def _between_updates(self) -> None:
+        """What happens once per optimizer step: the entropy coefficient moves, a synced reference follows."""
+        parts = gather_json(self._entropy_of_step, self.args.device)
+        total, count = (sum(part[i] for part in parts) for i in (0, 1))
+        self._entropy_of_step = [0.0, 0.0]
+        if count:
+            self.entropy.update(total / count)
+        step = self.state.global_step
+        if self.args.sync_ref_model and self.reference is not None and step and step % self.args.ref_model_sync_steps == 0:
+            self.reference.sync(self.accelerator.unwrap_model(self.model_wrapped), self.args.ref_model_mixup_alpha)
+
+    def _entropy_threshold(self, batches: list[Any]) -> torch.Tensor:
+        """Over the whole update and all processes (TRL: over a micro-batch). Counted over the rows that have a gradient."""
+        values: list[float] = []
+        with self.frozen(self.model_wrapped) as module:
+            for batch in batches:
+                entropy = self.logprobs(module, batch.stream, self.sampling.temperature).entropy
+                values += entropy[batch.mask].tolist()
+        everyone = [value for part in gather_json(values, self.args.device) for value in part]
+        return entropy_threshold(torch.tensor(everyone, device=self.args.device), self.args.top_entropy_quantile)
+
+    # The loss
+
+    def compute_loss(self, model: nn.Module, batch: PolicyBatch, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        """This micro-batch's share of the update's loss. Processes average their gradients, hence the factor."""
+        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature)[:2]  # (B, T) each; never (B, T, V)
+        terms = policy_terms(
+            logps,
+            batch.old_logps,
+            batch.advantages,
+            batch.mask,
+            objective=self.objective,
+            options=self.options,
+            ref_logps=batch.ref_logps,
+            sampling_logps=batch.sampler_logps,
+            policy_mask=None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold),
+        )
+        loss = (terms.per_token * batch.weights[:, None]).sum()
+        if self.entropy.current:
+            loss = loss + entropy_bonus(entropy, batch.mask, coef=self.entropy.current, num_tokens=self._num_tokens)
+        self._note(batch, logps.detach(), entropy.detach(), terms.metrics)
+        return loss * self.args.world_size
+
+    def _note(self, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor, tallies: dict[str, Any]) -> None:
+        count = batch.mask.sum()
+        self.metrics.note("entropy", (entropy * batch.mask).sum(), count)
+        if self.args.use_adaptive_entropy:
+            self._entropy_of_step = [self._entropy_of_step[0] + float((entropy * batch.mask).sum()), self._entropy_of_step[1] + float(count)]
+        for name, tally in tallies.items():
+            self.metrics.note(_NAMES.get(name, name), tally.total, tally.count)
+        if self._is_first_pass:
+            gap = ((logps - batch.sampler_logps).abs() * batch.mask).detach()
+            self.metrics.note("sampling/logp_difference/mean", gap.sum(), count)
+            self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
+        self.record_tokens(batch, logps, entropy)
+
+    @property
+    def _is_first_pass(self) -> bool:
+        """Whether the policy is still the one that sampled: then engine and trainer must agree on every log-prob."""
+        return self.args.on_policy
+
+    # Resuming
+
+    def state_to_resume(self) -> dict[str, Any]:
+        return super().state_to_resume() | {"entropy": self.entropy.state_dict(), "entropy_of_step": self._entropy_of_step}
+
+    def load_state_to_resume(self, state: dict[str, Any]) -> None:
+        super().load_state_to_resume(state)
+        self.entropy.load_state_dict(state["entropy"])
+        self._entropy_of_step = state["entropy_of_step"]
+
+    def save_tensors(self, directory: Path) -> None:
+        if self.args.sync_ref_model and self.reference is not None:
+            self.reference.save(directory / "reference.safetensors")
+
+    def load_tensors(self, directory: Path) -> None:
+        if self.args.sync_ref_model and self.reference is not None:
+            self.reference.load(directory / "reference.safetensors")
+
+
+_NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
+
+
+def _k1_of(row: Row) -> float:
+    """The completion's summed log-ratio to the reference, under the policy that sampled it."""
+    old, ref, mask = (torch.tensor([values]) for values in (row.old_logps, row.ref_logps, row.trained))
+    return float(k1_penalty(old, ref, mask))

@@ -1,0 +1,301 @@
+"""Trainers that learn from their own completions: prompts go in, scored groups come out, and the window hands them on as micro-batches.
+
+`collect` is the rollout, `learn_from` (of the algorithm) turns scored groups into rows, `window` normalises an update over everything it
+holds. Old and reference log-probs are taken once per rollout. Randomness is keyed by (seed, step, prompt, index), never by a global generator.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from posttrain.data.chat import encode_prompt
+from posttrain.data.prompts import to_tasks
+from posttrain.errors import UserError
+from posttrain.models.load import context_length, stop_token_ids
+from posttrain.rewards import Rubric
+from posttrain.rollout.hf import HFEngine
+from posttrain.rollout.local.engine import LocalEngine
+from posttrain.rollout.play import play
+from posttrain.trainers.base import BaseTrainer, MicroBatch
+from posttrain.trainers.loader import PromptSampler, prompt_loader
+from posttrain.trainers.metrics import Metrics
+from posttrain.trainers.online_config import OnlineConfig
+from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
+from posttrain.types import Engine, Group, Task
+
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OnlineTrainer(BaseTrainer):
+    """Rollouts, rewards and the buffer between them and the updates."""
+
+    args: OnlineConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any,
+        args: OnlineConfig,
+        *,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        self.rubric = _rubric(reward_funcs, args.reward_weights)
+        tasks = to_tasks(_rows(train_dataset, "train_dataset"))
+        self.rubric.check_columns(tasks[0].columns)
+        self.eval_tasks = {name: to_tasks(_rows(rows, "eval_dataset")) for name, rows in _named(eval_dataset).items()}
+        for eval_tasks in self.eval_tasks.values():
+            self.rubric.check_columns(eval_tasks[0].columns)
+        super().__init__(
+            model,
+            args,
+            train_dataset=tasks,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
+        self.prompt_ids = self._encode(tasks)
+        self.eval_prompt_ids = {name: self._encode(eval_tasks) for name, eval_tasks in self.eval_tasks.items()}
+        if len(tasks) < args.prompts_per_generation:
+            raise UserError(
+                f"the dataset has {len(tasks)} prompts, but one rollout takes {args.prompts_per_generation}; add rows or lower generation_batch_size"
+            )
+        self.engine = self._make_engine()
+        self.buffer: GenerationBatch | None = None
+
+    def _make_engine(self) -> Engine:
+        if self.args.engine == "hf":
+            return HFEngine(self.tokenizer)
+        return LocalEngine(self.tokenizer, max_slots=self.args.max_concurrent_completions, autocast_dtype=_AUTOCAST[self.accelerator.mixed_precision])
+
+    def _encode(self, tasks: Sequence[Task]) -> list[list[int]]:
+        """Prompt ids, once for the whole run. Raises UserError for a prompt that leaves no room for a completion."""
+        limit = context_length(self.model)
+        encoded = [encode_prompt(self.tokenizer, task.prompt, **(self.args.chat_template_kwargs or {})) for task in tasks]
+        for task, ids in zip(tasks, encoded, strict=True):
+            if limit is not None and len(ids) + self.sampling.max_new_tokens > limit:
+                raise UserError(
+                    f"row {task.id}: its prompt has {len(ids)} tokens; with max_completion_length={self.sampling.max_new_tokens} that is beyond the model's "
+                    f"context of {limit}. Filter long rows or lower max_completion_length."
+                )
+        return encoded
+
+    # Prompts
+
+    def get_train_dataloader(self) -> DataLoader:
+        every = self.args.steps_per_generation * self.args.num_iterations  # type: ignore[operator]
+        sampler = PromptSampler(
+            len(self.train_dataset),
+            prompts=self.args.prompts_per_generation,
+            every=every,
+            epoch=lambda: self.state.global_step // max(-(-len(sampler) // self.args.gradient_accumulation_steps), 1),
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            shuffle=self.args.shuffle_dataset,
+        )
+        return prompt_loader(self.train_dataset, sampler)
+
+    # Rollouts
+
+    def collect(self, tasks: list[Task]) -> list[tuple[int, Group]]:
+        """Sample, score and record one rollout. Returns this process's groups with their numbers in the whole rollout."""
+        step = self.state.global_step
+        groups = self._sample_and_score(tasks, step)
+        if self.args.zero_signal_groups != "keep":
+            groups = self._with_signal(groups, len(tasks), step)
+        return groups
+
+    def _sample_and_score(self, tasks: list[Task], step: int, attempt: int = 0) -> list[tuple[int, Group]]:
+        """Every process samples whole groups: numbers rank, rank + world, ..."""
+        numbers = range(self.args.process_index, len(tasks), self.args.world_size)
+        mine = [tasks[number] for number in numbers]
+        with self.metrics.timed("time/collect"):
+            groups = self._play(mine, [self.prompt_ids[task.id] for task in mine], self.args.num_generations, step, attempt)
+        with self.metrics.timed("time/reward"):
+            self._score(groups, self.metrics)
+        self.note_groups(groups, self.metrics)  # before any group is dropped: otherwise the curves would lie
+        return list(zip(numbers, groups, strict=True))
+
+    def _play(self, tasks: list[Task], prompt_ids: list[list[int]], generations: int, step: int, attempt: int = 0) -> list[Group]:
+        if not tasks:
+            return []
+        module = self.accelerator.unwrap_model(self.model_wrapped)
+        with self.engine.serving(module, version=step):
+            return play(
+                tasks,
+                prompt_ids,
+                self.engine,
+                self.sampling,
+                num_generations=generations,
+                seed=self.args.seed + attempt * 1_000_003,
+                step=step,
+                decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+            )
+
+    def _score(self, groups: list[Group], metrics: Metrics) -> None:
+        notes = self.rubric.score(groups, trainer_state=self.state)
+        for name, values in notes.metrics.items():
+            metrics.note(name, sum(values), len(values))
+
+    def _with_signal(self, groups: list[tuple[int, Group]], wanted: int, step: int) -> list[tuple[int, Group]]:
+        """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all processes."""
+        kept = [group for _, group in groups if group.has_signal]
+        total = sum(gather_json(len(kept), self.args.device))
+        rounds = 0
+        while self.args.zero_signal_groups == "resample" and total < wanted and rounds < self.args.max_resampling_rounds:
+            rounds += 1
+            rng = random.Random(f"{self.args.seed}/{step}/{rounds}")
+            fresh = [self.train_dataset[i] for i in rng.sample(range(len(self.train_dataset)), min(wanted, len(self.train_dataset)))]
+            kept += [group for _, group in self._sample_and_score(fresh, step, attempt=rounds) if group.has_signal]
+            total = sum(gather_json(len(kept), self.args.device))
+        self.metrics.note("resampling_rounds", rounds, 1)
+        counts = gather_json(len(kept), self.args.device)
+        before = sum(counts[: self.args.process_index])
+        numbered = [(before + offset, group) for offset, group in enumerate(kept)]
+        return [(number, group) for number, group in numbered if number < wanted]
+
+    # From groups to updates
+
+    def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
+        """The algorithm: advantages, masks and whatever is frozen before the first update."""
+        raise AssertionError(f"{type(self).__name__} does not say what it learns")
+
+    def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
+        """The algorithm's normaliser: every row of this process with its weight in the update's sum."""
+        raise AssertionError(f"{type(self).__name__} does not say how it normalises")
+
+    def window(self, micro_steps: list[list[Task]]) -> list[MicroBatch]:
+        chosen = []
+        for tasks in micro_steps:
+            if tasks:
+                self.buffer = self.learn_from(self.collect(tasks))
+            assert self.buffer is not None, "a window starts with prompts or with a pending rollout"
+            chosen.append(self.buffer.next_slice())
+        weighted = self.row_weights(chosen)
+        return list(self.micro_batches([row for row, _ in weighted], [weight for _, weight in weighted]))
+
+    def micro_batches(self, rows: list[Row], weights: list[float]) -> list[PolicyBatch]:
+        budget = self.args.max_tokens_per_micro_batch or _DEFAULT_BUDGET
+        return policy_batches(rows, weights, max_tokens=budget, device=self.args.device)
+
+    def frozen_logps(self, rows: list[Row], forward: Callable[[nn.Module, PolicyBatch], torch.Tensor], model: nn.Module) -> list[list[float]]:
+        """Per-token values of `forward`, (B, T), for every row, without a gradient."""
+        values: dict[tuple[int, int], list[float]] = {}
+        with self.frozen(model) as module:
+            for batch in self.micro_batches(rows, [0.0] * len(rows)):
+                for row, line in zip(batch.rows, forward(module, batch).tolist(), strict=True):
+                    values[row.group, row.index] = line[: len(row.token_ids)]
+        return [values[row.group, row.index] for row in rows]
+
+    # Metrics
+
+    def note_groups(self, groups: list[Group], metrics: Metrics) -> None:
+        """What a rollout looked like: reward and its parts, signal, lengths."""
+        for group in groups:
+            metrics.note("frac_reward_zero_std", not group.has_signal)
+            for rollout in group.rollouts:
+                self._note_rollout(rollout, metrics)
+            scored = [reward for reward in group.rewards if reward is not None]
+            if len(scored) > 1:
+                metrics.note("reward_std", torch.tensor(scored).std().item())
+
+    def _note_rollout(self, rollout: Any, metrics: Metrics) -> None:
+        if rollout.reward is not None:
+            metrics.note("reward", rollout.reward)
+        for name, score in rollout.scores.items():
+            if score is not None:
+                metrics.note(f"rewards/{name}/mean", score)
+            metrics.note("unscored", score is None)
+        length = len(rollout.token_ids)
+        metrics.note("completions/mean_length", length)
+        metrics.note_extreme("completions/min_length", "min", length)
+        metrics.note_extreme("completions/max_length", "max", length)
+        metrics.note("completions/clipped_ratio", rollout.is_truncated)
+        if not rollout.is_truncated:
+            metrics.note("completions/mean_terminated_length", length)
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Sample num_generations_eval completions of every evaluation prompt and score them. Same sampling as in training."""
+        named = self.eval_tasks if eval_dataset is None else {name: to_tasks(rows) for name, rows in _named(eval_dataset).items()}
+        logs: dict[str, float] = {}
+        for name, tasks in named.items():
+            ids = self.eval_prompt_ids[name] if eval_dataset is None else self._encode(tasks)
+            prefix = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
+            start, metrics = time.perf_counter(), Metrics()
+            mine = range(self.args.process_index, len(tasks), self.args.world_size)
+            generations = self.args.num_generations_eval or self.args.num_generations
+            # a key that no training step uses: evaluation must not draw the random numbers of a rollout
+            groups = self._play([tasks[i] for i in mine], [ids[i] for i in mine], generations, step=-1)
+            self._score(groups, metrics)
+            self.note_groups(groups, metrics)
+            values = metrics.drain(self.args.device, steps=1)
+            logs |= {prefix + key: value for key, value in values.items()} | {f"{prefix}runtime": time.perf_counter() - start}
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    # Resuming in the middle of a rollout that is still being trained on
+
+    def state_to_resume(self) -> dict[str, Any]:
+        pending = self.buffer is not None and self.buffer.used < self.buffer.slices * self.args.num_iterations
+        return {"rollout": self.buffer.to_json() if pending and self.buffer is not None else None}
+
+    def load_state_to_resume(self, state: dict[str, Any]) -> None:
+        self.buffer = GenerationBatch.from_json(state["rollout"]) if state["rollout"] else None
+
+    def plan(self) -> str:
+        args = self.args
+        rollout = f"{args.prompts_per_generation} prompts x {args.num_generations} completions per rollout"
+        updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps  # type: ignore[operator]
+        longest = max(map(len, self.prompt_ids))
+        tokens = args.prompts_per_generation * (longest + args.num_generations * self.sampling.max_new_tokens)
+        budget = args.max_tokens_per_micro_batch or _DEFAULT_BUDGET
+        return (
+            f"{rollout} = {args.generation_batch_size} · {updates:g} update{'s' if updates != 1 else ''} per rollout · "
+            f"at most {tokens:,} tokens, {-(-tokens // budget)} micro-batches of {budget:,} · {self.state.max_steps or args.max_steps} steps"
+        )
+
+
+_DEFAULT_BUDGET = 4096  # stream tokens of one forward and backward, unless the settings say otherwise
+
+
+def _rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:
+    if isinstance(reward_funcs, Rubric):
+        if weights is None:
+            return reward_funcs
+        return Rubric(*reward_funcs.rewards, weights=weights)
+    functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    if not functions or functions == [None]:
+        raise UserError("reward_funcs is empty: give a function, a list of functions or a Rubric")
+    return Rubric(*functions, weights=weights)
+
+
+def _rows(dataset: Any, name: str) -> Any:
+    if dataset is None:
+        raise UserError(f"{name} is missing: give rows with a column 'prompt'")
+    if not hasattr(dataset, "__len__"):
+        raise UserError(f"{name} is a stream of unknown length, which is not built yet; pass a list of its rows, e.g. list(dataset.take(10_000))")
+    return dataset
+
+
+def _named(eval_dataset: Any) -> dict[str, Any]:
+    if eval_dataset is None:
+        return {}
+    return eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}

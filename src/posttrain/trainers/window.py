@@ -1,0 +1,125 @@
+"""From scored groups to micro-batches: rows, slices of a rollout, and the counts an update is normalised by.
+
+A rollout (GenerationBatch) may feed several optimizer steps (`steps_per_generation`, `num_iterations`): it is cut into slices of whole
+rows in group order. Every process knows all counts, holds its own rows, and the group stays the unit of packing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from posttrain.data.stream import PackItem, pack, split
+from posttrain.trainers.base import MicroBatch
+
+
+@dataclass
+class Row:
+    """One completion on its way to an update. Per-token lists have the length of `token_ids`."""
+
+    group: int  # index of its group within the rollout, over all processes
+    index: int  # of the completion within its group
+    prompt_ids: list[int]
+    token_ids: list[int]
+    trained: list[bool]  # sampled by the policy, and not masked for having been cut
+    sampler_logps: list[float]
+    advantage: float
+    old_logps: list[float] | None = None  # frozen before the first update; None: the new ones, detached
+    ref_logps: list[float] | None = None
+
+    @property
+    def length(self) -> int:
+        """Trained tokens."""
+        return sum(self.trained)
+
+
+@dataclass
+class GenerationBatch:
+    """One rollout: this process's rows, and every process's counts. `used` slices of `slices` have been trained on in this iteration."""
+
+    rows: list[Row]  # this process's, in group order
+    lengths: list[list[int]]  # [groups][rows] trained tokens of every completion, over all processes
+    slices: int  # steps_per_generation
+    used: int = 0  # slices handed out so far, over all iterations
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(sum, self.lengths))
+
+    def next_slice(self) -> Slice:
+        """The rows of the next micro-step; starts again after the last slice (num_iterations)."""
+        order = [(group, index) for group, lengths in enumerate(self.lengths) for index in range(len(lengths))]
+        at = self.used % self.slices
+        self.used += 1
+        chosen = order[at * len(order) // self.slices : (at + 1) * len(order) // self.slices]
+        wanted = set(chosen)
+        return Slice(
+            rows=[row for row in self.rows if (row.group, row.index) in wanted],
+            num_rows=len(chosen),
+            num_tokens=sum(self.lengths[group][index] for group, index in chosen),
+            tokens_per_slice=self.num_tokens / self.slices,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> GenerationBatch:
+        return cls(**(state | {"rows": [Row(**row) for row in state["rows"]]}))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one micro-step contributes to an update."""
+
+    rows: list[Row]  # this process's
+    num_rows: int  # over all processes
+    num_tokens: int  # over all processes
+    tokens_per_slice: float  # the rollout's tokens over its slices: what DAPO's normaliser expects of this one
+
+
+class PolicyBatch(MicroBatch):
+    """A stream of rows with what a policy objective needs. B rows, T longest completion; B and T are the stream's."""
+
+    def __init__(self, parts: list[PackItem], rows: list[Row], weights: list[float], device: torch.device) -> None:
+        super().__init__(pack(parts).to(device))
+        ids = self.stream.row_ids.tolist()
+        self.rows = [rows[i] for i in ids]  # in the stream's order
+        T = self.stream.shape[1]
+        self.mask = _padded([row.trained for row in self.rows], T, torch.bool, device)  # (B, T)
+        self.advantages = torch.tensor([row.advantage for row in self.rows], dtype=torch.float32, device=device)  # (B,)
+        self.weights = torch.tensor([weights[i] for i in ids], dtype=torch.float32, device=device)  # (B,)
+        self.sampler_logps = _padded([row.sampler_logps for row in self.rows], T, torch.float32, device)  # (B, T)
+        self.old_logps = self._optional([row.old_logps for row in self.rows], T, device)  # (B, T) or None
+        self.ref_logps = self._optional([row.ref_logps for row in self.rows], T, device)  # (B, T) or None
+
+    @staticmethod
+    def _optional(lists: list[list[float] | None], T: int, device: torch.device) -> torch.Tensor | None:
+        given = [values for values in lists if values is not None]
+        return _padded(given, T, torch.float32, device) if len(given) == len(lists) else None
+
+
+def policy_batches(rows: list[Row], weights: list[float], *, max_tokens: int, device: torch.device) -> list[PolicyBatch]:
+    """Rows (with a weight each) packed by group into streams of at most `max_tokens`, or one completion where that alone is longer."""
+    return [PolicyBatch(part, rows, weights, device) for part in split(_items(rows), max_tokens)]
+
+
+def _items(rows: list[Row]) -> list[PackItem]:
+    """Neighbouring rows of one group share their prompt."""
+    items = []
+    for _, numbered in itertools.groupby(enumerate(rows), key=lambda pair: pair[1].group):
+        ids, members = zip(*numbered, strict=True)
+        items.append(PackItem(members[0].prompt_ids, [row.token_ids for row in members], [row.trained for row in members], ids))
+    return items
+
+
+def _padded(lists: Sequence[Sequence[Any]], T: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(B, T), zero behind each row's end."""
+    out = torch.zeros(len(lists), T, dtype=dtype)
+    for i, values in enumerate(lists):
+        out[i, : len(values)] = torch.tensor(values, dtype=dtype)
+    return out.to(device)

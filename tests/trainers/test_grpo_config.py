@@ -1,0 +1,87 @@
+import pytest
+
+from posttrain import GRPOConfig
+from posttrain.errors import UserError
+
+# Every own field of the GRPOConfig that users bring along, at the value that is its default there.
+BROUGHT_ALONG = {
+    "model_init_kwargs": None, "trust_remote_code": False, "disable_dropout": False, "cast_lm_head_to_fp32": False, "learning_rate": 1e-6,
+    "remove_unused_columns": False, "num_generations": 8, "num_generations_eval": None, "max_completion_length": 512, "ds3_gather_for_generation": True,
+    "shuffle_dataset": True, "pad_to_multiple_of": None, "generation_batch_size": None, "steps_per_generation": None, "temperature": 1.0, "top_p": 1.0,
+    "top_k": 0, "min_p": None, "generation_kwargs": None, "chat_template_kwargs": None, "repetition_penalty": 1.0, "cache_implementation": None,
+    "use_vllm": False, "vllm_mode": "colocate", "vllm_model_impl": "vllm", "vllm_enable_sleep_mode": False, "vllm_structured_outputs_regex": None,
+    "vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000, "vllm_server_timeout": 240.0, "vllm_group_port": 51216,
+    "vllm_gpu_memory_utilization": 0.3, "vllm_max_model_length": None, "vllm_tensor_parallel_size": 1, "use_transformers_continuous_batching": False,
+    "transformers_continuous_batching_config": None, "beta": 0.0, "num_iterations": 1, "epsilon": 0.2, "delta": None, "epsilon_high": None,
+    "sapo_temperature_neg": 1.05, "sapo_temperature_pos": 1.0, "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
+    "importance_sampling_level": "token", "reward_weights": None, "multi_objective_aggregation": "sum_then_normalize", "scale_rewards": "group",
+    "loss_type": "dapo", "mask_truncated_completions": False, "sync_ref_model": False, "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512,
+    "top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False, "entropy_coef_min": 0.0, "entropy_coef_max": 1.0,
+    "entropy_coef_delta": 0.005, "entropy_target": 0.2, "max_tool_calling_iterations": None, "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_mode": "sequence_mask", "vllm_importance_sampling_clip_max": 3.0, "vllm_importance_sampling_clip_min": None,
+    "off_policy_mask_threshold": None, "use_bias_correction_kl": True, "log_completions": False, "log_multimodal": True, "num_completions_to_print": None,
+    "log_unique_prompts": False, "log_completions_hub_repo": None, "use_transformers_paged": False, "vllm_importance_sampling_cap": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROUGHT_ALONG)
+def test_every_known_name_is_accepted_at_its_default(name):
+    GRPOConfig(output_dir="x", use_cpu=True, **{name: BROUGHT_ALONG[name]})
+
+
+@pytest.mark.parametrize("name", sorted(GRPOConfig.refused))
+def test_a_refused_name_says_why(name):
+    harmless = GRPOConfig.refused[name][0]
+    with pytest.raises(UserError, match=name) as caught:
+        GRPOConfig(output_dir="x", use_cpu=True, **{name: not harmless if isinstance(harmless, bool) else "something else"})
+    assert len(str(caught.value)) > len(name) + 20
+
+
+def test_defaults_are_those_users_know():
+    config = GRPOConfig(output_dir="x", use_cpu=True)
+    own = {name: value for name, value in BROUGHT_ALONG.items() if name in config.__dataclass_fields__}
+    resolved = {"steps_per_generation": 1, "generation_batch_size": 8}
+    assert {name: getattr(config, name) for name in own} == own | resolved
+
+
+def test_an_unknown_setting_names_the_nearest_one():
+    with pytest.raises(UserError, match="Did you mean 'num_generations'"):
+        GRPOConfig(output_dir="x", num_generation=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_generations": 1}, "2 or more"),
+        ({"loss_type": "gspo", "importance_sampling_level": "token"}, "gspo"),
+        ({"loss_type": "grop"}, "Did you mean 'grpo'"),
+        ({"scale_rewards": "groups"}, "scale_rewards"),
+        ({"num_generations": 3}, "do not divide"),
+        ({"generation_batch_size": 16, "steps_per_generation": 3}, "two names"),
+        ({"temperature": 0.0}, "greedy"),
+        ({"sync_ref_model": True}, "beta"),
+        ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter"),
+        ({"use_liger_kernel": True}, "fused"),
+        ({"generation_kwargs": {"temprature": 1}}, "Did you mean 'temperature'"),
+        ({"top_entropy_quantile": 0.0}, "top_entropy_quantile"),
+    ],
+)
+def test_conflicts_are_refused_in_a_sentence(settings, words):
+    with pytest.raises(UserError, match=words):
+        GRPOConfig(output_dir="x", use_cpu=True, **settings)
+
+
+def test_gspo_is_the_sequence_level():
+    assert GRPOConfig(output_dir="x", loss_type="gspo", use_cpu=True).importance_sampling_level == "sequence"
+
+
+def test_true_and_false_scale_rewards_mean_group_and_none():
+    assert GRPOConfig(output_dir="x", scale_rewards=True, use_cpu=True).scale_rewards == "group"
+    assert GRPOConfig(output_dir="x", scale_rewards=False, use_cpu=True).scale_rewards == "none"
+
+
+def test_batch_counts_completions():
+    config = GRPOConfig(output_dir="x", use_cpu=True, per_device_train_batch_size=8, gradient_accumulation_steps=4, num_generations=16)
+    assert (config.steps_per_generation, config.generation_batch_size, config.prompts_per_generation) == (4, 32, 2)
+    assert config.on_policy
+    assert not GRPOConfig(output_dir="x", use_cpu=True, steps_per_generation=2).on_policy

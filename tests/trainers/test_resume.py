@@ -1,0 +1,64 @@
+"""A run killed anywhere goes on to the same bits, and its record has neither gaps nor doubles."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+MOMENTS = [
+    ("rollout", 20),
+    ("reward", 3),
+    ("backward", 5),
+    ("before the optimizer step", 5),
+    ("after the optimizer step", 4),
+    ("after the log", 7),
+    ("log half written", 60),
+    ("checkpoint half written", 2),
+    ("before the rename", 2),
+    ("after the checkpoint", 1),
+    ("while an old checkpoint is deleted", 1),
+]
+
+
+def run(output_dir, moment="never", times=1):
+    command = [sys.executable, str(HERE / "killed_run.py"), str(output_dir), moment, str(times)]
+    done = subprocess.run(
+        command, cwd=HERE, capture_output=True, text=True, env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    )
+    return done
+
+
+def record_of(output_dir):
+    """Every deterministic row of the run's record."""
+    with sqlite3.connect(output_dir / "run.sqlite") as store:
+        timing = ("time/", "step_time", "tokens_per_second", "train_", "total_flos", "epoch")
+        scalars = [row for row in store.execute("SELECT step, name, value FROM scalars ORDER BY step, name") if not row[1].startswith(timing)]
+        rollouts = store.execute("SELECT step, group_index, rollout_index, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
+    return scalars, rollouts
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("whole")
+    done = run(output_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(output_dir / "final" / "model.safetensors"), record_of(output_dir)
+
+
+@pytest.mark.parametrize(("moment", "times"), MOMENTS, ids=[moment.replace(" ", "-") for moment, _ in MOMENTS])
+def test_a_run_killed_anywhere_ends_in_the_same_bits(uninterrupted, tmp_path, moment, times):
+    killed = run(tmp_path, moment, times)
+    assert killed.returncode == -signal.SIGKILL, f"never reached {moment!r}: {killed.stderr[-2000:]}"
+    resumed = run(tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    weights, (scalars, rollouts) = uninterrupted
+    now = load_file(tmp_path / "final" / "model.safetensors")
+    assert all((now[name] == weights[name]).all() for name in weights)
+    now_scalars, now_rollouts = record_of(tmp_path)
+    assert now_rollouts == rollouts
+    assert now_scalars == scalars
