@@ -1,0 +1,181 @@
+"""From a recipe to objects: tokenizer, rows, rubric, model, trainer. In the order of cost, so that a mistake shows before anything is loaded.
+
+Heavy libraries are imported inside functions: `posttrain --help` and a recipe's typing mistakes need none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe
+from posttrain.cli.values import nearest, read_settings
+from posttrain.data.prompts import Template
+from posttrain.data.sources import Rows, load_rows
+from posttrain.errors import UserError
+from posttrain.rewards.rubric import Rubric
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from posttrain.trainers.grpo import GRPOTrainer
+    from posttrain.trainers.sft import SFTTrainer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def grpo_trainer(recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> GRPOTrainer:
+    """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes nowhere)."""
+    from posttrain.trainers.grpo_config import GRPOConfig
+
+    settings = read_settings("train", recipe.train, GRPOConfig, "GRPO")
+    _join(settings, "engine", recipe.engine.kind, "engine.kind", default="local")
+    if recipe.eval.every is not None:
+        _join(settings, "eval_strategy", "steps", "eval.every", default=None)
+        _join(settings, "eval_steps", recipe.eval.every, "eval.every", default=None)
+    args = _config(GRPOConfig, "train", settings, recipe.model, default_output, output_dir)
+    rubric = make_rubric(recipe)
+    raw = load_rows(_needed(recipe.data.train, "data.train"))
+    tokenizer = make_tokenizer(recipe.model, raw)
+    rows = fill(raw, recipe.data, tokenizer, rubric)
+    eval_rows = evaluation_rows(recipe, tokenizer, rubric) if recipe.eval.every is not None else None
+    model = make_model(recipe.model, tokenizer, args.seed)
+    from posttrain.trainers.grpo import GRPOTrainer
+
+    with _no_empty_folder(args.output_dir):
+        return GRPOTrainer(model, rubric, args, rows, eval_dataset=eval_rows, processing_class=tokenizer, peft_config=lora_config(recipe.model))
+
+
+def sft_trainer(recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> SFTTrainer:
+    """As `grpo_trainer`, for the sections model, data and sft."""
+    from posttrain.trainers.sft import SFTConfig, SFTTrainer
+
+    args = _config(SFTConfig, "sft", read_settings("sft", recipe.sft, SFTConfig, "SFT"), recipe.model, default_output, output_dir)
+    raw = load_rows(_needed(recipe.data.train, "data.train"))
+    tokenizer = make_tokenizer(recipe.model, raw)
+    rows = fill(raw, recipe.data, tokenizer)
+    model = make_model(recipe.model, tokenizer, args.seed)
+    with _no_empty_folder(args.output_dir):
+        return SFTTrainer(model, args, rows, processing_class=tokenizer, peft_config=lora_config(recipe.model))
+
+
+def make_rubric(recipe: Recipe) -> Rubric:
+    if not recipe.rubric:
+        raise UserError("the recipe has no rubric: name a preset (rubric: [arithmetic]) or your own function (rubric: [my_rewards.py:is_right])")
+    return Rubric.from_config(recipe.rubric)
+
+
+def make_tokenizer(model: ModelSection, raw: Any) -> PreTrainedTokenizerBase:
+    """The model's own, or for a model from scratch one trained on the text of the data."""
+    if model.tokenizer is None:
+        from posttrain.models.load import load_tokenizer
+
+        return load_tokenizer(_needed(model.name, "model.name"))
+    from posttrain.data.tokenizer import train_bpe
+
+    return train_bpe((value for row in raw for value in row.values() if isinstance(value, str)), model.tokenizer.vocab_size)
+
+
+def fill(raw: Any, data: DataSection, tokenizer: Any, rubric: Rubric | None = None) -> Rows:
+    """The rows with the recipe's templates filled; the rubric's columns are checked before that costs anything."""
+    template = Template(data.prompt, data.templates(), data.system)
+    rows = template.apply(raw, chat=bool(tokenizer.chat_template))
+    if rubric is not None:
+        rubric.check_columns(rows[0])
+    return rows
+
+
+def evaluation_rows(recipe: Recipe, tokenizer: Any, rubric: Rubric | None = None) -> Rows:
+    raw = chosen(load_rows(_needed(recipe.eval.data, "eval.data")), recipe.eval)
+    return fill(raw, recipe.data, tokenizer, rubric)
+
+
+def chosen(rows: Any, section: EvalSection) -> Any:
+    """`samples` of the rows, always the same ones."""
+    if section.samples is None or section.samples >= len(rows):
+        return rows
+    if section.samples < 1:
+        raise UserError(f"eval.samples={section.samples}: use 1 or more")
+    return [rows[index] for index in sorted(random.Random(0).sample(range(len(rows)), section.samples))]
+
+
+def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTrainedModel:
+    """The model's name, which the trainer loads; or a model with random weights."""
+    if section.from_scratch is None:
+        return _needed(section.name, "model.name")
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(section.from_scratch)
+    kind = settings.pop("model_type", "qwen3")
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+    except ValueError as error:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        raise UserError(f"model.from_scratch.model_type: {kind} is not known to transformers.{nearest(str(kind), CONFIG_MAPPING_NAMES)}") from error
+    for key in settings:
+        if key not in known:
+            raise UserError(f"model.from_scratch.{key} is not a setting of {kind}.{nearest(str(key), known, 'model.from_scratch.')}")
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    torch.manual_seed(seed)
+    dtype = getattr(torch, _dtype(section) or "float32")
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**ids, **settings}), dtype=dtype)
+
+
+def lora_config(section: ModelSection) -> Any:
+    if section.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = section.lora
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+
+
+def _config(cls: Any, section: str, settings: dict[str, Any], model: ModelSection, default_output: str, output_dir: str | None) -> Any:
+    settings.setdefault("output_dir", default_output)
+    if output_dir is not None:
+        settings["output_dir"] = output_dir
+    if model.dtype is not None and model.from_scratch is None:
+        settings["model_init_kwargs"] = {"dtype": _dtype(model), **(settings.get("model_init_kwargs") or {})}
+    try:
+        return cls(**settings)
+    except UserError as error:
+        raise UserError(f"{section}: {error}") from error
+    except (ValueError, TypeError) as error:  # transformers' own checks
+        raise UserError(f"{section}: {error}") from error
+
+
+def _join(settings: dict[str, Any], key: str, value: Any, where: str, *, default: Any) -> None:
+    """Put another section's setting into the trainer's; both may not disagree."""
+    if key in settings and settings[key] != value and value != default:
+        raise UserError(f"train.{key}={settings[key]} and {where}={value} say two things; leave train.{key} out")
+    settings.setdefault(key, value)
+
+
+def _dtype(section: ModelSection) -> str | None:
+    if section.dtype is not None and section.dtype not in DTYPES:
+        raise UserError(f"model.dtype: {section.dtype} is not known; use one of {', '.join(DTYPES)}.{nearest(section.dtype, DTYPES)}")
+    return section.dtype
+
+
+def _needed(value: str | None, where: str) -> str:
+    if value is None:
+        raise UserError(f"the recipe does not say {where}; give it there or as --{where}=...")
+    return value
+
+
+@contextlib.contextmanager
+def _no_empty_folder(output_dir: str) -> Iterator[None]:
+    """A trainer makes its folder before it has checked everything: what is refused leaves none behind."""
+    existed = Path(output_dir).exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty: then it is not ours to remove
+                Path(output_dir).rmdir()
+        raise

@@ -1,0 +1,195 @@
+"""A recipe: one YAML file, read into typed sections. Every unknown key is an error that names the nearest one; nothing is skipped.
+
+Reading only: objects are made from it in `build.py`. Overrides such as `--train.learning_rate=1e-6` are laid over the file before it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.cli.values import read_section
+from posttrain.errors import UserError, did_you_mean
+
+
+@dataclass
+class Lora:
+    """Train low-rank adapters instead of every weight."""
+
+    r: int = 32  # rank
+    alpha: int = 64  # the adapter's output is scaled by alpha / r
+    dropout: float = 0.0
+    target_modules: list | str = "all-linear"  # names of the layers to adapt
+
+
+@dataclass
+class TokenizerSection:
+    """A tokenizer trained on the data's text, for models from scratch."""
+
+    kind: str = "bpe"
+    vocab_size: int = 2000
+
+
+@dataclass
+class ModelSection:
+    name: str | None = None  # a local directory or a name on the hub
+    dtype: str | None = None  # float32, bfloat16 or float16; None: the loader's choice
+    lora: Lora | None = None
+    from_scratch: dict | None = None  # {model_type: qwen3, hidden_size: 64, ...}: random weights instead of `name`
+    tokenizer: TokenizerSection | None = None  # with from_scratch only
+    load_in_4bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit:
+            raise UserError("model.load_in_4bit: 4-bit weights are not built yet; use model.lora with model.dtype: bfloat16 to save memory")
+        if (self.name is None) == (self.from_scratch is None):
+            raise UserError("model needs one of: name (a directory or a name on the hub), from_scratch (a config, for random weights)")
+        if (self.tokenizer is None) != (self.from_scratch is None):
+            raise UserError("model.tokenizer and model.from_scratch belong together: a pretrained model brings its own tokenizer")
+        if self.tokenizer is not None and self.tokenizer.kind != "bpe":
+            raise UserError(f"model.tokenizer.kind: {self.tokenizer.kind} is not known; use bpe")
+
+
+@dataclass
+class DataSection:
+    """Templates say how a row becomes a prompt: "{question}", "{answer|after:####}"."""
+
+    train: str | None = None  # a file, a directory saved by datasets, or "name:config:split" on the hub
+    prompt: str | None = None  # None: the data has a column `prompt`
+    answer: str | None = None  # becomes the column `answer`, which rewards read
+    completion: str | None = None  # becomes the column `completion`, which SFT trains on
+    system: str | None = None  # a system message, or text before the prompt where the tokenizer has no chat template
+    columns: dict = field(default_factory=dict)  # further columns: {name: template}
+
+    def templates(self) -> dict[str, str]:
+        named = {"answer": self.answer, "completion": self.completion}
+        return {**self.columns, **{name: template for name, template in named.items() if template is not None}}
+
+
+@dataclass
+class EngineSection:
+    kind: str = "local"  # local | hf
+
+
+@dataclass
+class EvalSection:
+    data: str | None = None  # as data.train; the same templates apply
+    every: int | None = None  # optimizer steps between two evaluations; None: only by `posttrain eval`
+    samples: int | None = None  # rows to use, drawn once; None: all
+
+
+@dataclass
+class Recipe:
+    model: ModelSection
+    data: DataSection
+    rubric: list = field(default_factory=list)
+    engine: EngineSection = field(default_factory=EngineSection)
+    train: dict = field(default_factory=dict)  # settings of GRPO
+    sft: dict = field(default_factory=dict)  # settings of SFT, for `posttrain sft`
+    eval: EvalSection = field(default_factory=EvalSection)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+SECTIONS: dict[str, type] = {
+    "recipe": Recipe, "model": ModelSection, "model.lora": Lora, "model.tokenizer": TokenizerSection,
+    "data": DataSection, "engine": EngineSection, "eval": EvalSection,
+}  # fmt: skip
+
+
+def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of that path or packaged name, with overrides laid over it. Paths in it become absolute."""
+    path = find_recipe(name)
+    values = _load_yaml(path)
+    for override in overrides:
+        lay_over(values, override)
+    if "model" not in values or "data" not in values:
+        raise UserError(f"{path} needs the sections model and data; it has: {', '.join(values) or 'none'}")
+    recipe: Recipe = read_section("", values, SECTIONS)
+    folder = path.parent
+    recipe.data.train = _absolute(recipe.data.train, folder)
+    recipe.eval.data = _absolute(recipe.eval.data, folder)
+    recipe.model.name = _absolute(recipe.model.name, folder)
+    recipe.rubric = [_absolute_reward(entry, folder) for entry in recipe.rubric]
+    return recipe
+
+
+def find_recipe(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = {entry.name: Path(str(entry)) for entry in resources.files("posttrain").joinpath("recipes").iterdir() if entry.name.endswith(".yaml")}
+    wanted = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
+    if wanted in packaged and path.parent in (Path(), Path("recipes")):
+        return packaged[wanted]
+    near = did_you_mean(wanted, packaged)
+    raise UserError(f"there is no recipe {name}; packaged ones are: {', '.join(sorted(file.removesuffix('.yaml') for file in packaged))}.{near}")
+
+
+def lay_over(values: dict[str, Any], override: str) -> None:
+    """Apply `a.b.c=text` in place; the text is read as YAML."""
+    key, _, text = override.partition("=")
+    *parents, last = key.split(".")
+    place = values
+    for depth, parent in enumerate(parents):
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise UserError(f"--{key}: {'.'.join(parents[: depth + 1])} has no settings of its own; give it whole, as YAML")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{key}: {text!r} is not a YAML value ({_yaml_cause(error)})") from error
+
+
+class _NoDoubles(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        doubled = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if doubled is not None:
+            raise UserError(f"the recipe's key '{doubled}' stands twice (line {node.start_mark.line + 1} and below); keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDoubles)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_yaml_cause(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections ({', '.join(Recipe.__dataclass_fields__)}), not {type(values).__name__}")
+    return values
+
+
+def _yaml_cause(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem or error.context} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return str(error)
+
+
+def _absolute(source: str | None, folder: Path) -> str | None:
+    """A path that exists, from here or from the recipe's folder, made absolute; anything else (a name on the hub) as it is."""
+    if source is None:
+        return None
+    for candidate in (Path(source).expanduser(), folder / source):
+        if candidate.exists():
+            return str(candidate.resolve())
+    return source
+
+
+def _absolute_reward(entry: Any, folder: Path) -> Any:
+    name = entry.get("reward") if isinstance(entry, dict) else entry
+    if not isinstance(name, str) or ".py:" not in name:
+        return entry
+    file, _, function = name.rpartition(":")
+    whole = f"{_absolute(file, folder)}:{function}"
+    return {**entry, "reward": whole} if isinstance(entry, dict) else whole

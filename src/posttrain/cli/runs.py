@@ -1,0 +1,60 @@
+"""Run directories as the command line sees them: may a run start here, where is the model of a run, what did its recipe say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from posttrain.errors import UserError, did_you_mean
+
+MODEL, RECIPE, EXAM, SUMMARY = "model", "recipe.yaml", "exam.jsonl", "summary.json"
+# All that a run writes. Starting over removes these names and nothing else.
+WRITTEN = (MODEL, RECIPE, EXAM, SUMMARY, "run.sqlite*", "checkpoint-*", ".writing-checkpoint-*", ".deleting-checkpoint-*")
+
+
+def may_start(output_dir: str, *, resume: bool, overwrite: bool) -> bool:
+    """Whether to go on from a checkpoint. Raises UserError where an earlier run would be written over."""
+    from posttrain.trainers.checkpoints import last_checkpoint
+
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite starts it over: give one of them")
+    last = last_checkpoint(output_dir)
+    if last is not None and not (resume or overwrite):
+        raise UserError(
+            f"{output_dir} holds an earlier run, saved up to {last.name}. Go on with --resume, start over with --overwrite, or write elsewhere: --train.output_dir=..."
+        )
+    return resume and last is not None
+
+
+def clear(output_dir: str) -> None:
+    """Remove what an earlier run wrote."""
+    for pattern in WRITTEN:
+        for path in Path(output_dir).glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def model_of(target: str) -> str:
+    """The model's directory or hub name: `target` itself, or for a run its final model, else its last checkpoint."""
+    from posttrain.trainers.checkpoints import last_checkpoint
+
+    path = Path(target).expanduser()
+    if not path.exists():
+        if target.startswith((".", "/", "~")) or target.count("/") > 1:
+            near = did_you_mean(path.name, [found.name for found in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            raise UserError(f"there is no model or run at {target}.{near}")
+        return target
+    if is_model(path):
+        return str(path)
+    if is_model(path / MODEL):
+        return str(path / MODEL)
+    last = last_checkpoint(path)
+    if last is None:
+        raise UserError(f"{target} holds neither a model (config.json) nor a run with a saved one")
+    return str(last)
+
+
+def is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
