@@ -56,7 +56,7 @@ format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix .
 
 bench: $(VENV)/.ready $(VENV_TRL)/.ready
-	$(VENV)/bin/python benchmarks/grpo_step.py --trl-python $(VENV_TRL)/bin/python
+	$(VENV)/bin/python benchmarks/grpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python
 
 # The built wheel, alone in a clean environment and outside the source tree.
 wheel-test: $(VENV)/.ready
