@@ -51,5 +51,8 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     gained = sum(1 for old, new in zip(before, after, strict=True) if new and not old)
     lost = sum(1 for old, new in zip(before, after, strict=True) if old and not new)
     changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**changed)) if changed < 1000 else min(1.0, math.exp(math.log(2 * tail) - changed * math.log(2)))
+    term = tail = 1  # binomial coefficients of 0, and their sum up to the smaller count
+    for k in range(min(gained, lost)):
+        term = term * (changed - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**changed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Union
 
-from posttrain.errors import UserError, did_you_mean
+from posttrain.errors import UserError
 from posttrain.rewards.loading import load_reward, preset_names
 from posttrain.rewards.reward import RewardFunction, as_reward, checked_weight
 from posttrain.rewards.scoring import Notes, score_all
@@ -128,8 +128,7 @@ def _from_entry(entry: Any, folder: str | None) -> Scorer | tuple[Scorer, float]
     if isinstance(entry, str):
         return _rubric_or_reward(load_reward(entry, folder=folder))
     if not isinstance(entry, dict) or "reward" not in entry:
-        near = did_you_mean("reward", entry) if isinstance(entry, dict) else ""
-        raise UserError(f"an entry of the rubric is a name or {{reward: ..., weight: ...}}, not {entry!r}.{near}")
+        raise UserError(f"an entry of the rubric is a name or {{reward: ..., weight: ...}}, not {entry!r}")
     settings = {key: value for key, value in entry.items() if key not in ("reward", "weight")}
     scorer = _rubric_or_reward(load_reward(entry["reward"], settings, folder=folder))
     return scorer if "weight" not in entry else (scorer, entry["weight"])
