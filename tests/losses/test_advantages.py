@@ -162,3 +162,8 @@ def test_an_unknown_scale_names_the_nearest():
 def test_sizes_that_do_not_cover_the_rows_are_refused():
     with pytest.raises(ValueError, match="do not cover"):
         advantages([[1.0]] * 5, [2, 2])
+
+
+def test_no_groups_at_all_are_no_error():
+    found = advantages(torch.zeros(0, 2), [])
+    assert (len(found.advantages), len(found.group_mean), len(found.is_zero_std)) == (0, 0, 0)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean
+from posttrain.errors import UserError, did_you_mean
 
 EPSILON = 1e-4  # added to a standard deviation before dividing; the value that GRPO trainers share
 ROUNDING = 1e-12  # rewards that differ by less than this part of their summands are equal: 0.1 + 0.2 is 0.3
@@ -57,43 +57,41 @@ def advantages(
         if value not in known:
             raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}.{did_you_mean(str(value), known)}")
 
-    sizes = list(group_sizes)
+    sizes = torch.tensor(list(group_sizes), dtype=torch.long)
     weighted = table * weight
     rewards = total(weighted)
     raw, is_zero_std = AGGREGATIONS[aggregation](table, weight, sizes, scale_rewards)
-    silent = torch.repeat_interleave(is_zero_std, torch.tensor(sizes, dtype=torch.long))  # (B,)
-    raw = torch.where(silent | raw.isnan(), 0.0, raw)
-    groups = rewards.split(sizes)
-    return Advantages(raw, rewards, stack([mean(group) for group in groups]), stack([std(group) for group in groups]), is_zero_std)
+    raw = torch.where(is_zero_std.repeat_interleave(sizes) | raw.isnan(), 0.0, raw)
+    groups = in_groups(rewards, sizes)
+    return Advantages(raw, rewards, groups.nanmean(dim=1), std(groups), is_zero_std)
 
 
-def sum_then_normalize(table: Tensor, weight: Tensor, sizes: list[int], scale: str) -> tuple[Tensor, Tensor]:
+def sum_then_normalize(table: Tensor, weight: Tensor, sizes: Tensor, scale: str) -> tuple[Tensor, Tensor]:
     weighted = table * weight
     rewards = total(weighted)
-    raw = centred(rewards, sizes) / SCALES[scale](rewards, sizes)
-    return raw, equal_groups(weighted, sizes)
+    return centred(rewards, sizes) / SCALES[scale](rewards, sizes), equal_groups(weighted, sizes)
 
 
-def normalize_then_sum(table: Tensor, weight: Tensor, sizes: list[int], scale: str) -> tuple[Tensor, Tensor]:
+def normalize_then_sum(table: Tensor, weight: Tensor, sizes: Tensor, scale: str) -> tuple[Tensor, Tensor]:
     columns = []
-    for column in table.T:
-        silent = torch.repeat_interleave(equal_groups(column[:, None], sizes), torch.tensor(sizes, dtype=torch.long))
+    for column in table.T:  # (B,)
+        silent = equal_groups(column[:, None], sizes).repeat_interleave(sizes)
         standardised = centred(column, sizes) / group_scale(column, sizes)
         columns.append(torch.where(silent & ~column.isnan(), 0.0, standardised))
     weighted = torch.stack(columns, dim=1) * weight  # (B, K)
     rewards = total(weighted)
-    return (rewards - mean(rewards)) / (std(rewards) + EPSILON), equal_groups(weighted, sizes)
+    return (rewards - rewards.nanmean()) / batch_scale(rewards, sizes), equal_groups(weighted, sizes)
 
 
-def group_scale(rewards: Tensor, sizes: list[int]) -> Tensor:
-    return torch.cat([(std(group) + EPSILON).expand(len(group)) for group in rewards.split(sizes)])
+def group_scale(rewards: Tensor, sizes: Tensor) -> Tensor:
+    return (std(in_groups(rewards, sizes)) + EPSILON).repeat_interleave(sizes)
 
 
-def batch_scale(rewards: Tensor, sizes: list[int]) -> Tensor:
-    return std(rewards) + EPSILON
+def batch_scale(rewards: Tensor, sizes: Tensor) -> Tensor:
+    return std(rewards[None]) + EPSILON
 
 
-def no_scale(rewards: Tensor, sizes: list[int]) -> Tensor:
+def no_scale(rewards: Tensor, sizes: Tensor) -> Tensor:
     return torch.ones_like(rewards)
 
 
@@ -113,31 +111,27 @@ def total(weighted: Tensor) -> Tensor:
     return torch.where(weighted.isnan().all(dim=1), torch.nan, weighted.nansum(dim=1))
 
 
-def centred(rewards: Tensor, sizes: list[int]) -> Tensor:
-    return torch.cat([group - mean(group) for group in rewards.split(sizes)])
+def in_groups(values: Tensor, sizes: Tensor) -> Tensor:
+    """(B,) -> (n, G), NaN after the end of a smaller group: an absent row is treated as an unscored one."""
+    present = torch.arange(int(sizes.max()) if len(sizes) else 1) < sizes[:, None]
+    return torch.full(present.shape, torch.nan, dtype=values.dtype).masked_scatter(present, values)
 
 
-def mean(rewards: Tensor) -> Tensor:
-    return rewards.nanmean()
+def centred(rewards: Tensor, sizes: Tensor) -> Tensor:
+    return rewards - in_groups(rewards, sizes).nanmean(dim=1).repeat_interleave(sizes)
 
 
-def std(rewards: Tensor) -> Tensor:
-    """Over the scored ones, n - 1 in the denominator; 0 for fewer than two."""
-    scored = rewards[~rewards.isnan()]
-    return scored.std() if len(scored) > 1 else rewards.new_zeros(())
+def std(groups: Tensor) -> Tensor:
+    """(n, G) -> (n,) over the scored ones, n - 1 in the denominator; 0 for fewer than two."""
+    count = (~groups.isnan()).sum(dim=1)
+    squares = (groups - groups.nanmean(dim=1, keepdim=True)).square().nansum(dim=1)
+    return (squares / (count - 1).clamp(min=1)).sqrt()
 
 
-def equal_groups(weighted: Tensor, sizes: list[int]) -> Tensor:
+def equal_groups(weighted: Tensor, sizes: Tensor) -> Tensor:
     """(n,) bool: no two scored rewards of the group differ by more than the rounding of their sums. A computed deviation is no witness:
     equal rewards can miss their own mean by one bit, and dividing that by a tiny number makes an advantage out of nothing."""
-    flags = []
-    for group in weighted.split(sizes):
-        scored = group[~group.isnan().all(dim=1)]
-        rewards = scored.nansum(dim=1)
-        magnitude = scored.abs().nansum(dim=1).max() if len(scored) else weighted.new_zeros(())
-        flags.append(not len(scored) or bool(rewards.max() - rewards.min() <= ROUNDING * magnitude))
-    return torch.tensor(flags, dtype=torch.bool)
-
-
-def stack(values: list[Tensor]) -> Tensor:
-    return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
+    rewards = in_groups(total(weighted), sizes)
+    magnitude = in_groups(weighted.abs().nansum(dim=1), sizes).nan_to_num(0.0).amax(dim=1)
+    spread = rewards.nan_to_num(nan=-torch.inf).amax(dim=1) - rewards.nan_to_num(nan=torch.inf).amin(dim=1)  # -inf when nothing was scored
+    return spread <= ROUNDING * magnitude

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .ratio import Ratio
+from posttrain.losses.ratio import Ratio
 
 
 def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean
-from .kl import LOSS_CORRECTIONS, kl_term
-from .options import PolicyOptions
-from .ratio import Ratio, masked_mean
-from .reductions import Count, RowWeights, StepCounts, constant_length, sequence_mean, sequence_sum, token_mean
-from .surrogates import Surrogate, capped, clipped, soft_gated, variational
-from .tally import Tally
+from posttrain.errors import UserError, did_you_mean
+from posttrain.losses.kl import LOSS_CORRECTIONS, kl_term
+from posttrain.losses.options import PolicyOptions
+from posttrain.losses.ratio import Ratio, masked_mean
+from posttrain.losses.reductions import Count, RowWeights, StepCounts, constant_length, sequence_mean, sequence_sum, token_mean
+from posttrain.losses.surrogates import Surrogate, capped, clipped, soft_gated, variational
+from posttrain.losses.tally import Tally
 
 __all__ = ["OBJECTIVES", "Objective", "PolicyOptions", "Tally", "Terms", "find_objective", "policy_terms"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .options import PolicyOptions
-from .ratio import Ratio
+from posttrain.losses.options import PolicyOptions
+from posttrain.losses.ratio import Ratio
 
 LOG_TOKEN_BOUND = 20.0  # vespo: no token's log-ratio counts for more than this
 LOG_SEQUENCE_FLOOR = math.log(1e-8)  # vespo: smallest log-ratio of a whole completion
