@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from posttrain.errors import UserError
@@ -57,6 +59,15 @@ class Reference:
             raise UserError("sync_ref_model needs a frozen copy of the model, but with LoRA the reference is the model without adapters: turn it off")
         for ours, theirs in zip(self.frozen.parameters(), base_model(model).parameters(), strict=True):
             ours.lerp_(theirs.to(ours), alpha)
+
+    def save(self, path: Path) -> None:
+        """The copy's weights, as safetensors. Only a copy that moved has any worth keeping."""
+        assert self.frozen is not None
+        save_model(self.frozen, str(path))
+
+    def load(self, path: Path) -> None:
+        assert self.frozen is not None
+        load_model(self.frozen, str(path))
 
 
 def reference_for(model: nn.Module, needed: bool) -> Reference | None:

@@ -73,7 +73,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
         elif isinstance(model, torch._dynamo.OptimizedModule):
             model = model._orig_mod
         elif type(model).__module__.startswith("peft."):
-            model = model.get_base_model()
+            model = model.get_base_model()  # type: ignore[operator]
         else:
             raise UserError(f"cannot find the transformers model inside a {type(model).__name__}; give a transformers or PEFT model, alone or in DDP")
 
@@ -121,7 +121,7 @@ class _AnsweringHead(nn.Module):
             temperature=temperature,
             want_argmax=want_argmax,
             want_sum_p2=want_sum_p2,
-            **self.folded,  # type: ignore[arg-type]
+            **self.folded,
         )
         # Token ids are exact in float32 up to 2^24, which no vocabulary reaches.
         return torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1)[None]

@@ -5,7 +5,7 @@ It knows segments and indices only; the arithmetic is `ops.prefix_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ from posttrain.ops.prefix_plan import PrefixPlan
 class TrainLayout:
     """Implements `ops.attention.Layout` for the segments of one stream. A plain class: wrappers rebuild dataclasses among a module's inputs."""
 
-    def __init__(self, segments: Iterable[tuple[int, int, int | None]], device: torch.device) -> None:
+    def __init__(self, segments: Sequence[tuple[int, int, int | None]], device: torch.device) -> None:
         self.plan = PrefixPlan(segments, device)
 
     def attend(self, layer_idx: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, window: int | None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Shared-prefix attention: every segment attends causally to itself, and each completion also to the whole of its prompt. Exact.
 
 On a CPU it is ordinary attention of two kinds, merged by their logsumexp: (a) all segments, causal, batched by length; (b) all completions of
-a prompt, as one long query, against its K and V. No (S, S) mask is made and no prompt is copied per completion; q, k, v, out and lse are
+a prompt, as one long query, against its K and V. (Where whole groups are tiny, one masked part does both.) No (S, S) mask is made and no prompt is copied per completion; q, k, v, out and lse are
 all that is kept for backward. On other devices, and under a sliding window that bites, `prefix_plain` gives the same numbers.
 
 S stream tokens, H query heads, Hkv key/value heads, d head size; n runs of at most L tokens in a tile.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from posttrain.ops.prefix_plain import prefix_attention_plain
-from posttrain.ops.prefix_plan import Bridge, PrefixPlan, Tile
+from posttrain.ops.prefix_plan import Part, PrefixPlan, Tile
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -40,17 +40,12 @@ class _SharedPrefix(torch.autograd.Function):
         q_work, k_work, v_work = (x.to(work) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=work)  # (S, H, d)
         lse = torch.empty(q.shape[:2], dtype=torch.promote_types(work, torch.float32))  # (S, H)
-        for tile in plan.own:
-            tile_out, tile_lse = _flash(_heads(tile, q_work), _heads(tile, k_work), _heads(tile, v_work), 0.0, True, scale=scaling)
-            _write(out, tile, tile_out)
-            _write(lse, tile, tile_lse)
-        for bridge in plan.bridges:
-            queries, keys = bridge
-            mask = _key_mask(bridge, work)
-            tile_out, tile_lse = _flash(
-                _heads(queries, q_work), _heads(keys, k_work), _heads(keys, v_work), 0.0, False, attn_mask=mask, scale=scaling
-            )
-            _merge(out, lse, queries, tile_out, tile_lse)
+        for part in plan.own:
+            part_out, part_lse = _attend(part, q_work, k_work, v_work, scaling)
+            _write(out, part.queries, part_out)
+            _write(lse, part.queries, part_lse)
+        for part in plan.bridges:
+            _merge(out, lse, part.queries, *_attend(part, q_work, k_work, v_work, scaling))
         out = out.to(dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scaling, ctx.work = plan, scaling, work
@@ -63,33 +58,36 @@ class _SharedPrefix(torch.autograd.Function):
         work = ctx.work
         q_work, k_work, v_work, out, grad = (x.to(work) for x in (q, k, v, out, grad))
         grads = tuple(torch.zeros(x.shape, dtype=work) for x in (q, k, v))  # (S, H, d), (S, Hkv, d) twice
-        parts: list[tuple[Tile, Tile, bool, torch.Tensor | None]] = [(tile, tile, True, None) for tile in ctx.plan.own]
-        parts += [(queries, keys, False, _key_mask(Bridge(queries, keys), work)) for queries, keys in ctx.plan.bridges]
-        for queries, keys, causal, mask in parts:
-            tile_grad = _heads(queries, grad)
-            if queries.is_ragged:  # surplus queries had no part in the result
-                tile_grad = tile_grad * queries.valid[:, None, :, None]
-            tile_lse = queries.take(lse).transpose(1, 2)  # (n, H, L)
-            tile_grads = _flash_backward(
-                tile_grad,
-                _heads(queries, q_work),
-                _heads(keys, k_work),
-                _heads(keys, v_work),
-                _heads(queries, out),
-                tile_lse,
+        for part in (*ctx.plan.own, *ctx.plan.bridges):
+            part_grad = _heads(part.queries, grad)
+            if part.queries.is_ragged:  # surplus queries had no part in the result
+                part_grad = part_grad * part.queries.valid[:, None, :, None]
+            shares = _flash_backward(
+                part_grad,
+                _heads(part.queries, q_work),
+                _heads(part.keys, k_work),
+                _heads(part.keys, v_work),
+                _heads(part.queries, out),
+                _heads(part.queries, lse),
                 0.0,
-                causal,
-                attn_mask=mask,
+                part.causal,
+                attn_mask=part.mask(work),
                 scale=ctx.scaling,
             )
-            for total, tile, share in zip(grads, (queries, keys, keys), tile_grads, strict=True):
+            for total, tile, share in zip(grads, (part.queries, part.keys, part.keys), shares, strict=True):
                 _add(total, tile, share)
         return *(share.to(x.dtype) for share, x in zip(grads, (q, k, v), strict=True)), None, None, None
 
 
 def _heads(tile: Tile, x: torch.Tensor) -> torch.Tensor:
-    """(S, H, d) -> (n, H, L, d)"""
+    """(S, H, ...) -> (n, H, L, ...)"""
     return tile.take(x).transpose(1, 2)
+
+
+def _attend(part: Part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> out (n, H, L, d), lse (n, H, L). The kernel maps query heads to kv heads itself."""
+    q, k, v = _heads(part.queries, q), _heads(part.keys, k), _heads(part.keys, v)
+    return _flash(q, k, v, 0.0, part.causal, attn_mask=part.mask(q.dtype), scale=scaling)
 
 
 def _write(total: torch.Tensor, tile: Tile, part: torch.Tensor) -> None:
@@ -109,17 +107,10 @@ def _add(total: torch.Tensor, tile: Tile, part: torch.Tensor) -> None:
 
 def _merge(out: torch.Tensor, lse: torch.Tensor, tile: Tile, part: torch.Tensor, part_lse: torch.Tensor) -> None:
     """Fold attention over further keys into `out`: softmax over the union is the average of both, weighted by exp(lse)."""
-    ours, our_lse = tile.take(out).transpose(1, 2), tile.take(lse).transpose(1, 2)  # (n, H, L, d), (n, H, L)
+    ours, our_lse = _heads(tile, out), _heads(tile, lse)  # (n, H, L, d), (n, H, L)
     share = torch.sigmoid(part_lse - our_lse)[..., None]  # of the further keys
     _write(out, tile, torch.lerp(ours.to(share.dtype), part.to(share.dtype), share))
     _write(lse, tile, torch.logaddexp(our_lse, part_lse))
-
-
-def _key_mask(bridge: Bridge, dtype: torch.dtype) -> torch.Tensor | None:
-    """(n, 1, 1, P): -inf on the padding of ragged prompts. The kernel wants it additive and in the dtype of the queries."""
-    if not bridge.keys.is_ragged:
-        return None
-    return torch.zeros(bridge.keys.valid.shape, dtype=dtype).masked_fill(~bridge.keys.valid, float("-inf"))[:, None, None, :]
 
 
 def _common_dtype(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.dtype:

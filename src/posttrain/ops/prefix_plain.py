@@ -29,15 +29,20 @@ class Chunk:
             self.mask &= q_position - position < window
 
 
-def cut(segments: Segments, window: int | None, device: torch.device) -> list[Chunk]:
-    """The chunks of a stream under one sliding window (None: no window)."""
+def token_table(segments: Segments, device: torch.device) -> torch.Tensor:
+    """(S, 3): segment, its prompt's segment (-1: none) and position of each token."""
     places = [
         (index, -1 if prompt is None else prompt, step + (0 if prompt is None else segments[prompt][1]))
         for index, (_, length, prompt) in enumerate(segments)
         for step in range(length)
     ]
-    table = torch.tensor(places, device=device).reshape(-1, 3)  # (S, 3) segment, its prompt's segment, position
-    return [Chunk(segments, table, start, min(start + CHUNK_ROWS, len(places)), window) for start in range(0, len(places), CHUNK_ROWS)]
+    return torch.tensor(places, device=device).reshape(-1, 3)
+
+
+def cut(segments: Segments, table: torch.Tensor, window: int | None) -> list[Chunk]:
+    """The chunks of a stream under one sliding window (None: no window). `table` is its token table."""
+    tokens = table.shape[0]
+    return [Chunk(segments, table, start, min(start + CHUNK_ROWS, tokens), window) for start in range(0, tokens, CHUNK_ROWS)]
 
 
 def prefix_attention_plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunks: Sequence[Chunk], *, scaling: float) -> torch.Tensor:

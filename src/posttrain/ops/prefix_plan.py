@@ -9,13 +9,13 @@ S stream tokens, n runs in a tile, L the longest of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
-from posttrain.ops.prefix_plain import Chunk, Segments, cut
+from posttrain.ops.prefix_plain import Chunk, Segments, cut, token_table
 
 Run = tuple[int, int]  # (start in the stream, length)
 T = TypeVar("T")
@@ -23,6 +23,8 @@ T = TypeVar("T")
 # A run joins a tile when it is shorter than the longest by at most this share, or this many tokens: padding then costs less than another kernel call.
 SLACK_SHARE = 8
 SLACK_TOKENS = 16
+# Starting on a segment costs the kernel about as much time as this many scores (measured on a 2.5 GHz Xeon, head size 64).
+SCORES_PER_TASK = 1000
 
 
 class Tile:
@@ -53,18 +55,28 @@ class Tile:
         return flat if self.slots is None else flat.index_select(0, self.slots)
 
 
-class Bridge(NamedTuple):
-    """The completions of n prompts (they stand side by side, so one run a prompt) looking back at those prompts."""
+class Part:
+    """Queries and the keys they attend to in one kernel call: causally, to all, or to those that `visible` names."""
 
-    queries: Tile
-    keys: Tile
+    def __init__(self, queries: Tile, keys: Tile, *, causal: bool = False, visible: torch.Tensor | None = None) -> None:
+        self.queries, self.keys, self.causal = queries, keys, causal
+        self.visible = visible  # (n, 1, L or 1, L of the keys), True where attended; None: no mask
+        self._masks: dict[torch.dtype, torch.Tensor] = {}
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """`visible` as the kernel wants it: additive, and in the dtype of the queries."""
+        if self.visible is None:
+            return None
+        if dtype not in self._masks:
+            self._masks[dtype] = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device).masked_fill(~self.visible, float("-inf"))
+        return self._masks[dtype]
 
 
 class PrefixPlan:
     """What `prefix_attention` needs to know about a stream."""
 
-    def __init__(self, segments: Iterable[tuple[int, int, int | None]], device: torch.device) -> None:
-        self.segments: Segments = list(segments)
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        self.segments = list(segments)
         self.device = device
         # The most tokens that a query could see, itself included: a sliding window of at least this changes nothing.
         self.longest = max((length + (0 if prompt is None else self.segments[prompt][1]) for _, length, prompt in self.segments), default=0)
@@ -74,34 +86,80 @@ class PrefixPlan:
         """Whether some query would see further than `window` lets it."""
         return window is not None and window < self.longest
 
-    @cached_property
-    def own(self) -> list[Tile]:
-        runs = [(start, length) for start, length, _ in self.segments if length]
-        return [Tile(group, self.device) for group in _alike(runs, lambda run: (run[1],))]
-
-    @cached_property
-    def bridges(self) -> list[Bridge]:
-        pairs = _completions_of_prompts(self.segments)
-        groups = _alike(pairs, lambda pair: (pair[0][1], pair[1][1]))
-        return [Bridge(Tile([queries for queries, _ in group], self.device), Tile([prompt for _, prompt in group], self.device)) for group in groups]
-
     def chunks(self, window: int | None) -> list[Chunk]:
         """For the plain path: queries in stream order under explicit masks; made once per window."""
         window = window if self.is_cut_by(window) else None
         if window not in self._chunks:
-            self._chunks[window] = cut(self.segments, window, self.device)
+            self._chunks[window] = cut(self.segments, self.table, window)
         return self._chunks[window]
 
+    @cached_property
+    def table(self) -> torch.Tensor:
+        """(S, 3): segment, its prompt's segment (-1: none) and position of each token."""
+        return token_table(self.segments, self.device)
 
-def _completions_of_prompts(segments: Segments) -> list[tuple[Run, Run]]:
-    """(all completions of a prompt as one run, the prompt), for each prompt that has a token of completion."""
-    spans: dict[int, Run] = {}
-    for start, length, prompt in segments:
-        if prompt is not None and length:
-            first, total = spans.get(prompt, (start, 0))
-            assert first + total == start, "completions of a prompt must stand side by side"
-            spans[prompt] = (first, total + length)
-    return [(span, segments[prompt][:2]) for prompt, span in spans.items()]
+    @cached_property
+    def own(self) -> list[Part]:
+        """For the fused path: parts that reach every query once. Small groups attend as a whole, others segment by segment."""
+        whole = [group.run for group in self._groups if group.is_small]
+        runs = [run for group in self._groups if not group.is_small for run in group.segments]
+        parts = [self._masked(Tile(some, self.device)) for some in _alike(whole, lambda run: (run[1],))]
+        for some in _alike(runs, lambda run: (run[1],)):
+            tile = Tile(some, self.device)
+            parts.append(Part(tile, tile, causal=True))
+        return parts
+
+    @cached_property
+    def bridges(self) -> list[Part]:
+        """For the fused path: the completions of large groups (side by side, so one run a prompt) looking back at their prompts."""
+        groups = [group for group in self._groups if not group.is_small and group.completions[1]]
+        parts = []
+        for some in _alike(groups, lambda group: (group.prompt[1], group.completions[1])):
+            queries, keys = (Tile(runs, self.device) for runs in ([group.completions for group in some], [group.prompt for group in some]))
+            parts.append(Part(queries, keys, visible=keys.valid[:, None, None, :] if keys.is_ragged else None))
+        return parts
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        found: dict[int, _Group] = {}
+        for index, (start, length, prompt) in enumerate(self.segments):
+            if prompt is None:
+                found[index] = _Group([(start, length)])
+            elif length:
+                group = found[prompt]
+                assert sum(group.run) == start, "a prompt and its completions must stand side by side"
+                group.segments.append((start, length))
+        return list(found.values())
+
+    def _masked(self, tile: Tile) -> Part:
+        segment, prompt, position = (tile.take(column) for column in self.table.unbind(1))  # (n, L) each
+        same = segment[:, :, None] == segment[:, None, :]  # (n, queries, keys), as below
+        visible = (same & (position[:, :, None] >= position[:, None, :])) | (prompt[:, :, None] == segment[:, None, :])
+        return Part(tile, tile, visible=(visible & tile.valid[:, None, :])[:, None])
+
+
+class _Group:
+    """A prompt and its completions that are not empty, side by side in the stream."""
+
+    def __init__(self, segments: list[Run]) -> None:
+        self.segments = segments
+
+    @property
+    def prompt(self) -> Run:
+        return self.segments[0]
+
+    @property
+    def run(self) -> Run:
+        return self.prompt[0], sum(length for _, length in self.segments)
+
+    @property
+    def completions(self) -> Run:
+        return sum(self.prompt), self.run[1] - self.prompt[1]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether wasting the scores between siblings is cheaper than a kernel task for each segment."""
+        return self.run[1] ** 2 <= SCORES_PER_TASK * len(self.segments)
 
 
 def _alike(runs: Sequence[T], sizes: Callable[[T], tuple[int, ...]]) -> list[list[T]]:
