@@ -24,13 +24,13 @@ class Rows(NamedTuple):
     chosen: torch.Tensor  # (n,) which of the stream's targets
 
 
-def unroll(stream: Stream, max_tokens: int = MAX_TOKENS) -> Iterator[Rows]:
-    """Chunks of at most `max_tokens` tokens, or of one row where that alone is longer."""
+def unroll(stream: Stream) -> Iterator[Rows]:
+    """Chunks of at most MAX_TOKENS tokens, or of one row where that alone is longer."""
     device = stream.device
     pairs = [(stream.segments[segment.prompt], segment) for segment in stream.segments if segment.prompt is not None]
     lengths = torch.tensor([prompt.length + completion.length for prompt, completion in pairs], device=device)  # (B,)
     prompt_lengths = torch.tensor([prompt.length for prompt, _ in pairs], device=device)  # (B,)
-    rows_per_chunk = max(1, max_tokens // int(lengths.max()))
+    rows_per_chunk = max(1, MAX_TOKENS // int(lengths.max()))
     for first in range(0, len(pairs), rows_per_chunk):
         chunk = pairs[first : first + rows_per_chunk]
         width = int(lengths[first : first + len(chunk)].max())
