@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import Any
 
@@ -27,8 +26,10 @@ def prepare(model: torch.nn.Module) -> Any:
             f"{name} uses {moving[0]!r} RoPE, whose frequencies depend on the longest position in a call: "
             f"rows decoded together, and keys cached earlier, would change each other; {_WAY_OUT}"
         )
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in inspect.signature(base.forward).parameters.values()):
-        raise UserError(f"{name} does not pass keywords on to its attention layers, so they cannot share a prompt; {_WAY_OUT}")
+    if not base._supports_attention_backend:
+        raise UserError(
+            f"{name} does not let transformers choose its attention function (or has none), so completions cannot share a prompt; {_WAY_OUT}"
+        )
     if base.config._attn_implementation != attention.NAME:
         attention.install(base)
     return config
