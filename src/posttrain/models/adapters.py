@@ -17,7 +17,6 @@ from torch import nn
 
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
-from posttrain.ops.attention import install
 
 
 def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -77,5 +76,4 @@ def reference_for(model: nn.Module, needed: bool) -> Reference | None:
     if type(model).__module__.startswith("peft."):
         return Reference(model, None)
     frozen = copy.deepcopy(base_model(model))
-    install(frozen)
     return Reference(None, frozen.eval().requires_grad_(False))

@@ -109,6 +109,11 @@ class _AnsweringHead(nn.Module):
         super().__init__()
         self.head, self.question, self.folded = head, question, folded
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Some models look at the dtype of their head."""
+        return self.head.weight
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, L, D) -> (1, N, 2 to 4) float32"""
         predicted_by, targets, temperature, want_argmax, want_sum_p2 = self.question

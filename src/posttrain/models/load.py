@@ -6,6 +6,8 @@ Weights come in float32 by default: they are the masters that an optimizer updat
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +29,34 @@ def load_model(name: str, *, dtype: torch.dtype | str = torch.float32, trust_rem
     Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
     """
     _check_exists(name)
-    try:
+    with _explained(f"the model '{name}'"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _check_kind(name, config)
-        options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True} | kwargs
+    _check_kind(name, config)
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True} | kwargs
+    with _explained(f"the model '{name}'"):
         model = AutoModelForCausalLM.from_pretrained(name, config=config, **options)
-    except OSError as error:
-        raise UserError(f"cannot load the model '{name}': {_first_line(error)}") from error
     prepare_model(model)
     return model
 
 
 def prepare_model(model: nn.Module) -> None:
-    """Check and hook a model that is already built, inside PEFT or not. Ordinary calls and `generate` stay what they were."""
+    """Check and hook a model that is already built, inside PEFT or not. Ordinary calls and `generate` stay what they were.
+
+    A model whose attention sdpa cannot compute is left to its own, in eager mode; `stream_support` then says that it goes in padded rows.
+    """
     base = base_model(model)
     _check_kind(type(base).__name__, base.config)
-    install(base)
+    if base._supports_sdpa and getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is None:
+        install(base)
+    else:
+        base.set_attn_implementation("eager")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
     _check_exists(name)
-    try:
+    with _explained(f"a tokenizer from '{name}'"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from '{name}': {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -105,5 +110,10 @@ def _four_bits(lora: Any) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """transformers' complaints about files, in their first line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {what}: {str(error).strip().splitlines()[0]}") from error
