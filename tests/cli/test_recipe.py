@@ -41,11 +41,25 @@ def test_a_recipe_written_back_reads_the_same(recipe_file, tmp_path):
 
 
 def test_overrides_are_laid_over_the_file_and_read_as_yaml(recipe_file):
-    overrides = ["train.learning_rate=1.0e-6", "model.name=other", "eval.every=5", "rubric=[gsm8k]", "model.lora.r=4", "data.prompt='{q}: {r}'"]
+    overrides = [
+        "train.learning_rate=1.0e-6",
+        "model.name=other",
+        "eval.every=5",
+        "rubric=[gsm8k]",
+        "model.lora.r=4",
+        "data.prompt={q}: {r}",
+        "data.system=null",
+    ]
     recipe = read_recipe(recipe_file(MINIMAL), overrides)
     assert recipe.train == {"learning_rate": 1e-6}
     assert (recipe.model.name, recipe.eval.every, recipe.rubric, recipe.data.prompt) == ("other", 5, ["gsm8k"], "{q}: {r}")
     assert (recipe.model.lora.r, recipe.model.lora.alpha) == (4, 64)
+
+
+def test_only_true_and_false_are_booleans_and_exponents_need_no_point(recipe_file):
+    recipe = read_recipe(recipe_file(MINIMAL + "train: {a: no, b: on, c: true, d: 1e-6, e: 5, f: -1.5E3, g: 1.e2, h: e5, i: null}"))
+    assert recipe.train == {"a": "no", "b": "on", "c": True, "d": 1e-6, "e": 5, "f": -1500.0, "g": 100.0, "h": "e5", "i": None}
+    assert read_recipe(recipe_file(recipe.to_yaml())) == recipe
 
 
 def test_paths_beside_the_recipe_become_absolute(recipe_file, tmp_path):
@@ -84,7 +98,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence(recipe_file, text, message):
         read_recipe(recipe_file(text))
 
 
-@pytest.mark.parametrize(("override", "message"), [("rubric.0=x", "rubric has no settings"), ("train.x=[", "not a YAML value"), ("train.x.y=1", None)])
+@pytest.mark.parametrize(("override", "message"), [("rubric.0=x", "rubric has no settings"), ("train.x=[", "not valid YAML"), ("train.x.y=1", None)])
 def test_an_override_that_cannot_be_laid_over_is_explained(override, message):
     values = yaml.safe_load("rubric: [a]")
     if message is None:

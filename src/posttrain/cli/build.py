@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def hide_progress_bars() -> None:
+    """transformers' bars for reading and writing files would break into the live view. Those of downloads stay."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def grpo_trainer(recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> GRPOTrainer:
     """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes nowhere)."""
     from posttrain.trainers.grpo_config import GRPOConfig

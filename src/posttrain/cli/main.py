@@ -88,9 +88,11 @@ def sample(
 ) -> None:
     """Print completions of one prompt."""
     with sentences():
+        from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.exams import complete
         from posttrain.types import Sampling
 
+        hide_progress_bars()
         for rollout in complete(model, prompt, system, n, Sampling(max_new_tokens, temperature), seed):
             typer.echo(rollout.text + ("" if not rollout.is_truncated else " [cut]"))
 
@@ -110,8 +112,10 @@ def evaluate(
 ) -> None:
     """Greedy accuracy with its 95 % interval."""
     with sentences():
+        from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.exams import evaluate, find_question, report
 
+        hide_progress_bars()
         result = evaluate(find_question(target, data, recipe, max_new_tokens), samples)
         typer.echo(json.dumps(result) if as_json else report(result))
 
@@ -120,8 +124,9 @@ def _train(kind: str, ctx: typer.Context, name: str, resume: bool, overwrite: bo
     recipe = read_recipe(name, _overrides(ctx))
     from posttrain.cli import build
 
+    build.hide_progress_bars()
     make: Any = {"grpo": build.grpo_trainer, "sft": build.sft_trainer}[kind]
-    settings = {"grpo": recipe.train, "sft": recipe.sft}[kind]
+    section = {"grpo": "train", "sft": "sft"}[kind]
     default_output = f"runs/{Path(name).stem}" + ("-sft" if kind == "sft" else "")
     if dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
@@ -129,8 +134,8 @@ def _train(kind: str, ctx: typer.Context, name: str, resume: bool, overwrite: bo
             typer.echo(trainer.plan())
             typer.echo("the recipe is ready to train: nothing was written")
         return
-    output_dir = str(settings.get("output_dir") or default_output)
-    goes_on = runs.may_start(output_dir, resume=resume, overwrite=overwrite)
+    output_dir = str(getattr(recipe, section).get("output_dir") or default_output)
+    goes_on = runs.may_start(output_dir, section=section, resume=resume, overwrite=overwrite)
     trainer = make(recipe, default_output=default_output)
     with trainer.args.main_process_first():
         if trainer.args.process_index == 0:

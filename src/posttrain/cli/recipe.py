@@ -6,7 +6,7 @@ Reading only: objects are made from it in `build.py`. Overrides such as `--train
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from posttrain.cli.values import read_section
+from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
 
 
@@ -133,7 +134,7 @@ def find_recipe(name: str) -> Path:
 
 
 def lay_over(values: dict[str, Any], override: str) -> None:
-    """Apply `a.b.c=text` in place; the text is read as YAML."""
+    """Apply `a.b.c=text` in place; the text is read as YAML, unless the setting is text."""
     key, _, text = override.partition("=")
     *parents, last = key.split(".")
     place = values
@@ -143,37 +144,24 @@ def lay_over(values: dict[str, Any], override: str) -> None:
         place = place[parent]
         if not isinstance(place, dict):
             raise UserError(f"--{key}: {'.'.join(parents[: depth + 1])} has no settings of its own; give it whole, as YAML")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{key}: {text!r} is not a YAML value ({_yaml_cause(error)})") from error
-
-
-class _NoDoubles(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML would take the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if doubled is not None:
-            raise UserError(f"the recipe's key '{doubled}' stands twice (line {node.start_mark.line + 1} and below); keep one")
-        return super().construct_mapping(node, deep)
+    is_text = _is_text(".".join(parents), last) and text != "null"
+    place[last] = text if is_text else read_yaml(text, f"--{key}={text}")
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDoubles)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_yaml_cause(error)}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    values = read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections ({', '.join(Recipe.__dataclass_fields__)}), not {type(values).__name__}")
     return values
 
 
-def _yaml_cause(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem or error.context} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-    return str(error)
+def _is_text(section: str, key: str) -> bool:
+    """Whether that setting is text whatever it looks like: on the command line {question} is a template, not a mapping."""
+    return section in SECTIONS and any(known.name == key and known.type in ("str", "str | None") for known in fields(SECTIONS[section]))
 
 
 def _absolute(source: str | None, folder: Path) -> str | None:

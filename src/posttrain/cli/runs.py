@@ -12,7 +12,7 @@ MODEL, RECIPE, EXAM, SUMMARY = "model", "recipe.yaml", "exam.jsonl", "summary.js
 WRITTEN = (MODEL, RECIPE, EXAM, SUMMARY, "run.sqlite*", "checkpoint-*", ".writing-checkpoint-*", ".deleting-checkpoint-*")
 
 
-def may_start(output_dir: str, *, resume: bool, overwrite: bool) -> bool:
+def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
     """Whether to go on from a checkpoint. Raises UserError where an earlier run would be written over."""
     from posttrain.trainers.checkpoints import last_checkpoint
 
@@ -21,7 +21,7 @@ def may_start(output_dir: str, *, resume: bool, overwrite: bool) -> bool:
     last = last_checkpoint(output_dir)
     if last is not None and not (resume or overwrite):
         raise UserError(
-            f"{output_dir} holds an earlier run, saved up to {last.name}. Go on with --resume, start over with --overwrite, or write elsewhere: --train.output_dir=..."
+            f"{output_dir} holds an earlier run, saved up to {last.name}. Go on with --resume, start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
         )
     return resume and last is not None
 

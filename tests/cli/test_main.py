@@ -1,0 +1,301 @@
+"""The commands, as a user types them: what they do, and the one sentence they say when they cannot."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from posttrain.cli.main import app
+from posttrain.errors import RewardError, TrainingError, UserError
+
+ROWS = [{"question": f"what is {a}+{b}?", "answer": f"{a}+{b}=#### {a + b}"} for a in range(4) for b in range(4)]
+RECIPE = """
+model: {{name: {folder}/model}}
+data: {{train: rows.jsonl, prompt: "{{question}}", answer: "{{answer|after:####}}"}}
+rubric: [{{reward: mine.py:is_short}}, arithmetic]
+train: {{output_dir: {folder}/run, num_generations: 2, per_device_train_batch_size: 4, max_completion_length: 6, max_steps: 2, save_steps: 1,
+        learning_rate: 1e-3, use_cpu: true}}
+sft: {{output_dir: {folder}/sft, max_steps: 1, per_device_train_batch_size: 2, use_cpu: true}}
+"""
+REWARDS = """
+from posttrain import verifier
+
+def is_short(completion):
+    return -len(completion) / 100
+
+def raises(completion):
+    raise KeyError("oops")
+
+def nan(completion):
+    return float("nan")
+
+def misnamed(completion, anwser):
+    return 0.0
+
+def too_few(completions, **columns):
+    return [0.0]
+
+@verifier
+def exact(completion, answer):
+    return completion == answer
+"""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from posttrain.data.tokenizer import train_bpe
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_bpe([row["question"] for row in ROWS], 300)
+    tokenizer.chat_template = None
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def folder(tmp_path, model_folder):
+    """A recipe with its data, rewards and model; runs go into the same folder."""
+    (tmp_path / "model").symlink_to(model_folder)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "mine.py").write_text(REWARDS)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
+    return tmp_path
+
+
+def call(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def sentence(result, code=2):
+    """The one line of an error; nothing else may be said."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.output
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--train.beta_kl=0.1", "error: train.beta_kl is not a setting of GRPO. Did you mean train.beta?"),
+        ("--trian.beta=0.1", "Did you mean --train?"),
+        ("--resum", "Did you mean --resume?"),
+        ("--data.trian=x", "data.trian is not a setting; data has:"),
+        ("--data.train=gone.jsonl", "gone.jsonl does not exist"),
+        ("--data.prompt={qestion}", "asks for the column 'qestion'; the data has: question, answer. Did you mean 'question'?"),
+        ("--data.prompt={question|int}", "row 0: 'question' is no whole number"),
+        ("--data.answer=null", "the data has no column"),
+        ("--rubric=[mine.py:misnamed]", "asks for the column 'anwser'; the data has:"),
+        ("--rubric=[]", "the recipe has no rubric"),
+        ("--rubric=[gsm9k]", "Did you mean 'gsm8k'?"),
+        ("--model.name=/no/such/model", "there is no model directory '/no/such/model'"),
+        ("--model.load_in_4bit=true", "4-bit weights are not built yet"),
+        ("--train.num_generations=1", "num_generations=1"),
+        ("--train.num_generations=3", "do not divide into groups"),
+        ("--train.learning_rate=fast", "train.learning_rate must be a number, not 'fast'"),
+        ("--train.max_completion_length=60", "beyond the model's context of 64"),
+        ("--train.use_vllm=true", "use_vllm"),
+        ("--train.fsdp=full_shard", "not built yet"),
+        ("--engine.kind=vllm", "engine='vllm'"),
+        ("--model.dtype=float8", "model.dtype: float8 is not known"),
+        ("--train.max_steps", "--train.max_steps has no value"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(folder, override, said, monkeypatch):
+    monkeypatch.chdir(folder)
+    if override == "--data.answer=null":  # then nothing fills `answer`, but the raw data still has it: take it away
+        (folder / "rows.jsonl").write_text('{"question": "x"}\n')
+        said = "asks for the column 'answer'; the data has: question, prompt"
+    before = sorted(path.name for path in folder.iterdir())
+    assert said in sentence(call("grpo", folder / "recipe.yaml", override))
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_an_empty_dataset_is_refused(folder):
+    (folder / "rows.jsonl").write_text("")
+    assert "has no rows" in sentence(call("grpo", folder / "recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("raises", "reward 'raises' raised KeyError: 'oops'"),
+        ("nan", "reward 'nan' returned nan for prompt"),
+        ("too_few", "returned 1 scores for the 4 completions"),
+    ],
+)
+def test_a_broken_reward_stops_training_with_a_sentence(folder, reward, said):
+    assert said in sentence(call("grpo", folder / "recipe.yaml", f"--rubric=[{folder}/mine.py:{reward}]"))
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(folder):
+    result = call("grpo", folder / "recipe.yaml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "2 prompts x 2 completions" in result.output
+    assert not (folder / "run").exists()
+
+
+def test_a_run_leaves_a_model_and_a_recipe_that_evaluate_on_their_own(folder):
+    result = call("grpo", folder / "recipe.yaml")
+    assert result.exit_code == 0, result.output
+    assert (folder / "run" / "model" / "model.safetensors").is_file()
+    evaluated = call("eval", folder / "run", "--data", folder / "rows.jsonl", "--samples", "5", "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+    found = json.loads(evaluated.stdout.splitlines()[-1])
+    assert found["questions"] == 5
+    assert 0 <= found["accuracy"] <= 1
+
+    assert "holds an earlier run, saved up to checkpoint-2. Go on with --resume" in sentence(call("grpo", folder / "recipe.yaml"))
+    assert call("grpo", folder / "recipe.yaml", "--resume", "--train.max_steps=3").exit_code == 0
+    assert (folder / "run" / "checkpoint-3").is_dir()
+    (folder / "run" / "mine.txt").write_text("not posttrain's")
+    assert call("grpo", folder / "recipe.yaml", "--overwrite", "--train.max_steps=1").exit_code == 0
+    assert sorted(path.name for path in (folder / "run").glob("checkpoint-*")) == ["checkpoint-1"]
+    assert (folder / "run" / "mine.txt").is_file()
+
+
+def test_resuming_what_never_saved_starts_from_the_beginning(folder):
+    result = call("grpo", folder / "recipe.yaml", "--resume", "--train.max_steps=1")
+    assert result.exit_code == 0, result.output
+    assert "starting from the beginning" in result.output
+
+
+def test_resume_and_overwrite_exclude_each_other(folder):
+    assert "give one of them" in sentence(call("grpo", folder / "recipe.yaml", "--resume", "--overwrite"))
+
+
+def test_sft_trains_on_the_completion_column(folder):
+    assert "no column 'completion'" in sentence(call("sft", folder / "recipe.yaml"))
+    result = call("sft", folder / "recipe.yaml", "--data.completion={answer}")
+    assert result.exit_code == 0, result.output
+    assert (folder / "sft" / "model" / "model.safetensors").is_file()
+
+
+def test_lora_runs_are_evaluated_on_their_base_model(folder):
+    result = call("grpo", folder / "recipe.yaml", "--model.lora.r=2", "--train.max_steps=1", "--train.save_strategy=no")
+    assert result.exit_code == 0, result.output
+    evaluated = call("eval", folder / "run", "--data", folder / "rows.jsonl", "--samples", "2")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "of 2 right" in evaluated.output
+
+
+def greedy(model_folder, prompt, tokens):
+    """What transformers' own generate says, as text without special tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    ids = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_accuracy_is_the_share_of_greedy_answers_that_the_verifier_accepts(folder, model_folder):
+    prompts = ["what is 1+1?", "what is 2+2?", "is", "3"]
+    answers = [greedy(model_folder, prompt, 5) for prompt in prompts]
+    rows = [
+        {"prompt": prompt, "answer": answer if index else "something else"}
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    (folder / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "exam.yaml").write_text("model: {name: model}\ndata: {}\nrubric: [mine.py:exact]\n")
+    result = call("eval", model_folder, "--data", folder / "exam.jsonl", "--recipe", folder / "exam.yaml", "--max-new-tokens", "5", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["accuracy"], found["right"], found["questions"]) == (0.75, 3, 4)
+
+
+def test_a_rubric_that_decides_nothing_gives_a_mean_reward_and_says_why(folder, model_folder):
+    (folder / "exam.yaml").write_text('model: {name: model}\ndata: {prompt: "{question}"}\nrubric: [mine.py:is_short]\n')
+    result = call("eval", model_folder, "--data", folder / "rows.jsonl", "--recipe", folder / "exam.yaml", "--samples", "2", "--max-new-tokens", "3")
+    assert result.exit_code == 0, result.output
+    assert "no accuracy" in result.output
+    assert "mean reward -0." in result.output
+
+
+def test_a_run_with_its_own_exam_needs_no_options(folder, model_folder):
+    run = folder / "finished"
+    run.mkdir()
+    (run / "model").symlink_to(model_folder)
+    answers = [{"prompt": "what is 1+1?", "answer": "2"}, {"prompt": "what is 2+2?", "answer": "4"}]
+    (run / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    (run / "summary.json").write_text('{"max_new_tokens": 3}')
+    result = call("eval", run)
+    assert result.exit_code == 0, result.output
+    assert "of 2 right" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("eval", "/no/such/run", "--data", "x.jsonl"), "there is no model or run at /no/such/run"),
+        (("eval", "{folder}/model"), "nothing to ask"),
+        (("eval", "{folder}", "--data", "{folder}/rows.jsonl", "--recipe", "nope"), "there is no recipe nope"),
+        (("sample", "/no/such/model", "hello"), "there is no model or run at /no/such/model"),
+        (("sample", "{folder}/model", "hello", "--system", "x"), "no chat template"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_explained(folder, args, said):
+    assert said in sentence(call(*(arg.format(folder=folder) for arg in args)))
+
+
+def test_sample_prints_n_completions_and_is_greedy_at_temperature_zero(model_folder):
+    result = call("sample", model_folder, "what is 1+1?", "-n", "2", "--temperature", "0", "--max-new-tokens", "4")
+    assert result.exit_code == 0, result.output
+    expected = greedy(model_folder, "what is 1+1?", 4)
+    assert result.stdout.count(expected) >= 2
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("no\n good"), 2), (RewardError("no\n good"), 2), (TrainingError("no\n good"), 1)])
+def test_errors_become_exit_codes(folder, monkeypatch, error, code):
+    from posttrain.cli import build
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(build, "grpo_trainer", fail)
+    assert sentence(call("grpo", folder / "recipe.yaml"), code) == "error: no good"
+    monkeypatch.setenv("POSTTRAIN_TRACEBACK", "1")
+    assert call("grpo", folder / "recipe.yaml").exception is error
+
+
+def test_ctrl_c_exits_with_130(folder, monkeypatch):
+    from posttrain.cli import build
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "grpo_trainer", interrupted)
+    assert call("grpo", folder / "recipe.yaml").exit_code == 130
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from posttrain.cli.main import app; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_program_exits_with_the_sentence_on_stderr():
+    done = subprocess.run([sys.executable, "-m", "posttrain.cli.main", "grpo", "no-such-recipe"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no recipe no-such-recipe; packaged ones are: arithmetic")
+    assert done.stderr.count("\n") == 1
