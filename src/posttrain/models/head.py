@@ -70,10 +70,10 @@ def base_model(model: nn.Module) -> PreTrainedModel:
             return model
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            model = model._orig_mod
         elif type(model).__module__.startswith("peft."):
             model = model.get_base_model()  # type: ignore[operator]
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
         else:
             raise UserError(f"cannot find the transformers model inside a {type(model).__name__}; give a transformers or PEFT model, alone or in DDP")
 

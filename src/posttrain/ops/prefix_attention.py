@@ -1,8 +1,8 @@
 """Shared-prefix attention: every segment attends causally to itself, and each completion also to the whole of its prompt. Exact.
 
 On a CPU it is ordinary attention of two kinds, merged by their logsumexp: (a) all segments, causal, batched by length; (b) all completions of
-a prompt, as one long query, against its K and V. (Where whole groups are tiny, one masked part does both.) No (S, S) mask is made and no prompt is copied per completion; q, k, v, out and lse are
-all that is kept for backward. On other devices, and under a sliding window that bites, `prefix_plain` gives the same numbers.
+a prompt, as one long query, against its K and V. (For tiny groups one masked call does both.) No (S, S) mask is made and no prompt is copied
+per completion; q, k, v, out and lse are all that is kept for backward. Elsewhere, and under a window that bites, `prefix_plain` takes over.
 
 S stream tokens, H query heads, Hkv key/value heads, d head size; n runs of at most L tokens in a tile.
 """
