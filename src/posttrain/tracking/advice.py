@@ -1,0 +1,48 @@
+"""Sentences about a run that is going wrong, each said once, with what to change. Only what the logs prove; no guesses about quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CUT_SHARE = 0.9  # above it, rewards for an answer at the end can hardly be earned
+SILENT_LOGS = 5  # so many logs in a row without any signal are no accident
+
+
+class Advisor:
+    """Reads each log once. `max_completion_length`: the run's setting; None for runs without completions."""
+
+    def __init__(self, max_completion_length: int | None = None) -> None:
+        self.max_completion_length = max_completion_length
+        self._said: set[str] = set()
+        self._silent = 0
+
+    def read(self, logs: Mapping[str, float]) -> list[str]:
+        """New advice, usually none."""
+        found = {"cut": self._cut(logs), "silent": self._no_signal(logs), "unscored": self._unscored(logs)}
+        new = {kind: sentence for kind, sentence in found.items() if sentence is not None and kind not in self._said}
+        self._said.update(new)
+        return list(new.values())
+
+    def _cut(self, logs: Mapping[str, float]) -> str | None:
+        cut = logs.get("completions/clipped_ratio", 0.0)
+        if cut <= CUT_SHARE or self.max_completion_length is None:
+            return None
+        limit = self.max_completion_length
+        return f"{100 * cut:.0f} % of completions were cut at max_completion_length={limit}; rewards for the answer can hardly be earned. Try {4 * limit}."
+
+    def _no_signal(self, logs: Mapping[str, float]) -> str | None:
+        if "frac_reward_zero_std" in logs:
+            self._silent = self._silent + 1 if logs["frac_reward_zero_std"] >= 1.0 else 0
+        if self._silent < SILENT_LOGS:
+            return None
+        return (
+            f"in the last {SILENT_LOGS} logs no group had a signal: all completions of a prompt earned the same reward, so nothing can be learned. "
+            "If the reward is at its lowest, the task is too hard: easier rows, a few steps of SFT first, or a larger num_generations. "
+            "If it is at its highest, the task is done."
+        )
+
+    def _unscored(self, logs: Mapping[str, float]) -> str | None:
+        share = logs.get("unscored", 0.0)
+        if share <= 0.5:
+            return None
+        return f"{100 * share:.0f} % of completions could not be scored (every reward said None); they are left out of training. Check the rewards."

@@ -1,0 +1,105 @@
+"""Metrics in a reader's words: which are shown, in what order, under which short name. Pure text; colours and screens are `terminal.py`'s.
+
+Completions and reward names are written by strangers: whatever reaches a screen goes through `visible` first.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+Logs = Mapping[str, float]
+
+# Control, format (bidirectional overrides among them), surrogate and line-breaking characters: they move cursors, recolour or reorder text.
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def visible(text: str) -> str:
+    """The text with every character that a terminal would obey instead of show written as its escape (`\\x1b`, `\\n`, ...)."""
+    return "".join(char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _HIDDEN else char for char in text)
+
+
+def number(value: float) -> str:
+    """Three significant digits, two decimals at least from 0.1 on: 0.00213, 0.11, 3.71, 1,234."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if 0.1 <= abs(value) < 100 else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass(frozen=True)
+class Field:
+    label: str
+    metric: str
+    show: Callable[[float], str] = number
+
+
+# Reward leads and the loss is last: the loss of an on-policy, centred objective is about 0 whatever happens.
+FIELDS = (
+    Field("reward", "reward"),
+    Field("signal", "frac_reward_zero_std", lambda without: share(1 - without)),
+    Field("accuracy", "mean_token_accuracy", share),
+    Field("len", "completions/mean_length"),
+    Field("cut", "completions/clipped_ratio", share),
+    Field("entropy", "entropy"),
+    Field("kl", "kl"),
+    Field("clipped", "clip_ratio/region_mean", share),
+    Field("grad", "grad_norm"),
+    Field("lr", "learning_rate", lambda value: f"{value:.2g}"),
+    Field("loss", "loss"),
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What one log says, in pieces: (label, value) pairs, ready to show."""
+
+    metrics: list[tuple[str, str]]
+    rewards: list[tuple[str, str]]  # each component's mean
+    speed: str  # tokens per second, seconds per step, and the share of them that each phase took
+
+
+def words(logs: Logs) -> Words:
+    """Whatever of the known metrics is there. Evaluation metrics (`eval_...`) are shown under their plain names."""
+    plain = {name.removeprefix("eval_"): value for name, value in logs.items()}
+    metrics = [(field.label, field.show(plain[field.metric])) for field in FIELDS if field.metric in plain]
+    rewards = [(visible(name[len("rewards/") : -len("/mean")]), number(plain[name])) for name in plain if _is_component(name)]
+    return Words(metrics, rewards, _speed(plain))
+
+
+def line(logs: Logs, head: str, tail: str = "") -> str:
+    """One log as one line: `step 120/150  reward 3.71  right 2.90  signal 31 %  ...  eta 0:12`."""
+    said = words(logs)
+    return "  ".join(part for part in (head, joined(said.metrics[:1]), joined(said.rewards), joined(said.metrics[1:]), said.speed, tail) if part)
+
+
+def joined(pairs: Iterable[tuple[str, str]]) -> str:
+    return "  ".join(f"{label} {value}" for label, value in pairs)
+
+
+def is_worth_a_line(logs: Logs) -> bool:
+    said = words(logs)
+    return bool(said.metrics or said.rewards)
+
+
+def _is_component(name: str) -> bool:
+    return name.startswith("rewards/") and name.endswith("/mean")
+
+
+def _speed(plain: Logs) -> str:
+    parts = [f"{plain['tokens_per_second']:,.0f} tok/s"] if "tokens_per_second" in plain else []
+    if plain.get("step_time"):
+        parts.append(f"{number(plain['step_time'])} s/step")
+        phases = [f"{name[len('time/') :]} {share(plain[name] / plain['step_time'])}" for name in plain if name.startswith("time/")]
+        parts += [f"({', '.join(phases)})"] if phases else []
+    return "  ".join(parts)

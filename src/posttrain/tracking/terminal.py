@@ -1,0 +1,120 @@
+"""The live view of a run: a panel that redraws itself on a terminal or in a notebook, one plain line per log anywhere else.
+
+A callback of transformers' Trainer, of the main process alone. It draws only between steps, from the training thread. No text of a model
+or a user is ever read as markup, and none reaches the terminal with its control characters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from posttrain.tracking.advice import Advisor
+from posttrain.tracking.lines import Words, duration, is_worth_a_line, joined, line, visible, words
+from posttrain.types import Rollout
+
+SHOWN = 400  # characters of a completion that `samples` prints
+
+
+class TerminalView(TrainerCallback):
+    """Shows what the logs hold, for any trainer. `close()` gives the terminal back after training failed or was interrupted."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = Console(highlight=False) if console is None else console
+        self._live: Live | None = None  # None: plain lines, or not training
+        self._advisor = Advisor()
+        self._logs: Mapping[str, float] = {}
+        self._begun = (0, 0.0)  # (step, clock) when this process began to train
+
+    def plan(self, line: str) -> None:
+        """The trainer's plan, before anything is spent."""
+        self._print(Text(visible(line), style="bold"))
+
+    def samples(self, prompt: str, rollouts: Sequence[Rollout]) -> None:
+        """One prompt and its completions, best first; each on one line, control characters written out."""
+        self._print(Text.assemble(("prompt  ", "dim"), _cut(prompt)))
+        for rollout in sorted(rollouts, key=lambda rollout: float("-inf") if rollout.reward is None else rollout.reward, reverse=True):
+            reward = "    n/a" if rollout.reward is None else f"{rollout.reward:+7.2f}"
+            self._print(Text.assemble((f"{reward}  ", "bold"), _cut(rollout.text), ("  [cut]" if rollout.is_truncated else "", "dim")))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.close()
+        self._advisor = Advisor(args.to_dict().get("max_completion_length"))
+        self._logs, self._begun = {}, (state.global_step, time.perf_counter())
+        if state.is_world_process_zero and _can_redraw(self.console):
+            self._live = Live(self._panel(state), console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._redraw(state)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        logs = logs or {}
+        if not state.is_world_process_zero or not is_worth_a_line(logs):
+            return
+        if any(name.startswith("eval_") for name in logs):
+            self._print(Text(line(logs, f"eval after step {state.global_step}")))
+            return
+        self._logs = logs
+        if self._live is None:
+            self._print(Text(line(logs, f"step {state.global_step}/{state.max_steps}", f"eta {self._eta(state)}")))
+        for sentence in self._advisor.read(logs):
+            self._print(Text(f"warning: {sentence}", style="yellow"))
+        self._redraw(state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.close()
+        step, clock = self._begun
+        done = f"{state.global_step - step} steps in {duration(time.perf_counter() - clock)}"
+        self._print(Text(line(self._logs, done)))
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True)  # above the panel, if there is one
+
+    def _redraw(self, state: TrainerState) -> None:
+        if self._live is not None:
+            self._live.update(self._panel(state), refresh=True)
+
+    def _eta(self, state: TrainerState) -> str:
+        step, clock = self._begun
+        done = state.global_step - step
+        return duration((time.perf_counter() - clock) / done * (state.max_steps - state.global_step)) if done else "?"
+
+    def _panel(self, state: TrainerState) -> RenderableType:
+        head = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(state.max_steps, 1), completed=state.global_step, width=24)
+        head.add_row(Text(f"step {state.global_step}/{state.max_steps}", style="bold"), bar, Text(f"eta {self._eta(state)}"))
+        return Group(head, *_rows(words(self._logs)))
+
+
+def _rows(said: Words) -> list[Text]:
+    rows = [("", joined(said.metrics)), ("rewards  ", joined(said.rewards)), ("time  ", said.speed)]
+    return [Text.assemble("  ", (title, "dim"), row) for title, row in rows if row]
+
+
+def _can_redraw(console: Console) -> bool:
+    if console.is_jupyter:  # rich redraws there through ipywidgets, and shows nothing without
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _cut(text: str) -> str:
+    return visible(text[:SHOWN]) + (" ..." if len(text) > SHOWN else "")
