@@ -4,8 +4,7 @@ import functools
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from small import build_model, build_tokenizer, many_ones
 
 from posttrain import GRPOConfig, GRPOTrainer
 
@@ -13,31 +12,6 @@ from posttrain import GRPOConfig, GRPOTrainer
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
-
-
-def build_tokenizer():
-    vocabulary = {token: index for index, token in enumerate(["<end>", *"0123456789+="])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
-
-
-def build_model(tokenizer, seed=0, **changes):
-    torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "eos_token_id": 0,
-        "bos_token_id": None,
-        "pad_token_id": 0,
-    }
-    return Qwen3ForCausalLM(Qwen3Config(**sizes | changes))
 
 
 @pytest.fixture
@@ -53,11 +27,6 @@ def make_model(tokenizer):
 @pytest.fixture
 def rows():
     return [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(4)]
-
-
-def many_ones(completions, **kwargs):
-    """Some signal from the first step on: the share of the digit 1, and a little for length so that few rewards are equal."""
-    return [text.count("1") / 4 + len(text) / 100 for text in completions]
 
 
 @pytest.fixture
@@ -84,7 +53,3 @@ def make_trainer(tmp_path, tokenizer, make_model, rows):
         )
 
     return make
-
-
-def weights_of(trainer):
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])

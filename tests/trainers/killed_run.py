@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import build_model, build_tokenizer
+from small import build_model, build_tokenizer
 from transformers import TrainerCallback
 
 from posttrain import GRPOConfig, GRPOTrainer
@@ -103,7 +103,16 @@ def removed(path, *args, **kwargs):
 
 trainer.engine.step, trainer._save_optimizer_and_scheduler, Path.rename, checkpoints.shutil.rmtree = step, save, renamed, removed
 next(p for p in trainer.model.parameters()).register_hook(lambda gradient: reached("backward"))
-trainer.recorder.on_statement = lambda statement: reached("log half written") if statement.startswith("INSERT INTO scalars") else None
+
+
+class Watched(TrainerCallback):
+    """Announces every statement of the store, also those inside its transactions."""
+
+    def on_train_begin(self, *args, **kwargs):
+        trainer.recorder._store._db.set_trace_callback(lambda statement: reached("log half written") if "INTO rollouts" in statement else None)
+
+
+trainer.add_callback(Watched())
 
 last = checkpoints.last_checkpoint(output_dir)
 trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 MOMENTS = [
-    ("rollout", 20),
+    ("rollout", 12),
     ("reward", 3),
     ("backward", 5),
     ("before the optimizer step", 5),
@@ -28,7 +28,7 @@ MOMENTS = [
 def run(output_dir, moment="never", times=1):
     command = [sys.executable, str(HERE / "killed_run.py"), str(output_dir), moment, str(times)]
     done = subprocess.run(
-        command, cwd=HERE, capture_output=True, text=True, env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+        command, cwd=HERE, capture_output=True, text=True, env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     )
     return done
 
@@ -38,8 +38,9 @@ def record_of(output_dir):
     with sqlite3.connect(output_dir / "run.sqlite") as store:
         timing = ("time/", "step_time", "tokens_per_second", "train_", "total_flos", "epoch")
         scalars = [row for row in store.execute("SELECT step, name, value FROM scalars ORDER BY step, name") if not row[1].startswith(timing)]
-        rollouts = store.execute("SELECT step, group_index, rollout_index, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
-    return scalars, rollouts
+        details = store.execute("SELECT * FROM token_details ORDER BY step, grp, idx, updated_at").fetchall()
+        rollouts = store.execute("SELECT step, grp, idx, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
+    return scalars, rollouts, details
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,10 @@ def test_a_run_killed_anywhere_ends_in_the_same_bits(uninterrupted, tmp_path, mo
     assert killed.returncode == -signal.SIGKILL, f"never reached {moment!r}: {killed.stderr[-2000:]}"
     resumed = run(tmp_path)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    weights, (scalars, rollouts) = uninterrupted
+    weights, (scalars, rollouts, details) = uninterrupted
     now = load_file(tmp_path / "final" / "model.safetensors")
     assert all((now[name] == weights[name]).all() for name in weights)
-    now_scalars, now_rollouts = record_of(tmp_path)
+    now_scalars, now_rollouts, now_details = record_of(tmp_path)
     assert now_rollouts == rollouts
     assert now_scalars == scalars
+    assert now_details == details

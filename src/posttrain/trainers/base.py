@@ -1,7 +1,7 @@
 """The mechanism every trainer shares: a window of micro-steps becomes streams, each runs forward and backward, and the step is one sum.
 
 A thin subclass of transformers.Trainer. It knows nothing of any algorithm: subclasses turn a window of rows into micro-batches
-(`window`) and a micro-batch into a loss (`compute_loss`) that is already normalised over the whole window and all processes.
+(`window`) and a micro-batch into a loss (`loss`) that is already normalised over the whole window and all processes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
 from posttrain.data.stream import PackItem, Stream, pack
 from posttrain.errors import TrainingError, UserError
@@ -44,6 +45,8 @@ class BaseTrainer(Trainer):
     """Model in, run directory out. Raises UserError for what cannot work, before anything is spent."""
 
     args: BaseConfig
+    model: nn.Module
+    train_dataset: Sequence[Any]
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class BaseTrainer(Trainer):
             prepare_model(model)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name)
         if peft_config is not None:
-            model = add_lora(model, peft_config)
+            model = add_lora(model, peft_config)  # type: ignore[assignment]
         if args.disable_dropout:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
@@ -80,7 +83,7 @@ class BaseTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=self.tokenizer,
-            data_collator=list,
+            data_collator=list,  # type: ignore[arg-type]
             callbacks=[self.recorder, self.view, self.interrupt, *(callbacks or [])],
             optimizers=optimizers,
         )
@@ -98,6 +101,10 @@ class BaseTrainer(Trainer):
     def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
         """Everything that one optimizer step learns from on this process, in any number of micro-batches (also none)."""
         raise AssertionError(f"{type(self).__name__} does not say what it learns from")
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """A micro-batch's share of the update's loss, times the number of processes, which average their gradients."""
+        raise AssertionError(f"{type(self).__name__} has no loss")
 
     def state_to_resume(self) -> dict[str, Any]:
         """JSON state beyond weights, optimizer, scheduler and counters."""
@@ -159,7 +166,7 @@ class BaseTrainer(Trainer):
             for index, batch in enumerate(batches):
                 sync = is_last_item and index == len(batches) - 1
                 with contextlib.nullcontext() if sync else self.accelerator.no_sync(model):
-                    loss = self.compute_loss(model, batch) if batch is not None else self._zero_loss(model)
+                    loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
                     if not torch.isfinite(loss):
                         raise TrainingError(self._not_finite(float(loss)))
                     self.accelerator.backward(loss)
@@ -214,8 +221,9 @@ class BaseTrainer(Trainer):
             return
         target = output_dir or self.args.output_dir
         assert target is not None
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(target, state_dict=state_dict)
-        self.tokenizer.save_pretrained(target)
+        with _without_progress_bars():  # they would tear the live view
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(target, state_dict=state_dict)
+            self.tokenizer.save_pretrained(target)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output_dir = Path(str(self.args.output_dir))
@@ -232,7 +240,7 @@ class BaseTrainer(Trainer):
             if main:
                 if self.state.best_global_step:
                     self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
-                self.state.stateful_callbacks["TrainerControl"] = self.control.state()
+                self.state.stateful_callbacks["TrainerControl"] = self.control.state()  # type: ignore[index,call-overload]
                 self.state.save_to_json(str(staging / "trainer_state.json"))
                 self.save_tensors(staging)
                 (staging / checkpoints.MANIFEST).write_text(json.dumps({"step": self.state.global_step, "settings": self._settings()}, indent=1))
@@ -241,7 +249,7 @@ class BaseTrainer(Trainer):
         if main:
             checkpoints.rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """As transformers' `train`. `resume_from_checkpoint=True` takes the last complete checkpoint of output_dir.
 
         Raises UserError when there is none or its settings differ; KeyboardInterrupt after Ctrl-C, once the step is saved.
@@ -256,6 +264,7 @@ class BaseTrainer(Trainer):
             result = super().train(resume_from_checkpoint=str(self._resuming_from) if self._resuming_from else None, **kwargs)
         finally:
             self.interrupt.restore()
+            self.view.close()
         if self.interrupt.asked:
             raise KeyboardInterrupt
         return result
@@ -292,6 +301,12 @@ def _refuse_devices(args: BaseConfig) -> None:
         )
 
 
-def row_order(count: int, seed: int, step: int) -> Sequence[int]:
-    """A permutation drawn from (seed, step) alone."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)).tolist()
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from posttrain.errors import UserError, did_you_mean
 
-Config = TypeVar("Config", bound="type[TrainingArguments]")
+Config = TypeVar("Config", bound="BaseConfig")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -24,7 +24,7 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def settings(cls: Config) -> Config:
+def settings(cls: type[Config]) -> type[Config]:
     """`@dataclass` for a config whose constructor answers unknown or refused names in a sentence.
 
     `refused` on the class maps a foreign name to (the value at which it changes nothing, why it is refused and what to use).
@@ -59,12 +59,12 @@ class BaseConfig(TrainingArguments):
 
     output_dir: str | None = setting("runs/run", "Where checkpoints, the record and summary.json go.")
     logging_steps: float = setting(1, "Log every so many steps.")
-    bf16: bool | None = setting(
+    bf16: bool | None = setting(  # type: ignore[assignment]
         None,
         "bf16 autocast over the loaded weights. Default: on where a GPU supports it. A processor that only emulates bf16 computes in float32 instead.",
     )
     report_to: Any = setting("none", "Other trackers (wandb, tensorboard, trackio). The run's own record is always kept.")
-    remove_unused_columns: bool | None = setting(False, "Columns are kept: rewards may ask for them.")
+    remove_unused_columns: bool = setting(False, "Columns are kept: rewards may ask for them.")
     logging_nan_inf_filter: bool = setting(False, "Must stay off: a loss that is not finite stops training instead of being hidden.")
     disable_dropout: bool = setting(False, "Set every dropout in the model to 0.")
     trust_remote_code: bool = setting(False, "Run code that a model repository ships. Off unless you trust its author.")

@@ -21,7 +21,7 @@ from posttrain.errors import UserError
 from posttrain.losses.advantages import advantages
 from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
 from posttrain.losses.kl import k1_penalty
-from posttrain.losses.policy import OBJECTIVES, PolicyOptions, policy_terms
+from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions, policy_terms
 from posttrain.models.adapters import reference_for
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.config import refuse
@@ -81,7 +81,7 @@ class GRPOTrainer(OnlineTrainer):
             peft_config=peft_config,
         )
         args = self.args
-        self.objective = OBJECTIVES[args.loss_type]
+        self.objective: Objective = OBJECTIVES[args.loss_type]
         self.options = PolicyOptions(
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,
@@ -112,6 +112,7 @@ class GRPOTrainer(OnlineTrainer):
             target=args.entropy_target,
         )
         self._entropy_of_step = [0.0, 0.0]  # sum over trained tokens and their count, of this process, since the last update
+        self._window_rows: list[Row] = []  # of the update in progress, of this process, those without a gradient too
         self._num_tokens = 0  # trained tokens of the update in progress, over all processes
         self._threshold: torch.Tensor | None = None  # entropy above which tokens are trained; None: all
 
@@ -134,7 +135,7 @@ class GRPOTrainer(OnlineTrainer):
         if self.args.on_policy:
             for row in rows:
                 row.old_logps = None  # one update per rollout: the new ones, detached, so the ratio is exactly 1
-        self._record(groups, rows)
+        self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
         return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
 
     def _rows(self, number: int, group: Group) -> list[Row]:
@@ -181,12 +182,6 @@ class GRPOTrainer(OnlineTrainer):
         assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
         return list(lengths.values())
 
-    def _record(self, groups: list[tuple[int, Group]], rows: list[Row]) -> None:
-        step = self.state.global_step + 1
-        flat = iter(rows)
-        advantages_of = [[next(flat).advantage for _ in group.rollouts] for _, group in groups]
-        self.record_groups(step, groups, advantages_of)
-
     # An update's normaliser
 
     def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
@@ -200,6 +195,7 @@ class GRPOTrainer(OnlineTrainer):
             lengths = torch.tensor([row.length for row in part.rows], dtype=torch.float64)
             weights = self.objective.row_weights(lengths, num_rows=num_rows, num_tokens=tokens, max_completion_length=self.sampling.max_new_tokens)
             weighted += [(row, weight) for row, weight in zip(part.rows, weights.tolist(), strict=True) if row.length]
+        self._window_rows = [row for row, _ in weighted]
         if self._every_row_has_a_gradient:
             return weighted
         return [(row, weight) for row, weight in weighted if row.advantage != 0.0]
@@ -211,7 +207,7 @@ class GRPOTrainer(OnlineTrainer):
     def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
         self._between_updates()
         batches = super().window(micro_steps)
-        self._threshold = self._entropy_threshold(batches) if self.args.top_entropy_quantile < 1 else None
+        self._threshold = self._entropy_threshold() if self.args.top_entropy_quantile < 1 else None
         return batches
 
     def _between_updates(self) -> None:
@@ -225,11 +221,11 @@ class GRPOTrainer(OnlineTrainer):
         if self.args.sync_ref_model and self.reference is not None and step and step % self.args.ref_model_sync_steps == 0:
             self.reference.sync(self.accelerator.unwrap_model(self.model_wrapped), self.args.ref_model_mixup_alpha)
 
-    def _entropy_threshold(self, batches: list[Any]) -> torch.Tensor:
-        """Over the whole update and all processes (TRL: over a micro-batch). Counted over the rows that have a gradient."""
+    def _entropy_threshold(self) -> torch.Tensor:
+        """Over all trained tokens of the update, on all processes (TRL: of a micro-batch)."""
         values: list[float] = []
         with self.frozen(self.model_wrapped) as module:
-            for batch in batches:
+            for batch in self.micro_batches(self._window_rows, [0.0] * len(self._window_rows)):
                 entropy = self.logprobs(module, batch.stream, self.sampling.temperature).entropy
                 values += entropy[batch.mask].tolist()
         everyone = [value for part in gather_json(values, self.args.device) for value in part]
@@ -237,8 +233,7 @@ class GRPOTrainer(OnlineTrainer):
 
     # The loss
 
-    def compute_loss(self, model: nn.Module, batch: PolicyBatch, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        """This micro-batch's share of the update's loss. Processes average their gradients, hence the factor."""
+    def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
         logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature)[:2]  # (B, T) each; never (B, T, V)
         terms = policy_terms(
             logps,
@@ -268,7 +263,7 @@ class GRPOTrainer(OnlineTrainer):
             gap = ((logps - batch.sampler_logps).abs() * batch.mask).detach()
             self.metrics.note("sampling/logp_difference/mean", gap.sum(), count)
             self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
-        self.record_tokens(batch, logps, entropy)
+        self.record.tokens(self.state.global_step + 1, batch, logps, entropy)
 
     @property
     def _is_first_pass(self) -> bool:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from posttrain.data.chat import encode_prompt
 from posttrain.data.prompts import to_tasks
-from posttrain.errors import UserError
+from posttrain.errors import RewardError, UserError
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Rubric
 from posttrain.rollout.hf import HFEngine
@@ -29,6 +29,7 @@ from posttrain.trainers.loader import PromptSampler, prompt_loader
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.recording import RolloutRecord
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
 from posttrain.types import Engine, Group, Task
 
@@ -77,7 +78,9 @@ class OnlineTrainer(BaseTrainer):
                 f"the dataset has {len(tasks)} prompts, but one rollout takes {args.prompts_per_generation}; add rows or lower generation_batch_size"
             )
         self.engine = self._make_engine()
+        self.record = RolloutRecord(self.recorder)
         self.buffer: GenerationBatch | None = None
+        self._last_groups: list[Group] = []  # of the latest rollout, for printing
 
     def _make_engine(self) -> Engine:
         if self.args.engine == "hf":
@@ -144,11 +147,19 @@ class OnlineTrainer(BaseTrainer):
                 num_generations=generations,
                 seed=self.args.seed + attempt * 1_000_003,
                 step=step,
-                decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+                decode=self._text,
             )
 
+    def _text(self, token_ids: list[int]) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
     def _score(self, groups: list[Group], metrics: Metrics) -> None:
-        notes = self.rubric.score(groups, trainer_state=self.state)
+        try:
+            notes = self.rubric.score(groups, trainer_state=self.state)
+        except RewardError as error:
+            self.recorder.note("reward", str(error))
+            raise
+        self._last_groups = groups
         for name, values in notes.metrics.items():
             metrics.note(name, sum(values), len(values))
 
@@ -228,6 +239,17 @@ class OnlineTrainer(BaseTrainer):
         metrics.note("completions/clipped_ratio", rollout.is_truncated)
         if not rollout.is_truncated:
             metrics.note("completions/mean_terminated_length", length)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
+            shown = [(group, group.rollouts[:1]) for group in self._last_groups] if self.args.log_unique_prompts else []
+            shown = shown or [(group, group.rollouts) for group in self._last_groups[:1]]
+            left = self.args.num_completions_to_print or sum(len(rollouts) for _, rollouts in shown)
+            for group, rollouts in shown:
+                if left > 0:
+                    self.view.samples(self._text(group.rollouts[0].prompt_ids), rollouts[:left])
+                    left -= len(rollouts)
 
     # Evaluation
 

@@ -13,7 +13,7 @@ def gather_json(value: Any, device: torch.device) -> list[Any]:
     """Every process's `value`, in rank order, on all of them. `value` must survive JSON."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return [value]
-    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    data = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8).to(device)
     sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([data.numel()], device=device))
     longest = max(int(size) for size in sizes)

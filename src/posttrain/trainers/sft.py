@@ -111,7 +111,7 @@ class SFTTrainer(BaseTrainer):
         items = [PackItem(example.prompt_ids, [example.completion_ids]) for example in examples]
         return split(items, self.args.max_tokens_per_micro_batch or 4096)
 
-    def compute_loss(self, model: nn.Module, batch: SFTBatch, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def loss(self, model: nn.Module, batch: SFTBatch) -> torch.Tensor:
         logps, entropy = self.logprobs(model, batch.stream)[:2]  # (B, T)
         self.metrics.note("entropy", float(entropy.detach().sum()), batch.stream.targets.numel())
         return nll(logps, torch.ones_like(logps)) * batch.share  # (B, T) holds 0 where there is no target

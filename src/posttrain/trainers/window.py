@@ -30,6 +30,8 @@ class Row:
     advantage: float
     old_logps: list[float] | None = None  # frozen before the first update; None: the new ones, detached
     ref_logps: list[float] | None = None
+    recorded_at: int = 0  # the step of the record that it was collected for,
+    recorded_group: int = 0  # and the number of its group there
 
     @property
     def length(self) -> int:

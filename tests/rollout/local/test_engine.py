@@ -15,6 +15,11 @@ from posttrain.types import Request, Sampling, StopReason
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3-moe", "mistral", "mistral-window", "phi3", "gemma3-window", "smollm3", "gpt2", "gpt-neox"]
 
 
+@pytest.fixture(autouse=True)
+def _fast_products_for_tiny_weights_too(monkeypatch):
+    monkeypatch.setattr(weights, "_LARGE", 0)
+
+
 def plain_logits(model, token_ids):
     """(tokens, V) of one unpadded row by an ordinary forward in eval mode."""
     was_training = model.training
@@ -239,9 +244,9 @@ def test_accelerates_forward_wrapper_does_not_choose_the_precision(tiny, prompts
 
 def test_weight_first_products_equal_linear():
     torch.manual_seed(0)
-    for bias in (True, False):
-        linear = torch.nn.Linear(192, 256, bias=bias)
-        x = torch.randn(1, 7, 192)
+    for outputs, bias in [(250, True), (256, False), (4096, True), (8192, False)]:
+        linear = torch.nn.Linear(96, outputs, bias=bias)
+        x = torch.randn(1, 7, 96)
         assert torch.allclose(weights._weight_first(linear)(x), linear(x), atol=1e-5)
 
 

@@ -1,0 +1,56 @@
+"""What an online trainer hands to the recorder: the scored groups of all processes, and what an update saw at each token."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from posttrain.losses.kl import k3
+from posttrain.tracking.recorder import Recorder, RolloutKey
+from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.window import PolicyBatch, Row
+from posttrain.types import Group, Rollout, StopReason, Task
+
+
+class RolloutRecord:
+    """Numbers the groups of a step in the record, over all its rollouts."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._step, self._count = 0, 0
+
+    def groups(self, step: int, groups: list[tuple[int, Group]], rows: list[Row], decode: Any, device: torch.device) -> None:
+        """Record a rollout that `step` begins with, and tell its rows where they stand. Collective: every process calls it."""
+        if step != self._step:
+            self._step, self._count = step, 0
+        offset = self._count
+        advantages: dict[int, list[float]] = {}
+        for row in rows:
+            row.recorded_at, row.recorded_group = step, offset + row.group
+            advantages.setdefault(row.group, []).append(row.advantage)
+        mine = [[number, asdict(group), advantages[number], decode(group.rollouts[0].prompt_ids)] for number, group in groups]
+        everyone = sorted((entry for part in gather_json(mine, device) for entry in part), key=lambda entry: entry[0])
+        self._count += len(everyone)
+        self.recorder.groups(step, [_group(entry[1]) for entry in everyone], [entry[2] for entry in everyone], [entry[3] for entry in everyone])
+
+    def tokens(self, step: int, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor) -> None:
+        """What the update of `step` saw, of the rows that the record wants. logps, entropy (B, T)."""
+        for i, row in enumerate(batch.rows):
+            key = RolloutKey(row.recorded_at, row.recorded_group, row.index)
+            if self.recorder.wants_tokens(key):
+                R = len(row.token_ids)
+                self.recorder.tokens(
+                    step,
+                    key,
+                    logps=logps[i, :R],
+                    ratio=None if batch.old_logps is None else (logps[i, :R] - batch.old_logps[i, :R]).exp(),
+                    entropy=entropy[i, :R],
+                    kl=None if batch.ref_logps is None else k3(logps[i, :R], batch.ref_logps[i, :R]),
+                )
+
+
+def _group(held: dict[str, Any]) -> Group:
+    rollouts = [Rollout(**rollout | {"stop": StopReason(rollout["stop"])}) for rollout in held["rollouts"]]
+    return Group(Task(**held["task"]), rollouts)

@@ -1,0 +1,47 @@
+"""Run by `accelerate launch` from test_grpo_invariance.py: two whole trainer steps; process 0 saves the weights.
+
+usage: world_run.py OUTPUT PROCESSES        the global batch is the same for every number of processes; three groups divide unevenly over two
+"""
+
+import sys
+
+import torch
+from small import build_model, build_tokenizer
+
+from posttrain import GRPOConfig, GRPOTrainer
+
+output, processes = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+tokenizer = build_tokenizer()
+
+
+def reward(completions, **kwargs):
+    return [text.count("1") / 4 + len(text) / 100 for text in completions]
+
+
+trainer = GRPOTrainer(
+    build_model(tokenizer),
+    reward,
+    GRPOConfig(
+        output_dir=output + ".run",
+        per_device_train_batch_size=12 // processes,
+        num_generations=4,
+        max_completion_length=5,
+        max_steps=2,
+        beta=0.1,
+        num_iterations=2,
+        entropy_coef=0.01,
+        learning_rate=0.1,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        use_cpu=True,
+        seed=5,
+    ),
+    [{"prompt": f"{a}+{b}="} for a in range(5) for b in range(4)],
+    processing_class=tokenizer,
+)
+trainer.train()
+assert trainer.args.world_size == processes
+if trainer.is_world_process_zero():
+    torch.save({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, output)
