@@ -1,0 +1,169 @@
+"""The view: what it says, what it never lets through."""
+
+import io
+
+import pytest
+from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from posttrain.tracking.advice import SILENT_LOGS, Advisor
+from posttrain.tracking.lines import duration, line, number, visible
+from posttrain.tracking.terminal import TerminalView
+from posttrain.types import Rollout, StopReason
+
+LOGS = {
+    "loss": 1e-9,
+    "reward": 3.71,
+    "rewards/right/mean": 2.9,
+    "rewards/has_number/mean": 0.81,
+    "rewards/right/std": 0.5,
+    "frac_reward_zero_std": 0.69,
+    "completions/mean_length": 11.2,
+    "completions/clipped_ratio": 0.05,
+    "entropy": 0.11,
+    "kl": 0.00213,
+    "grad_norm": 0.31,
+    "tokens_per_second": 1940.4,
+    "step_time": 2.0,
+    "time/collect": 1.2,
+    "time/reward": 0.04,
+    "time/update": 0.7,
+}
+
+
+def show(logs_per_step, *, terminal: bool = False, main: bool = True, before=lambda view: None) -> str:
+    """What a run of so many steps prints."""
+    screen = io.StringIO()
+    view = TerminalView(Console(file=screen, force_terminal=terminal, highlight=False, width=200))
+    args, control = TrainingArguments(output_dir="unused", report_to=[], use_cpu=True), TrainerControl()
+    state = TrainerState(max_steps=150, is_world_process_zero=main)
+    view.on_train_begin(args, state, control)
+    before(view)
+    for step, logs in enumerate(logs_per_step, start=1):
+        state.global_step = step
+        view.on_step_end(args, state, control)
+        view.on_log(args, state, control, logs=logs)
+    view.on_train_end(args, state, control)
+    return screen.getvalue()
+
+
+def rollout(text: str, reward: float | None, stop: StopReason = StopReason.STOP) -> Rollout:
+    return Rollout([1], [2], [True], [0.0], [0.0], stop, text, reward=reward)
+
+
+def test_without_a_terminal_each_log_is_one_plain_line():
+    lines = show([LOGS, LOGS]).splitlines()
+    assert len(lines) == 3  # two steps and the end
+    assert lines[1].startswith(
+        "step 2/150  reward 3.71  right 2.90  has_number 0.81  signal 31 %  len 11.20  cut 5 %  entropy 0.11  kl 0.00213  grad 0.31  "
+        "loss 1e-09  1,940 tok/s  2.00 s/step  (collect 60 %, reward 2 %, update 35 %)  eta "
+    )
+    assert "\x1b" not in "".join(lines)
+
+
+def test_on_a_terminal_the_panel_redraws_and_gives_the_cursor_back():
+    screen = show([LOGS, LOGS], terminal=True)
+    assert "step 2/150" in screen
+    assert screen.count("\x1b[?25l") == 1  # hidden once,
+    assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")  # and shown again
+
+
+def test_closing_after_a_failure_gives_the_terminal_back():
+    screen = io.StringIO()
+    view = TerminalView(Console(file=screen, force_terminal=True))
+    view.on_train_begin(TrainingArguments(output_dir="unused", report_to=[], use_cpu=True), TrainerState(max_steps=3), TrainerControl())
+    view.close()
+    view.close()
+    assert screen.getvalue().count("\x1b[?25h") == 1
+
+
+def test_supervised_training_shows_what_it_has():
+    (text, _) = show([{"loss": 0.5123, "mean_token_accuracy": 0.871, "tokens_per_second": 12000.0}]).splitlines()
+    assert text.startswith("step 1/150  accuracy 87 %  loss 0.51  12,000 tok/s  eta ")
+
+
+def test_an_evaluation_is_a_line_of_its_own():
+    assert "eval after step 1  reward 2.50" in show([{"eval_reward": 2.5, "eval_runtime": 1.0}])
+
+
+def test_logs_without_anything_known_print_nothing():
+    (end,) = show([{"train_runtime": 3.0, "epoch": 1.0}]).splitlines()
+    assert end.startswith("1 steps in")
+
+
+def test_other_processes_print_nothing():
+    assert show([LOGS], main=False) == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_completion_reaches_the_terminal_as_markup_or_control(terminal):
+    hostile = "\x1b]0;owned\x07\x1b[2J[bold red]hi[/] :boom: \x9b31m\u202egnp.exe\r\nsecond \u2028 \x00 [link=http://x]y[/link]"
+    screen = show([], terminal=terminal, before=lambda view: (view.plan(hostile), view.samples(hostile, [rollout(hostile, 1.0)])))
+    for bad in ("\x1b]", "\x07", "\x1b[2J", "\x9b", "\u202e", "\u2028", "\x00", "\r\nsecond"):
+        assert bad not in screen
+    assert screen.count("[bold red]hi[/] :boom: ") == 3  # in letters, thrice
+    assert screen.count("\\x1b[2J") == 3
+    assert screen.count("[link=http://x]y[/link]") == 3
+
+
+def test_reward_names_are_no_markup_either():
+    assert "[red]x\\x1b[0m 0.50" in show([{"reward": 1.0, "rewards/[red]x\x1b[0m/mean": 0.5}])
+
+
+def test_samples_come_best_first_and_say_when_they_were_cut():
+    rollouts = [rollout("bad", -1.0), rollout("unknown", None), rollout("good", 3.0), rollout("long " * 200, 0.0, StopReason.LENGTH)]
+    lines = show([], before=lambda view: view.samples("2+2=", rollouts)).splitlines()
+    assert [text.split()[:2] for text in lines[:5]] == [
+        ["prompt", "2+2="],
+        ["+3.00", "good"],
+        ["+0.00", "long"],
+        ["-1.00", "bad"],
+        ["n/a", "unknown"],
+    ]
+    assert lines[2].endswith("...  [cut]")
+
+
+def test_cut_completions_are_named_once_with_the_setting_to_change():
+    advisor = Advisor(max_completion_length=64)
+    (sentence,) = advisor.read({"completions/clipped_ratio": 0.94})
+    assert sentence.startswith("94 % of completions were cut at max_completion_length=64;")
+    assert sentence.endswith("Try 256.")
+    assert advisor.read({"completions/clipped_ratio": 0.99}) == []
+
+
+def test_no_signal_is_named_after_several_logs_in_a_row_only():
+    advisor = Advisor()
+    without, some = {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.9}
+    said = [advisor.read(logs) for logs in [without] * (SILENT_LOGS - 1) + [some] + [without] * SILENT_LOGS + [without]]
+    assert [len(sentences) for sentences in said] == [0] * (2 * SILENT_LOGS - 1) + [1, 0]
+
+
+def test_logs_of_other_things_do_not_break_the_row_of_silent_ones():
+    advisor = Advisor()
+    for _ in range(SILENT_LOGS - 1):
+        assert advisor.read({"frac_reward_zero_std": 1.0}) == []
+        assert advisor.read({"train_runtime": 1.0}) == []
+    assert len(advisor.read({"frac_reward_zero_std": 1.0})) == 1
+
+
+def test_the_view_prints_the_warning_below_its_line():
+    lines = show([{"reward": -1.0, "frac_reward_zero_std": 1.0}] * SILENT_LOGS).splitlines()
+    assert lines[SILENT_LOGS].startswith("warning: in the last 5 logs no group had a signal")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.00213, "0.00213"), (0.11, "0.11"), (3.714, "3.71"), (-3.0, "-3.00"), (1234.5, "1,234"), (0.0, "0")])
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12, "0:12"), (151, "2:31"), (3_723, "1:02:03")])
+def test_durations_are_clock_readings(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_visible_text_keeps_letters_of_every_script():
+    assert visible("naïve 日本語 😀 −½") == "naïve 日本語 😀 −½"
+
+
+def test_a_line_without_speed_has_no_empty_parts():
+    assert line({"reward": 1.0}, "step 1/2") == "step 1/2  reward 1.00"
