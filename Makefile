@@ -65,7 +65,9 @@ wheel-test: $(VENV)/.ready
 	$(call environment,$(VENV_WHEEL),constraints.txt,dist/posttrain-*.whl)
 	cd / && $(abspath $(VENV_WHEEL))/bin/python -c 'import posttrain; assert "site-packages" in posttrain.__file__, posttrain.__file__; print(posttrain.__version__)'
 	cd / && $(abspath $(VENV_WHEEL))/bin/posttrain --help > /dev/null
-	cd / && $(abspath $(VENV_WHEEL))/bin/posttrain grpo --help > /dev/null
+	printf '{"question": "What is 2 + %d?", "answer": "#### %d"}\n' 1 3 2 4 3 5 4 6 > $(VENV_WHEEL)/rows.jsonl
+	cd $(VENV_WHEEL) && bin/posttrain grpo gsm8k-tiny --data.train=rows.jsonl --train.max_steps=1 --train.max_completion_length=16 --train.output_dir=run
+	test -s $(VENV_WHEEL)/run/run.sqlite
 
 clean:
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

@@ -169,6 +169,11 @@ def test_the_summary_tells_how_the_run_ended(tmp_path):
     assert summary["seconds"] > 0
 
 
+def test_tokens_of_services_are_not_written_down(tmp_path):
+    trainer(tmp_path, Recorder(), steps=1, hub_token="hf_secret").train()
+    assert "hf_secret" not in json.dumps(RunReader(tmp_path).meta())
+
+
 def test_other_processes_write_nothing(tmp_path):
     recorder, state = Recorder(), TrainerState(max_steps=3, is_world_process_zero=False)
     args, control = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], use_cpu=True), TrainerControl()
