@@ -129,7 +129,7 @@ class _Rollout:
         """Logits (kept, V) at the kept positions of a stream; the head sees no others."""
         input_ids = torch.tensor([token_ids], device=self.device)  # (1, S)
         output = self.model(input_ids=input_ids, position_ids=position_ids, logits_to_keep=keep, **layout_kwargs(layout, self.device))
-        return output.logits[0]
+        return output.logits[0].contiguous()
 
     def _prefill(self, prompts: list[Prompt]) -> None:
         """Compute the prompts' keys, values and next-token logits, PREFILL_TOKENS at a time: short ones together, long ones piece by piece."""

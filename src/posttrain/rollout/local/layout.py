@@ -21,7 +21,8 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, H, S, d), k and v (B, Hkv, T, d), additive mask (B, 1, S, T) -> (B, H, S, d) and the log of each softmax's denominator (B, H, S)."""
     if q.device.type == "cpu":
-        # The operator behind scaled_dot_product_attention: it takes grouped heads and any strides, and tells the denominators.
+        # The operator behind scaled_dot_product_attention: it takes grouped heads and tells the denominators, but assumes rows of unit stride.
+        q = q if q.stride(-1) == 1 else q.contiguous()
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask, scale=scaling)
     batch, heads, queries, _ = q.shape
     folded = q.reshape(batch, k.shape[1], -1, q.shape[3])  # (B, Hkv, rep * S, d)
