@@ -9,7 +9,6 @@ import random
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 SYMBOLS = "0123456789+=."  # "." ends a completion
 END = SYMBOLS.index(".")

@@ -1,0 +1,77 @@
+"""The tables of docs/grpo.md, made from the fields of GRPOConfig: name, default and help stand once, in the source.
+
+`python docs/settings.py` rewrites what stands between the markers; tests/test_docs.py fails while it is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from posttrain.losses.policy import OBJECTIVES
+from posttrain.trainers.config import BaseConfig
+from posttrain.trainers.grpo_config import GRPOConfig
+from posttrain.trainers.online_config import OnlineConfig
+
+PAGE = Path(__file__).parent / "grpo.md"
+
+
+def settings_of(cls: type) -> str:
+    """The fields that this class itself declares; what it inherits stands in another table."""
+    own = [field for field in fields(cls) if field.name in cls.__annotations__ and field.init]
+    rows = [f"| `{field.name}` | `{_short(field.default)}` | {_cell(field.metadata['help'])} |" for field in own]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+
+
+def refused() -> str:
+    """Names grouped by their reason, each with the value that is let through."""
+    by_reason: dict[str, list[str]] = {}
+    for name, (harmless, why) in GRPOConfig.refused.items():
+        by_reason.setdefault(why, []).append(f"`{name}` ({_short(harmless)})")
+    rows = [f"| {', '.join(names)} | {_cell(why)} |" for why, names in by_reason.items()]
+    return "\n".join(["| name (the value that changes nothing) | why, and what to use |", "|---|---|", *rows])
+
+
+def objectives() -> str:
+    rows = [
+        f"| `{name}` | {objective.surrogate.__name__} | {'completion' if objective.per_sequence else 'token'} | {objective.reduction.__name__} | "
+        f"{objective.tokens_of if objective.reduction.__name__ == 'token_mean' else ''} |"
+        for name, objective in OBJECTIVES.items()
+    ]
+    return "\n".join(["| loss_type | surrogate | ratio of a | row weight | tokens counted over |", "|---|---|---|---|---|", *rows])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "objectives": objectives,
+    "objective-settings": lambda: settings_of(GRPOConfig),
+    "rollout-settings": lambda: settings_of(OnlineConfig),
+    "run-settings": lambda: settings_of(BaseConfig),
+    "refused": refused,
+}
+
+
+def filled(text: str) -> str:
+    """The page with every table brought up to date."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            sys.exit(f"{PAGE.name} has no {start} ... {end}")
+        text = f"{before}{start}\n{table()}\n{end}{after}"
+    return text
+
+
+def _short(value: Any) -> str:
+    return repr(value).replace("'", '"')
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

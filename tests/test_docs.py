@@ -1,0 +1,38 @@
+"""The pages that are made from the source are up to date, and what they name exists."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem + "_page_maker", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_settings_are_those_of_the_source():
+    page = ROOT / "docs" / "grpo.md"
+    text = page.read_text(encoding="utf-8")
+    assert load(ROOT / "docs" / "settings.py").filled(text) == text, "run: python docs/settings.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/.-])((?:tests|benchmarks|examples|docs)/[\w/.-]+\.(?:py|md))", text))
+    named |= {
+        f"src/posttrain/{name}"
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+        if name.split("/")[0] not in ("tests", "benchmarks", "examples", "docs")
+    }
+    missing = sorted(name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists())
+    assert not missing
