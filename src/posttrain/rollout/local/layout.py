@@ -24,6 +24,13 @@ def attend(
         # The operator behind scaled_dot_product_attention: it takes grouped heads and tells the denominators, but assumes rows of unit stride.
         q = q if q.stride(-1) == 1 else q.contiguous()
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask, scale=scaling)
+    return attend_plainly(q, k, v, scaling=scaling, mask=mask, causal=causal)
+
+
+def attend_plainly(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, mask: torch.Tensor | None = None, causal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by matrix products, on any device."""
     batch, heads, queries, _ = q.shape
     folded = q.reshape(batch, k.shape[1], -1, q.shape[3])  # (B, Hkv, rep * S, d)
     scores = (folded @ k.transpose(2, 3)).view(batch, heads, queries, -1).float() * scaling
