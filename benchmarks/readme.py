@@ -68,7 +68,7 @@ def demo_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *lines,
             "",
-            f"{_machine(result)}. Script: `posttrain demo --seed N`.",
+            f"{_machine(result)}. Script: benchmarks/demo.py.",
         ]
     )
 
