@@ -2,7 +2,7 @@
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 
 def build_tokenizer():
@@ -29,6 +29,13 @@ def build_model(tokenizer, seed=0, **changes):
         "pad_token_id": 0,
     }
     return Qwen3ForCausalLM(Qwen3Config(**sizes | changes))
+
+
+def build_float64_model(tokenizer, seed=0):
+    """GPT-2, since nothing inside it rounds to float32; no dropout, so that old log-probs are those of the update."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 0, "bos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).double()
 
 
 def many_ones(completions, **kwargs):

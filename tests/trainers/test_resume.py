@@ -17,7 +17,7 @@ MOMENTS = [
     ("before the optimizer step", 5),
     ("after the optimizer step", 4),
     ("after the log", 7),
-    ("log half written", 60),
+    ("log half written", 30),
     ("checkpoint half written", 2),
     ("before the rename", 2),
     ("after the checkpoint", 1),

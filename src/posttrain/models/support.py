@@ -17,7 +17,8 @@ from posttrain.models.layout import TrainLayout
 from posttrain.ops.attention import NAME, layout_kwargs
 
 # Log-probs of the same tokens in other shapes may differ by rounding alone; seen: 1e-6 in float32, 0.03 in bfloat16.
-TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+# float64 models round to float32 inside (norms, rotary embeddings), so they get no more.
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
 
 _LAYERS = ("full_attention", "sliding_attention")
 _MIXING_ROPES = ("longrope", "dynamic")  # they choose frequencies by the longest position in a call: one long row would change its neighbours

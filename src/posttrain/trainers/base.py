@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as transformers_logging
 
 from posttrain.data.stream import PackItem, Stream, pack
@@ -168,7 +170,7 @@ class BaseTrainer(Trainer):
                 with contextlib.nullcontext() if sync else self.accelerator.no_sync(model):
                     loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
                     if not torch.isfinite(loss):
-                        raise TrainingError(self._not_finite(float(loss)))
+                        raise TrainingError(self._not_finite(loss.item()))
                     self.accelerator.backward(loss)
                 total += loss.detach()
         if is_last_item:
@@ -261,6 +263,8 @@ class BaseTrainer(Trainer):
         if self.args.should_save and self.is_world_process_zero():
             self.view.plan(self.plan())
         try:
+            if self._resuming_from is not None and self._steps_done(self._resuming_from) >= self._steps_in_all():
+                return self._already_trained(self._resuming_from)
             result = super().train(resume_from_checkpoint=str(self._resuming_from) if self._resuming_from else None, **kwargs)
         finally:
             self.interrupt.restore()
@@ -268,6 +272,24 @@ class BaseTrainer(Trainer):
         if self.interrupt.asked:
             raise KeyboardInterrupt
         return result
+
+    def _steps_done(self, checkpoint: Path) -> int:
+        return int(json.loads((checkpoint / checkpoints.MANIFEST).read_text())["step"])
+
+    def _steps_in_all(self) -> int:
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        updates_per_epoch = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * updates_per_epoch)
+
+    def _already_trained(self, checkpoint: Path) -> TrainOutput:
+        """Killed after the last checkpoint: only the end was missing. transformers would train one step too many."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
+        for event in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
+            self.control = event(self.args, self.state, self.control)
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def plan(self) -> str:
         """One line: what a step consists of."""

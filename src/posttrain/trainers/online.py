@@ -202,7 +202,8 @@ class OnlineTrainer(BaseTrainer):
 
     def micro_batches(self, rows: list[Row], weights: list[float]) -> list[PolicyBatch]:
         budget = self.args.max_tokens_per_micro_batch or _DEFAULT_BUDGET
-        return policy_batches(rows, weights, max_tokens=budget, device=self.args.device)
+        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        return policy_batches(rows, weights, max_tokens=budget, device=self.args.device, dtype=dtype)
 
     def frozen_logps(self, rows: list[Row], forward: Callable[[nn.Module, PolicyBatch], torch.Tensor], model: nn.Module) -> list[list[float]]:
         """Per-token values of `forward`, (B, T), for every row, without a gradient."""

@@ -85,29 +85,33 @@ class Slice:
 
 
 class PolicyBatch(MicroBatch):
-    """A stream of rows with what a policy objective needs. B rows, T longest completion; B and T are the stream's."""
+    """A stream of rows with what a policy objective needs. B rows, T longest completion; B and T are the stream's.
 
-    def __init__(self, parts: list[PackItem], rows: list[Row], weights: list[float], device: torch.device) -> None:
+    Log-probs and advantages are float32 (`dtype`), or float64 for a model that is.
+    """
+
+    def __init__(self, parts: list[PackItem], rows: list[Row], weights: list[float], device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(pack(parts).to(device))
         ids = self.stream.row_ids.tolist()
         self.rows = [rows[i] for i in ids]  # in the stream's order
         T = self.stream.shape[1]
         self.mask = _padded([row.trained for row in self.rows], T, torch.bool, device)  # (B, T)
-        self.advantages = torch.tensor([row.advantage for row in self.rows], dtype=torch.float32, device=device)  # (B,)
-        self.weights = torch.tensor([weights[i] for i in ids], dtype=torch.float32, device=device)  # (B,)
-        self.sampler_logps = _padded([row.sampler_logps for row in self.rows], T, torch.float32, device)  # (B, T)
-        self.old_logps = self._optional([row.old_logps for row in self.rows], T, device)  # (B, T) or None
-        self.ref_logps = self._optional([row.ref_logps for row in self.rows], T, device)  # (B, T) or None
+        self.advantages = torch.tensor([row.advantage for row in self.rows], dtype=dtype, device=device)  # (B,)
+        self.weights = torch.tensor([weights[i] for i in ids], dtype=dtype, device=device)  # (B,)
+        self.sampler_logps = _padded([row.sampler_logps for row in self.rows], T, dtype, device)  # (B, T)
+        self.old_logps = self._optional([row.old_logps for row in self.rows], T, dtype, device)  # (B, T) or None
+        self.ref_logps = self._optional([row.ref_logps for row in self.rows], T, dtype, device)  # (B, T) or None
 
     @staticmethod
-    def _optional(lists: list[list[float] | None], T: int, device: torch.device) -> torch.Tensor | None:
+    def _optional(lists: list[list[float] | None], T: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         given = [values for values in lists if values is not None]
-        return _padded(given, T, torch.float32, device) if len(given) == len(lists) else None
+        return _padded(given, T, dtype, device) if len(given) == len(lists) else None
 
 
-def policy_batches(rows: list[Row], weights: list[float], *, max_tokens: int, device: torch.device) -> list[PolicyBatch]:
+def policy_batches(rows: list[Row], weights: list[float], *, max_tokens: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[PolicyBatch]:
     """Rows (with a weight each) packed by group into streams of at most `max_tokens`, or one completion where that alone is longer."""
-    return [PolicyBatch(part, rows, weights, device) for part in split(_items(rows), max_tokens)]
+    return [PolicyBatch(part, rows, weights, device, dtype) for part in split(_items(rows), max_tokens)]
 
 
 def _items(rows: list[Row]) -> list[PackItem]:
