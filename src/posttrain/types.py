@@ -5,7 +5,6 @@ P prompt tokens, G completions per group, R tokens after the prompt. Tokens are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -119,11 +118,3 @@ class Engine(Protocol):
     def step(self) -> list[Completion]:
         """Decode at least one token for every active request; return the completions that finished, in order of request id."""
         ...
-
-
-class Reward(Protocol):
-    """Scores a whole group at once; None = could not be scored, never a silent 0."""
-
-    name: str
-
-    def __call__(self, group: Group) -> Sequence[float | None]: ...

@@ -65,7 +65,9 @@ def test_a_script_for_text_prompts_runs_unchanged(make_model, tokenizer, rows, t
         return [-abs(4 - len(completion)) for completion in completions]
 
     dataset = Dataset.from_list(rows)
-    training_args = GRPOConfig(output_dir=str(tmp_path), num_generations=4, max_completion_length=5, max_steps=2, use_cpu=True, report_to="none", bf16=False)
+    training_args = GRPOConfig(
+        output_dir=str(tmp_path), num_generations=4, max_completion_length=5, max_steps=2, use_cpu=True, report_to="none", bf16=False
+    )
     trainer = GRPOTrainer(
         model=make_model(), reward_funcs=[reward_len], args=training_args, train_dataset=dataset, processing_class=tokenizer, callbacks=None
     )

@@ -16,7 +16,16 @@ from transformers.masking_utils import sdpa_mask
 NAME = "posttrain"
 
 # Keywords that models pass to attention and that change nothing here: caching is the layout's own, output flags are for eager.
-_HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "is_causal"}
+_HARMLESS = {
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "is_causal",
+}
 
 
 class Layout(Protocol):
@@ -42,12 +51,17 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """Registered with transformers as "posttrain". Raises ValueError on a keyword that changes attention and no layout implements."""
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window, **kwargs
+        )
     unknown = [name for name, given in kwargs.items() if given is not None and name not in _HARMLESS]
     if unknown or dropout:
-        raise ValueError(f"shared-prefix attention does not implement {', '.join(unknown) or 'attention dropout'}, which {type(module).__name__} asks for")
+        raise ValueError(
+            f"shared-prefix attention does not implement {', '.join(unknown) or 'attention dropout'}, which {type(module).__name__} asks for"
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return layout.attend(module.layer_idx, query, key, value, scaling=scaling, window=sliding_window), None
+    layer_idx: int = module.layer_idx  # type: ignore[assignment]
+    return layout.attend(layer_idx, query, key, value, scaling=scaling, window=sliding_window), None
 
 
 def install(model: PreTrainedModel) -> None:

@@ -25,12 +25,11 @@ def setting(default: Any, help: str) -> Any:
 
 
 def settings(cls: type[Config]) -> type[Config]:
-    """`@dataclass` for a config whose constructor answers unknown or refused names in a sentence.
+    """For a dataclass of settings: its constructor answers unknown or refused names in a sentence.
 
     `refused` on the class maps a foreign name to (the value at which it changes nothing, why it is refused and what to use).
     At that value the name is accepted, so scripts that spell out the default go on working.
     """
-    cls = dataclass(cls)
     known = {f.name for f in fields(cls) if f.init}
     construct: Callable[..., None] = cls.__init__
 
@@ -52,6 +51,7 @@ _SHARDED = "sharding over devices is not built yet; use plain data parallelism (
 
 
 @settings
+@dataclass
 class BaseConfig(TrainingArguments):
     """Defaults that differ from transformers', and settings of the run directory."""
 

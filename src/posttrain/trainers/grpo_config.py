@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
@@ -11,6 +12,7 @@ from posttrain.trainers.online_config import OnlineConfig
 
 
 @settings
+@dataclass
 class GRPOConfig(OnlineConfig):
     """Names and defaults are TRL's where the concept is the same."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain.errors import UserError, did_you_mean
@@ -13,6 +14,7 @@ _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "s
 
 
 @settings
+@dataclass
 class OnlineConfig(BaseConfig):
     """Batches count completions, as in TRL: per_device_train_batch_size completions per micro-step and device."""
 

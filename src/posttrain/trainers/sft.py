@@ -25,6 +25,7 @@ from posttrain.trainers.ranks import gather_json
 
 
 @settings
+@dataclass
 class SFTConfig(BaseConfig):
     """per_device_train_batch_size counts examples."""
 

@@ -108,7 +108,8 @@ class PolicyBatch(MicroBatch):
         return _padded(given, T, dtype, device) if len(given) == len(lists) else None
 
 
-def policy_batches(rows: list[Row], weights: list[float], *, max_tokens: int, device: torch.device, dtype: torch.dtype = torch.float32
+def policy_batches(
+    rows: list[Row], weights: list[float], *, max_tokens: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> list[PolicyBatch]:
     """Rows (with a weight each) packed by group into streams of at most `max_tokens`, or one completion where that alone is longer."""
     return [PolicyBatch(part, rows, weights, device, dtype) for part in split(_items(rows), max_tokens)]

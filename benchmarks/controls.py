@@ -1,0 +1,96 @@
+"""Controls: does GRPO learn only what its reward says? On the demo's task, three seeds.
+
+Each seed teaches a model the form of a sum (as the demo does), then trains it from there with: the right reward, a random one, and the right one
+upside down; and a model that was never taught anything, with the right one. Figures: held-out greedy accuracy before and after, in points.
+A random reward must not help (upper 95 % bound of its gain at most +3 points), an inverted one must hurt, and from 0 % GRPO stays at 0 %.
+
+usage: controls.py [--seeds 3] [--steps 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hardware
+from rich.console import Console
+from rich.table import Table
+
+from posttrain import GRPOConfig, GRPOTrainer, Rubric, demo, reward
+from posttrain.exam import Paper, sit_exam
+from posttrain.trainers.sft import SFTTrainer
+from posttrain.types import Task
+
+
+@reward
+def at_random(completion: str) -> float:
+    """Nothing to do with the answer, and the same for nobody twice."""
+    return random.uniform(-4, 4)
+
+
+@reward
+def upside_down(completion: str, answer: str) -> float:
+    return -3.0 if completion.rpartition("#")[2] == answer else 3.0
+
+
+def exam(model: Any, tokenizer: Any, tasks: list[Task]) -> Paper:
+    return sit_exam(model, tokenizer, tasks, Rubric("arithmetic"), max_new_tokens=demo.MAX_NEW_TOKENS)
+
+
+def gain_of(before: Paper, after: Paper) -> tuple[float, float]:
+    """(gain, upper 95 % bound) in points: the paired difference, normal approximation."""
+    n = len(before.right)
+    differences = [int(new) - int(old) for old, new in zip(before.right, after.right, strict=True)]
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    return 100 * mean, 100 * (mean + 1.645 * (variance / n) ** 0.5)
+
+
+def run(seed: int, steps: int, directory: Path) -> list[dict[str, Any]]:
+    tokenizer = demo.tiny_tokenizer()
+    train_rows, exam_rows = demo.sums(seed)
+    tasks = [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(exam_rows)]
+    prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
+    untaught = demo.tiny_model(seed, tokenizer)
+    taught = copy.deepcopy(untaught)
+    SFTTrainer(taught, demo.sft_config(seed, directory, quick=False), demo.lessons(train_rows), processing_class=tokenizer).train()
+    results = []
+    for name, model, rubric in [
+        ("right", taught, Rubric("arithmetic")),
+        ("random", taught, Rubric(at_random)),
+        ("inverted", taught, Rubric(upside_down)),
+        ("never right", untaught, Rubric("arithmetic")),
+    ]:
+        random.seed(seed)
+        before = exam(model, tokenizer, tasks)
+        trained = copy.deepcopy(model)
+        config: GRPOConfig = replace(demo.grpo_config(seed, directory / name, quick=False), max_steps=steps)
+        GRPOTrainer(trained, rubric, config, prompts, processing_class=tokenizer).train()
+        after = exam(trained, tokenizer, tasks)
+        gain, upper = gain_of(before, after)
+        results.append({"seed": seed, "reward": name, "before": before.accuracy.value, "after": after.accuracy.value, "gain": gain, "upper": upper})
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        results = [result for seed in range(arguments.seeds) for result in run(seed, arguments.steps, Path(directory) / str(seed))]
+    table = Table("seed", "reward", "before", "after", "gain", "upper 95 %", title=hardware.line())
+    for result in results:
+        row = [f"{100 * result['before']:.1f} %", f"{100 * result['after']:.1f} %", f"{result['gain']:+.1f}", f"{result['upper']:+.1f}"]
+        table.add_row(str(result["seed"]), result["reward"], *row)
+    Console().print(table)
+    hardware.save("controls", {"steps": arguments.steps, "results": results})
+
+
+if __name__ == "__main__":
+    main()
