@@ -62,23 +62,24 @@ def _swap_forward(module: torch.nn.Module, forward: Callable[..., Any], on_exit:
 
 def _weight_first(linear: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """`linear.forward` as weight @ x.T for a stream (1, rows, features) of few rows; it answers with rows innermost in memory."""
+    weight, bias = linear.weight, linear.bias
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if x.dim() != 3 or x.shape[0] != 1 or x.shape[1] > _FEW_ROWS:
-            return F.linear(x, linear.weight, linear.bias)
-        product = _by_blocks(linear.weight, x[0].t()).t()[None]
-        return product if linear.bias is None else product + linear.bias
+            return F.linear(x, weight, bias)
+        product = _by_blocks(weight, x[0]).t()[None]
+        return product if bias is None else product + bias
 
     return forward
 
 
 def _by_blocks(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """weight (N, K) @ x (K, rows); a vocabulary's worth of weights in blocks that a core's cache holds."""
+    """weight (N, K) @ x.T, x (rows, K); a vocabulary's worth of weights in blocks that a core's cache holds."""
     outputs, inner = weight.shape
     if outputs % _BLOCK or outputs < 16 * _BLOCK:
-        return torch.mm(weight, x)
+        return F.linear(weight, x)
     blocks = outputs // _BLOCK
-    return torch.bmm(weight.view(blocks, _BLOCK, inner), x.contiguous().expand(blocks, -1, -1)).view(outputs, -1)
+    return torch.bmm(weight.view(blocks, _BLOCK, inner), x.t().contiguous().expand(blocks, -1, -1)).view(outputs, -1)
 
 
 def _rows_innermost(embedding: Any) -> Callable[[torch.Tensor], torch.Tensor]:
