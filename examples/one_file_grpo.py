@@ -79,10 +79,11 @@ def careless_model(steps=300):
     return model
 
 
-def grpo(model, steps=150, prompts=16, G=16, lr=1e-3, updates=2, epsilon=0.2, beta=0.01):
+def grpo(model, steps=150, prompts=16, G=16, lr=1.5e-3, updates=2, epsilon=0.2, beta=0.01):
     reference = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         # 1. Rollout: G completions of each prompt.
         pairs = [pair for pair in random.sample(SUMS, prompts) for _ in range(G)]
         ids = sample(model, prompts_of(pairs))  # (prompts * G, PROMPT + ANSWER)
@@ -127,4 +128,5 @@ def main(seed=0, **settings):  # settings of grpo()
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # these tensors are too small to share
     main()
