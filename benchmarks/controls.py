@@ -58,7 +58,7 @@ def run(seed: int, steps: int, directory: Path) -> list[dict[str, Any]]:
     prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
     untaught = demo.tiny_model(seed, tokenizer)
     taught = copy.deepcopy(untaught)
-    SFTTrainer(taught, demo.sft_config(seed, directory, quick=False), demo.lessons(train_rows), processing_class=tokenizer).train()
+    SFTTrainer(taught, demo.sft_config(seed, directory, quick=False), train_rows, processing_class=tokenizer).train()
     results = []
     for name, model, rubric in [
         ("right", taught, Rubric("arithmetic")),
@@ -82,14 +82,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
+    machine = hardware.describe("transformers")
     with tempfile.TemporaryDirectory() as directory:
         results = [result for seed in range(arguments.seeds) for result in run(seed, arguments.steps, Path(directory) / str(seed))]
-    table = Table("seed", "reward", "before", "after", "gain", "upper 95 %", title=hardware.line())
+    table = Table("seed", "reward", "before", "after", "gain", "upper 95 %", title=hardware.line(machine))
     for result in results:
         row = [f"{100 * result['before']:.1f} %", f"{100 * result['after']:.1f} %", f"{result['gain']:+.1f}", f"{result['upper']:+.1f}"]
         table.add_row(str(result["seed"]), result["reward"], *row)
     Console().print(table)
-    hardware.save("controls", {"steps": arguments.steps, "results": results})
+    hardware.save("controls", {"hardware": machine, "steps": arguments.steps, "results": results})
 
 
 if __name__ == "__main__":

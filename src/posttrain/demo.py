@@ -1,7 +1,8 @@
 """The demo: a tiny transformer, built from its config, learns two-digit addition. Nothing is downloaded.
 
-It is taught the worked form of a sum (7+8, then the tens with the carry, then the answer) from a few examples, so that it errs often;
-GRPO with a rubric of two rewards then teaches it to be right. The exam asks sums that neither stage ever showed.
+Its teacher is sloppy: the worked examples forget the carry three times out of four, so the model learns the form and the mistake. GRPO never sees
+an example, only whether an answer is a number (±1) and the right one (±3), and gets better than the teacher. The exam asks sums that neither
+stage ever showed.
 """
 
 from __future__ import annotations
@@ -27,22 +28,24 @@ from posttrain.types import Task
 
 MAX_NEW_TOKENS = 12  # a worked answer has at most 10 tokens and an end
 EXAM_SIZE = 500
-SFT_STEPS, GRPO_STEPS = 150, 120
+FORGETS = 0.75  # how often the teacher forgets a carry
+SFT_STEPS, GRPO_STEPS = 400, 150
 PROMPTS, GENERATIONS = 16, 16
 
 
-def worked(a: int, b: int) -> str:
-    """47+38 -> "15|08#85": the units' sum, the tens' sum with the carry, the answer."""
+def worked(a: int, b: int, carries: bool) -> str:
+    """47+38 -> "15|08#85": the units' sum, the tens' sum with the carry, the answer. Without the carry: "15|07#75"."""
     units = a % 10 + b % 10
-    tens = a // 10 + b // 10 + units // 10
-    return f"{units:02d}|{tens:02d}#{a + b}"
+    tens = a // 10 + b // 10 + (units // 10 if carries else 0)
+    return f"{units:02d}|{tens:02d}#{10 * tens + units % 10}"
 
 
 def sums(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(training rows, exam rows): all sums of two two-digit numbers, 500 of them kept for the exam."""
+    """(training rows, exam rows): all sums of two two-digit numbers, 500 of them kept for the exam. `completion` is the sloppy teacher's."""
+    rng = random.Random(seed)
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-    random.Random(seed).shuffle(pairs)
-    rows = [{"prompt": f"{a}+{b}=", "completion": worked(a, b), "answer": str(a + b)} for a, b in pairs]
+    rng.shuffle(pairs)
+    rows = [{"prompt": f"{a}+{b}=", "completion": worked(a, b, rng.random() >= FORGETS), "answer": str(a + b)} for a, b in pairs]
     return rows[EXAM_SIZE:], rows[:EXAM_SIZE]
 
 
@@ -89,15 +92,15 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     size = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"posttrain demo · a {size:.1f}M-parameter transformer learns two-digit addition · {torch.get_num_threads()} CPU threads")
 
-    console.print("\n[bold]1 sft[/]    worked examples, so that right answers are possible")
-    SFTTrainer(model, _sft_config(seed, out / "sft", quick), train_rows, processing_class=tokenizer).train()
+    console.print("\n[bold]1 sft[/]    worked examples of a sloppy teacher, who forgets the carry three times out of four")
+    SFTTrainer(model, sft_config(seed, out / "sft", quick), train_rows, processing_class=tokenizer).train()
     console.print(f"\n[bold]2 exam[/]   {len(tasks)} sums that training never shows")
     before = _exam(model, tokenizer, tasks, rubric)
     console.print(f"         greedy {before.accuracy}")
 
     console.print(f"\n[bold]3 grpo[/]   {PROMPTS} prompts x {GENERATIONS} completions per step · rubric: a number ±1, the right one ±3")
     prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
-    trainer = GRPOTrainer(model, rubric, _grpo_config(seed, out, quick), prompts, processing_class=tokenizer)
+    trainer = GRPOTrainer(model, rubric, grpo_config(seed, out, quick), prompts, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(str(out / "model"))
 
@@ -119,22 +122,21 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     return summary
 
 
-def _sft_config(seed: int, out: Path, quick: bool) -> SFTConfig:
+def sft_config(seed: int, out: Path, quick: bool) -> SFTConfig:
     return SFTConfig(
         output_dir=str(out),
         seed=seed,
         max_steps=10 if quick else SFT_STEPS,
-        per_device_train_batch_size=128,
+        per_device_train_batch_size=64,
         learning_rate=2e-3,
         lr_scheduler_type="cosine",
-        weight_decay=0.01,
         save_strategy="no",
-        logging_steps=10,
+        logging_steps=20,
         use_cpu=True,
     )
 
 
-def _grpo_config(seed: int, out: Path, quick: bool) -> GRPOConfig:
+def grpo_config(seed: int, out: Path, quick: bool) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(out),
         seed=seed,
@@ -142,9 +144,8 @@ def _grpo_config(seed: int, out: Path, quick: bool) -> GRPOConfig:
         per_device_train_batch_size=PROMPTS * GENERATIONS,
         num_generations=GENERATIONS,
         max_completion_length=MAX_NEW_TOKENS,
-        learning_rate=1e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=5,
+        learning_rate=1e-4,
+        logging_steps=5,
         loss_type="dapo",
         save_strategy="no",
         use_cpu=True,

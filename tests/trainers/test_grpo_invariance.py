@@ -89,12 +89,12 @@ def run_world(processes, output):
         "accelerate.commands.launch",
         "--num_processes",
         str(processes),
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
     ]
-    launch += ["--num_machines", "1", "--cpu", *(["--multi_gpu"] * 0), "--main_process_port", "0"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]  # gloo, since only CPUs are used
     command = [*launch, str(HERE / "world_run.py"), str(output), str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, env=environment, timeout=300)

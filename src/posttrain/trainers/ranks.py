@@ -9,12 +9,17 @@ import torch
 import torch.distributed as dist
 
 
+def world_size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gather_json(value: Any, device: torch.device) -> list[Any]:
     """Every process's `value`, in rank order, on all of them. `value` must survive JSON."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
+    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([data.numel()], device=device))
     longest = max(int(size) for size in sizes)
     padded = torch.nn.functional.pad(data, (0, longest - data.numel()))

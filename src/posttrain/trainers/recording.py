@@ -9,7 +9,7 @@ import torch
 
 from posttrain.losses.kl import k3
 from posttrain.tracking.recorder import Recorder, RolloutKey
-from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.ranks import gather_json, world_size
 from posttrain.trainers.window import PolicyBatch, Row
 from posttrain.types import Group, Rollout, StopReason, Task
 
@@ -30,10 +30,13 @@ class RolloutRecord:
         for row in rows:
             row.recorded_at, row.recorded_group = step, offset + row.group
             advantages.setdefault(row.group, []).append(row.advantage)
-        mine = [[number, asdict(group), advantages[number], decode(group.rollouts[0].prompt_ids)] for number, group in groups]
-        everyone = sorted((entry for part in gather_json(mine, device) for entry in part), key=lambda entry: entry[0])
-        self._count += len(everyone)
-        self.recorder.groups(step, [_group(entry[1]) for entry in everyone], [entry[2] for entry in everyone], [entry[3] for entry in everyone])
+        collected = {number: (group, advantages[number], decode(group.rollouts[0].prompt_ids)) for number, group in groups}
+        if world_size() > 1:
+            parts = gather_json([[number, asdict(group), *rest] for number, (group, *rest) in collected.items()], device)
+            collected = {number: (_group(held), shares, prompt) for part in parts for number, held, shares, prompt in part}
+        ordered = [collected[number] for number in sorted(collected)]
+        self._count += len(ordered)
+        self.recorder.groups(step, [group for group, _, _ in ordered], [shares for _, shares, _ in ordered], [prompt for _, _, prompt in ordered])
 
     def tokens(self, step: int, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor) -> None:
         """What the update of `step` saw, of the rows that the record wants. logps, entropy (B, T)."""
