@@ -94,7 +94,8 @@ class BaseTrainer(Trainer):
         for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(callback)
         self._logprobs = make_logprobs(model)
-        self._step_started: float | None = None
+        self._step_started: float | None = None  # None: the first step of the next log has not begun
+        self._steps_before = 0  # optimizer steps done when it began
         self._resuming_from: Path | None = None
         self._start = {"model_weights": checkpoints.weights_fingerprint(model), "data": checkpoints.rows_fingerprint(train_dataset)}
 
@@ -145,7 +146,7 @@ class BaseTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], None]:
         """transformers' hook: a whole accumulation window in, exactly as many items out. The micro-batches are spread over them."""
         if self._step_started is None:
-            self._step_started = time.perf_counter()
+            self._step_started, self._steps_before = time.perf_counter(), self.state.global_step
         micro_steps = []
         for _ in range(num_batches):
             try:
@@ -201,8 +202,7 @@ class BaseTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was noted since the last log. Runs on every process, since metrics are summed over all."""
         if "loss" in logs:
-            steps = self.state.global_step - getattr(self, "_last_logged_step", self._initial_global_step)
-            self._last_logged_step = self.state.global_step
+            steps = self.state.global_step - self._steps_before
             logs = self.metrics.drain(self.args.device, steps) | logs
             if self._step_started is not None:
                 seconds = (time.perf_counter() - self._step_started) / max(steps, 1)
