@@ -21,8 +21,9 @@ class GRPOConfig(OnlineConfig):
     beta: float = setting(0.0, "Weight of the KL against the reference (adapter off, or a frozen copy). 0 needs no reference; the recipes use 0.04.")
     kl_estimator: str = setting(
         "k3",
-        "'k3': the paper's, exp(ref - new) - (ref - new) - 1, a loss whose fixed point is the forward-KL optimum; 'k2': half the squared log-ratio, on-policy "
-        "the gradient of the reverse KL; 'k1_in_reward': beta * sum(log new - log ref) leaves the reward before advantages are taken, same expected gradient as k2.",
+        "'k3': the paper's, exp(ref - new) - (ref - new) - 1; with use_bias_correction_kl, on-policy, its gradient is the reverse KL's, without it the "
+        "forward KL's. 'k2': half the squared log-ratio, the reverse KL's gradient per token. 'k1_in_reward': beta * sum(log new - log ref) leaves the "
+        "reward before advantages are taken, the reverse KL of whole completions.",
     )
     use_bias_correction_kl: bool = setting(True, "Multiply the KL by the importance ratio (DeepSeek-V3.2), which makes it unbiased off-policy.")
     epsilon: float = setting(0.2, "Lower clip of the ratio, and the upper one unless epsilon_high is set.")
