@@ -8,12 +8,12 @@ slice begins. No tensor here is larger than the inputs or one tile of logits. No
 
 from __future__ import annotations
 
-import functools
-import platform
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from posttrain.ops.precision import multiplies_natively
 
 ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
 ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
@@ -60,18 +60,6 @@ class Head:
         if self.softcap is None:
             return None
         return 1 - (logits * (self.temperature / self.softcap)).square_()
-
-
-@functools.cache
-def multiplies_natively(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether matmuls of `dtype` are the device's own and not emulated. An emulated bf16 matmul takes 3 to 5 times as long as the
-    float32 one of the same (rounded) numbers, whose answer is at least as exact: a product of two bf16 numbers fits in a float32."""
-    if device_type != "cpu" or dtype in (torch.float32, torch.float64):
-        return True
-    if platform.machine() in ("x86_64", "AMD64"):
-        instructions = {torch.bfloat16: torch.cpu._is_avx512_bf16_supported, torch.float16: torch.cpu._is_amx_fp16_supported}
-        return bool(instructions[dtype]())
-    return dtype is torch.bfloat16 and platform.system() == "Linux" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:

@@ -9,11 +9,11 @@ S stream tokens, H query heads, Hkv key/value heads, d head size; n runs of at m
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
+from posttrain.ops.precision import multiplies_natively
 from posttrain.ops.prefix_plain import prefix_attention_plain
 from posttrain.ops.prefix_plan import Part, PrefixPlan, Tile
 
@@ -122,11 +122,6 @@ def _common_dtype(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.dt
 
 def _work_dtype(dtype: torch.dtype) -> torch.dtype:
     """Half precision runs in float32 on a CPU without bfloat16 instructions: the kernel's backward is 2.5 to 3 times faster so."""
-    if dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and _has_native_bfloat16()):
+    if dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and multiplies_natively(dtype, "cpu")):
         return dtype
     return torch.float32
-
-
-@cache
-def _has_native_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

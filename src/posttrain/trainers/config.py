@@ -6,7 +6,6 @@ A setting that another library has and this one does not is refused with a sente
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
@@ -15,6 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.ops.precision import multiplies_natively
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -80,7 +80,7 @@ class BaseConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and emulates_bf16():
+        if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
         super().__post_init__()
         if self.logging_nan_inf_filter:
@@ -93,11 +93,6 @@ class BaseConfig(TrainingArguments):
             raise UserError("torch_compile: the attention layouts are not traceable yet; leave it at False")
         if self.auto_find_batch_size:
             raise UserError("auto_find_batch_size would change the batch in silence; set max_tokens_per_micro_batch, which changes memory only")
-
-
-def emulates_bf16() -> bool:
-    """Whether this processor has no bf16 arithmetic of its own (x86 before Cooper Lake and Zen 4)."""
-    return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
 
 
 def defaults(cls: type) -> dict[str, Any]:

@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from posttrain.ops.precision import multiplies_natively
 
 _FEW_ROWS = 32
 _BLOCK = 256  # outputs
@@ -23,8 +24,7 @@ _LARGE = 1 << 15  # elements; smaller weights stay in the processor's cache and 
 
 def rollout_dtype(requested: torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """The autocast dtype to sample in: the requested one, or None (as stored) where the processor would only emulate it."""
-    emulated = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
-    return None if requested is torch.bfloat16 and emulated else requested
+    return requested if requested is None or multiplies_natively(requested, device.type) else None
 
 
 @contextmanager
