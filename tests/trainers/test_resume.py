@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.long
 MOMENTS = [
     ("rollout", 12),
     ("reward", 3),
