@@ -19,6 +19,7 @@ from posttrain.ops.precision import multiplies_natively
 
 _FEW_ROWS = 32
 _BLOCK = 256  # outputs
+_GLIBC_MMAP_LIMIT = 1 << 25  # bytes, DEFAULT_MMAP_THRESHOLD_MAX of glibc on 64 bits
 _LARGE = 1 << 15  # elements; smaller weights stay in the processor's cache and gain nothing
 
 
@@ -30,6 +31,8 @@ def rollout_dtype(requested: torch.dtype | None, device: torch.device) -> torch.
 @contextmanager
 def lent(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
     """Within: casts are kept between `compute` blocks and products are fast. On exit every flag and method is as it was."""
+    if device.type == "cpu":
+        _keep_heap()
     torch.clear_autocast_cache()  # an enclosing autocast may hold casts from before the last optimizer step
     with ExitStack() as on_exit:
         on_exit.callback(torch.clear_autocast_cache)  # casts made without grad must not reach training
@@ -52,6 +55,14 @@ def lent(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device
 def compute(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
     """The autocast of one forward pass."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _keep_heap() -> None:
+    """Take and free one large block (untouched, so it costs nothing): glibc learns from it not to hand blocks up to that size back at once.
+
+    Else each step's logits are fresh zeroed pages: about 1,500 page faults, a sixth of a step of the model in benchmarks/decode.py.
+    """
+    torch.empty(_GLIBC_MMAP_LIMIT - (1 << 16), dtype=torch.uint8)
 
 
 def _swap_forward(module: torch.nn.Module, forward: Callable[..., Any], on_exit: ExitStack) -> None:
