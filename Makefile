@@ -8,7 +8,7 @@ VENV_WHEEL ?= .venv-wheel
 TORCH_INDEX ?=
 
 PIP_TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-SELECTED = tests/ops tests/losses tests/models tests/rollout tests/trainers
+SELECTED = tests/ops tests/losses tests/models tests/rollout tests/tracking tests/trainers
 # Two workers share the machine, so each test process computes with one thread; demo and bench take all cores.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
