@@ -57,6 +57,9 @@ format: $(VENV)/.ready
 
 bench: $(VENV)/.ready $(VENV_TRL)/.ready
 	$(VENV)/bin/python benchmarks/grpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python
+	$(VENV)/bin/python benchmarks/demo.py
+	$(VENV)/bin/python benchmarks/controls.py
+	$(VENV)/bin/python benchmarks/readme.py
 
 # The built wheel, alone in a clean environment and outside the source tree.
 wheel-test: $(VENV)/.ready

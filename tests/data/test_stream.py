@@ -117,3 +117,23 @@ def test_groups_within_the_budget_are_not_split():
 def test_given_row_ids_are_kept_by_a_split():
     parts = split([PackItem([1], [[2] * 5, [3] * 5], row_ids=(11, 4))], 6)
     assert [[list(item.row_ids) for item in part] for part in parts] == [[[11]], [[4]]]
+
+
+def test_a_group_over_the_budget_is_split_evenly():
+    item = PackItem([1] * 250, [[2] * 256 for _ in range(16)])
+    assert [len(part[0].completions) for part in split([item], 4096)] == [8, 8]  # not 15 and 1: the largest part decides the memory
+    ragged = PackItem([1] * 10, [[2] * n for n in (50, 10, 10, 10, 40)])
+    parts = split([ragged], 100)
+    assert [len(part[0]) for part in parts] == [70, 70]
+
+
+def test_no_part_exceeds_the_budget_where_a_completion_fits():
+    import random
+
+    rng = random.Random(0)
+    for _ in range(200):
+        item = PackItem([1] * rng.randint(1, 30), [[2] * rng.randint(0, 40) for _ in range(rng.randint(1, 9))])
+        budget = rng.randint(5, 120)
+        parts = split([item], budget)
+        assert [row for part in parts for piece in part for row in piece.row_ids] == list(range(len(item.completions)))
+        assert all(len(piece) <= budget or len(piece.completions) == 1 for part in parts for piece in part)

@@ -6,6 +6,7 @@ prompt's, so a row reads the same as it would alone. Who may attend to whom is n
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -119,7 +120,7 @@ def pack(items: Sequence[PackItem]) -> Stream:
 def split(items: Sequence[PackItem], max_tokens: int) -> list[list[PackItem]]:
     """Micro-batches of at most `max_tokens` stream tokens each, in order, every item carrying its `row_ids`.
 
-    A group over the budget is split by completions, its prompt repeated in each part. One completion over the budget is a part of its own.
+    A group over the budget is split by completions into even parts, its prompt repeated in each. One completion over the budget is a part of its own.
     """
     parts: list[list[PackItem]] = []
     room = 0
@@ -141,17 +142,28 @@ def _numbered(items: Sequence[PackItem]) -> Iterator[PackItem]:
 
 
 def _pieces(item: PackItem, max_tokens: int) -> Iterator[PackItem]:
-    """`item` cut after as many completions as fit beside the prompt, at least one a piece."""
-    first = 0
-    while first < len(item.completions):
-        tokens, last = len(item.prompt_ids) + len(item.completions[first]), first + 1
-        while last < len(item.completions) and tokens + len(item.completions[last]) <= max_tokens:
-            tokens += len(item.completions[last])
-            last += 1
-        assert item.row_ids is not None
+    """`item` in as few parts as the budget allows, at least one completion each, the largest part as small as that number of parts permits."""
+    lengths = [len(completion) for completion in item.completions]
+    room = max_tokens - len(item.prompt_ids)
+    fewest, longest = len(_cuts(lengths, room)), max(lengths, default=0)
+    rooms = range(longest, room)  # smaller ones that may do with as many parts
+    even = longest + bisect.bisect_left(rooms, True, key=lambda smaller: len(_cuts(lengths, smaller)) <= fewest) if rooms else room
+    assert item.row_ids is not None
+    for first, last in _cuts(lengths, even):
         trained = None if item.trained is None else item.trained[first:last]
         yield PackItem(item.prompt_ids, item.completions[first:last], trained, item.row_ids[first:last])
-        first = last
+
+
+def _cuts(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Runs [first, last) of completions, each filled until the next one would exceed `room` tokens."""
+    cuts: list[tuple[int, int]] = []
+    first = tokens = 0
+    for index, length in enumerate(lengths):
+        if index > first and tokens + length > room:
+            cuts.append((first, index))
+            first, tokens = index, 0
+        tokens += length
+    return [*cuts, (first, len(lengths))] if lengths else []
 
 
 def _masks(item: PackItem) -> Sequence[Sequence[bool]]:

@@ -47,6 +47,7 @@ def settings(cls: type[Config]) -> type[Config]:
     return cls
 
 
+DEFAULT_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
 _SHARDED = "sharding over devices is not built yet; use plain data parallelism (`accelerate launch`), or one device"
 
 
@@ -76,6 +77,11 @@ class BaseConfig(TrainingArguments):
     )
     record_tokens_of: int = setting(4, "Record per-token log-probs, ratios, entropies and KLs of this many groups a step.")
     record_megabytes: int = setting(512, "Size cap of the per-token records of a run.")
+
+    @property
+    def token_budget(self) -> int:
+        """Stream tokens of one micro-batch."""
+        return self.max_tokens_per_micro_batch or DEFAULT_TOKENS
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

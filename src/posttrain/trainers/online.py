@@ -201,9 +201,8 @@ class OnlineTrainer(BaseTrainer):
         return list(self.micro_batches([row for row, _ in weighted], [weight for _, weight in weighted]))
 
     def micro_batches(self, rows: list[Row], weights: list[float]) -> list[PolicyBatch]:
-        budget = self.args.max_tokens_per_micro_batch or _DEFAULT_BUDGET
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        return policy_batches(rows, weights, max_tokens=budget, device=self.args.device, dtype=dtype)
+        return policy_batches(rows, weights, max_tokens=self.args.token_budget, device=self.args.device, dtype=dtype)
 
     def frozen_logps(self, rows: list[Row], forward: Callable[[nn.Module, PolicyBatch], torch.Tensor], model: nn.Module) -> list[list[float]]:
         """Per-token values of `forward`, (B, T), for every row, without a gradient."""
@@ -289,14 +288,11 @@ class OnlineTrainer(BaseTrainer):
         updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps  # type: ignore[operator]
         longest = max(map(len, self.prompt_ids))
         tokens = args.prompts_per_generation * (longest + args.num_generations * self.sampling.max_new_tokens)
-        budget = args.max_tokens_per_micro_batch or _DEFAULT_BUDGET
+        budget = args.token_budget
         return (
             f"{rollout} = {args.generation_batch_size} · {updates:g} update{'s' if updates != 1 else ''} per rollout · "
             f"at most {tokens:,} tokens, {-(-tokens // budget)} micro-batches of {budget:,} · {self.state.max_steps or args.max_steps} steps"
         )
-
-
-_DEFAULT_BUDGET = 4096  # stream tokens of one forward and backward, unless the settings say otherwise
 
 
 def _rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:

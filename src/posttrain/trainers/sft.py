@@ -110,7 +110,7 @@ class SFTTrainer(BaseTrainer):
 
     def _parts(self, examples: list[Example]) -> list[list[PackItem]]:
         items = [PackItem(example.prompt_ids, [example.completion_ids]) for example in examples]
-        return split(items, self.args.max_tokens_per_micro_batch or 4096)
+        return split(items, self.args.token_budget)
 
     def loss(self, model: nn.Module, batch: SFTBatch) -> torch.Tensor:
         logps, entropy = self.logprobs(model, batch.stream)[:2]  # (B, T)
