@@ -48,7 +48,7 @@ class RolloutRecord:
                     step,
                     key,
                     logps=logps[i, :R],
-                    ratio=None if batch.old_logps is None else (logps[i, :R] - batch.old_logps[i, :R]).exp(),
+                    ratio=torch.ones(R) if batch.old_logps is None else (logps[i, :R] - batch.old_logps[i, :R]).exp(),
                     entropy=entropy[i, :R],
                     kl=None if batch.ref_logps is None else k3(logps[i, :R], batch.ref_logps[i, :R]),
                 )
