@@ -224,6 +224,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", default=".venv-trl/bin/python", help="the python of TRL's environment")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--cases", nargs="*", type=int, default=list(range(len(CASES))), help="which of the cases: 0 is 250/256, 1 is 1000/128")
+    parser.add_argument("--no-memory-sweep", action="store_true", help="leave out the runs with several G")
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="on for both sides")
     parser.add_argument("--steps", type=int, default=3, help="measured steps; one more warms up")
@@ -238,8 +240,11 @@ def main() -> None:
     if args.child:
         child(*args.child)
         return
-    cases = [replace(case, steps=args.steps, precision=args.precision, gradient_checkpointing=args.gradient_checkpointing) for case in CASES]
+    chosen = [CASES[index] for index in args.cases]
+    cases = [replace(case, steps=args.steps, precision=args.precision, gradient_checkpointing=args.gradient_checkpointing) for case in chosen]
     memory_cases = [replace(case, precision=args.precision, gradient_checkpointing=args.gradient_checkpointing) for case in MEMORY_CASES]
+    if args.no_memory_sweep:
+        memory_cases = []
     if args.quick:
         cases, memory_cases = [replace(cases[0], prompt=20, completion=8, generations=4, steps=1)], []
     pythons = {"posttrain": sys.executable, "trl": args.trl_python}
