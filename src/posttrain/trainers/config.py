@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -99,11 +99,6 @@ class BaseConfig(TrainingArguments):
             raise UserError("torch_compile: the attention layouts are not traceable yet; leave it at False")
         if self.auto_find_batch_size:
             raise UserError("auto_find_batch_size would change the batch in silence; set max_tokens_per_micro_batch, which changes memory only")
-
-
-def defaults(cls: type) -> dict[str, Any]:
-    """Field name -> default, for comparing and documenting."""
-    return {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
 
 
 def refuse(reasons: dict[str, str], given: dict[str, Any]) -> None:

@@ -259,16 +259,11 @@ class GRPOTrainer(OnlineTrainer):
             self._entropy_of_step = [self._entropy_of_step[0] + float((entropy * batch.mask).sum()), self._entropy_of_step[1] + float(count)]
         for name, tally in tallies.items():
             self.metrics.note(_NAMES.get(name, name), tally.total, tally.count)
-        if self._is_first_pass:
+        if self.args.on_policy:  # the policy is still the one that sampled, so engine and trainer must agree on every log-prob
             gap = ((logps - batch.sampler_logps).abs() * batch.mask).detach()
             self.metrics.note("sampling/logp_difference/mean", gap.sum(), count)
             self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
         self.record.tokens(self.state.global_step + 1, batch, logps, entropy)
-
-    @property
-    def _is_first_pass(self) -> bool:
-        """Whether the policy is still the one that sampled: then engine and trainer must agree on every log-prob."""
-        return self.args.on_policy
 
     # Resuming
 

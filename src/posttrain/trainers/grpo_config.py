@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.errors import UserError, did_you_mean
-from posttrain.losses.policy import OBJECTIVES
+from posttrain.errors import UserError
+from posttrain.losses.policy import OBJECTIVES, find_objective
 from posttrain.trainers.config import setting, settings
 from posttrain.trainers.online_config import OnlineConfig
 
@@ -60,12 +60,9 @@ class GRPOConfig(OnlineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
-        if self.loss_type not in OBJECTIVES:
-            raise UserError(
-                f"loss_type={self.loss_type!r} is not an objective.{did_you_mean(self.loss_type, OBJECTIVES)} Known: {', '.join(OBJECTIVES)}"
-            )
+        objective = find_objective(self.loss_type)
         if self.importance_sampling_level is None:
-            self.importance_sampling_level = "sequence" if OBJECTIVES[self.loss_type].per_sequence else "token"
+            self.importance_sampling_level = "sequence" if objective.per_sequence else "token"
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r}: use one of {', '.join(map(repr, known))}")
@@ -85,11 +82,6 @@ class GRPOConfig(OnlineConfig):
             )
         if self.sync_ref_model and not self.beta:
             raise UserError("sync_ref_model moves a reference, but beta=0.0 uses none; set beta, or leave sync_ref_model out")
-
-    @property
-    def updates_per_rollout(self) -> float:
-        """Optimizer steps that one rollout feeds; above 1 the later ones are off-policy."""
-        return self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps  # type: ignore[operator]
 
     @property
     def on_policy(self) -> bool:

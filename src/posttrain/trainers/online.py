@@ -285,7 +285,7 @@ class OnlineTrainer(BaseTrainer):
     def plan(self) -> str:
         args = self.args
         rollout = f"{args.prompts_per_generation} prompts x {args.num_generations} completions per rollout"
-        updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps  # type: ignore[operator]
+        updates = args.updates_per_rollout
         longest = max(map(len, self.prompt_ids))
         tokens = args.prompts_per_generation * (longest + args.num_generations * self.sampling.max_new_tokens)
         budget = args.token_budget

@@ -136,6 +136,11 @@ class OnlineConfig(BaseConfig):
         """Groups in one rollout, over all devices."""
         return self.generation_batch_size // self.num_generations  # type: ignore[operator]
 
+    @property
+    def updates_per_rollout(self) -> float:
+        """Optimizer steps that one rollout feeds; above 1 the later ones are off-policy."""
+        return self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps  # type: ignore[operator]
+
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
         """How completions are drawn; generation_kwargs win over the settings."""
         over = dict(self.generation_kwargs or {})
