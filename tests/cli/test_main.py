@@ -273,7 +273,7 @@ def test_errors_become_exit_codes(folder, monkeypatch, error, code):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(build, "grpo_trainer", fail)
+    monkeypatch.setattr(build, "make_trainer", fail)
     assert sentence(call("grpo", folder / "recipe.yaml"), code) == "error: no good"
     monkeypatch.setenv("POSTTRAIN_TRACEBACK", "1")
     assert call("grpo", folder / "recipe.yaml").exception is error
@@ -285,7 +285,7 @@ def test_ctrl_c_exits_with_130(folder, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "grpo_trainer", interrupted)
+    monkeypatch.setattr(build, "make_trainer", interrupted)
     assert call("grpo", folder / "recipe.yaml").exit_code == 130
 
 

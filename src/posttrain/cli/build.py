@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.cli.kinds import Kind
 from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe
 from posttrain.cli.values import nearest, read_settings
 from posttrain.data.prompts import Template
@@ -20,9 +21,6 @@ from posttrain.rewards.rubric import Rubric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from posttrain.trainers.grpo import GRPOTrainer
-    from posttrain.trainers.sft import SFTTrainer
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,39 +32,27 @@ def hide_progress_bars() -> None:
     logging.disable_progress_bar()
 
 
-def grpo_trainer(recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> GRPOTrainer:
+def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
     """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes nowhere)."""
-    from posttrain.trainers.grpo_config import GRPOConfig
-
-    settings = read_settings("train", recipe.train, GRPOConfig, "GRPO")
-    _join(settings, "engine", recipe.engine.kind, "engine.kind", default="local")
+    config, given = kind.config_class(), getattr(recipe, kind.section)
+    settings = read_settings(kind.section, given, config, kind.title)
+    if kind.is_online:
+        _join(settings, kind.section, "engine", recipe.engine.kind, "engine.kind", default="local")
     if recipe.eval.every is not None:
-        _join(settings, "eval_strategy", "steps", "eval.every", default=None)
-        _join(settings, "eval_steps", recipe.eval.every, "eval.every", default=None)
-    args = _config(GRPOConfig, "train", settings, recipe.model, default_output, output_dir)
-    rubric = make_rubric(recipe)
+        _join(settings, kind.section, "eval_strategy", "steps", "eval.every", default=None)
+        _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
+    args = _config(config, kind.section, settings, recipe.model, default_output, output_dir)
+    rubric = make_rubric(recipe) if kind.is_online else None
     raw = load_rows(_needed(recipe.data.train, "data.train"))
     tokenizer = make_tokenizer(recipe.model, raw)
-    rows = fill(raw, recipe.data, tokenizer, rubric)
-    eval_rows = evaluation_rows(recipe, tokenizer, rubric) if recipe.eval.every is not None else None
-    model = make_model(recipe.model, tokenizer, args.seed)
-    from posttrain.trainers.grpo import GRPOTrainer
-
-    with _no_empty_folder(args.output_dir):
-        return GRPOTrainer(model, rubric, args, rows, eval_dataset=eval_rows, processing_class=tokenizer, peft_config=lora_config(recipe.model))
-
-
-def sft_trainer(recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> SFTTrainer:
-    """As `grpo_trainer`, for the sections model, data and sft."""
-    from posttrain.trainers.sft import SFTConfig, SFTTrainer
-
-    args = _config(SFTConfig, "sft", read_settings("sft", recipe.sft, SFTConfig, "SFT"), recipe.model, default_output, output_dir)
-    raw = load_rows(_needed(recipe.data.train, "data.train"))
-    tokenizer = make_tokenizer(recipe.model, raw)
-    rows = fill(raw, recipe.data, tokenizer)
+    inputs: dict[str, Any] = {"args": args, "train_dataset": fill(raw, recipe.data, tokenizer, rubric), "processing_class": tokenizer}
+    if recipe.eval.every is not None:
+        inputs["eval_dataset"] = evaluation_rows(recipe, tokenizer, rubric)
+    if rubric is not None:
+        inputs["reward_funcs"] = rubric
     model = make_model(recipe.model, tokenizer, args.seed)
     with _no_empty_folder(args.output_dir):
-        return SFTTrainer(model, args, rows, processing_class=tokenizer, peft_config=lora_config(recipe.model))
+        return kind.trainer_class()(model, peft_config=lora_config(recipe.model), **inputs)
 
 
 def make_rubric(recipe: Recipe) -> Rubric:
@@ -156,10 +142,10 @@ def _config(cls: Any, section: str, settings: dict[str, Any], model: ModelSectio
         raise UserError(f"{section}: {error}") from error
 
 
-def _join(settings: dict[str, Any], key: str, value: Any, where: str, *, default: Any) -> None:
+def _join(settings: dict[str, Any], section: str, key: str, value: Any, where: str, *, default: Any) -> None:
     """Put another section's setting into the trainer's; both may not disagree."""
     if key in settings and settings[key] != value and value != default:
-        raise UserError(f"train.{key}={settings[key]} and {where}={value} say two things; leave train.{key} out")
+        raise UserError(f"{section}.{key}={settings[key]} and {where}={value} say two things; leave {section}.{key} out")
     settings.setdefault(key, value)
 
 

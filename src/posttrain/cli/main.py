@@ -10,13 +10,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from posttrain.cli import runs
+from posttrain.cli.kinds import KINDS
 from posttrain.cli.recipe import Recipe, read_recipe
 from posttrain.cli.values import nearest
 from posttrain.errors import RewardError, TrainingError, UserError
@@ -49,18 +50,16 @@ Overwrite = Annotated[bool, typer.Option(help="Remove an earlier run in the outp
 DryRun = Annotated[bool, typer.Option(help="Check everything, print the plan, train nothing.")]
 
 
-@app.command(context_settings=SETTINGS)
-def grpo(ctx: typer.Context, recipe: RecipeName, resume: Resume = False, overwrite: Overwrite = False, dry_run: DryRun = False) -> None:
-    """Train with GRPO. Any setting can follow: --train.learning_rate=1e-6 --model.name=... --data.train=rows.jsonl"""
-    with sentences():
-        _train("grpo", ctx, recipe, resume, overwrite, dry_run)
+def _training_command(name: str) -> Callable[..., None]:
+    def command(ctx: typer.Context, recipe: RecipeName, resume: Resume = False, overwrite: Overwrite = False, dry_run: DryRun = False) -> None:
+        with sentences():
+            _train(name, ctx, recipe, resume, overwrite, dry_run)
+
+    return command
 
 
-@app.command(context_settings=SETTINGS)
-def sft(ctx: typer.Context, recipe: RecipeName, resume: Resume = False, overwrite: Overwrite = False, dry_run: DryRun = False) -> None:
-    """Fine-tune on completions (sections model, data with `completion`, sft). Any setting can follow: --sft.max_steps=100"""
-    with sentences():
-        _train("sft", ctx, recipe, resume, overwrite, dry_run)
+for _name, _kind in KINDS.items():
+    app.command(name=_name, help=_kind.help, context_settings=SETTINGS)(_training_command(_name))
 
 
 @app.command()
@@ -120,23 +119,22 @@ def evaluate(
         typer.echo(json.dumps(result) if as_json else report(result))
 
 
-def _train(kind: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool) -> None:
+def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool) -> None:
     recipe = read_recipe(name, _overrides(ctx))
     from posttrain.cli import build
 
     build.hide_progress_bars()
-    make: Any = {"grpo": build.grpo_trainer, "sft": build.sft_trainer}[kind]
-    section = {"grpo": "train", "sft": "sft"}[kind]
-    default_output = f"runs/{Path(name).stem}" + ("-sft" if kind == "sft" else "")
+    kind, section = KINDS[command], KINDS[command].section
+    default_output = f"runs/{Path(name).stem}" + ("" if command == "grpo" else f"-{command}")
     if dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
-            trainer = make(recipe, default_output=default_output, output_dir=nowhere)
+            trainer = build.make_trainer(kind, recipe, default_output=default_output, output_dir=nowhere)
             typer.echo(trainer.plan())
             typer.echo("the recipe is ready to train: nothing was written")
         return
     output_dir = str(getattr(recipe, section).get("output_dir") or default_output)
     goes_on = runs.may_start(output_dir, section=section, resume=resume, overwrite=overwrite)
-    trainer = make(recipe, default_output=default_output)
+    trainer = build.make_trainer(kind, recipe, default_output=default_output)
     with trainer.args.main_process_first():
         if trainer.args.process_index == 0:
             _begin(output_dir, recipe, overwrite)
@@ -145,7 +143,7 @@ def _train(kind: str, ctx: typer.Context, name: str, resume: bool, overwrite: bo
     trainer.train(resume_from_checkpoint=goes_on or None)
     trainer.save_model(str(Path(output_dir) / runs.MODEL))
     if trainer.args.process_index == 0:
-        typer.echo(f"the model is in {output_dir}/{runs.MODEL}" + ("" if kind == "sft" else f"   examine it: posttrain eval {output_dir}"))
+        typer.echo(f"the model is in {output_dir}/{runs.MODEL}" + (f"   examine it: posttrain eval {output_dir}" if kind.is_online else ""))
 
 
 def _begin(output_dir: str, recipe: Recipe, overwrite: bool) -> None:

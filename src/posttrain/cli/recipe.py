@@ -64,11 +64,14 @@ class DataSection:
     prompt: str | None = None  # None: the data has a column `prompt`
     answer: str | None = None  # becomes the column `answer`, which rewards read
     completion: str | None = None  # becomes the column `completion`, which SFT trains on
+    chosen: str | None = None  # becomes the column `chosen`: the better completion of a preference pair
+    rejected: str | None = None  # becomes the column `rejected`: the worse one
+    label: str | None = None  # becomes the column `label`: whether a completion is good, for KTO
     system: str | None = None  # a system message, or text before the prompt where the tokenizer has no chat template
     columns: dict = field(default_factory=dict)  # further columns: {name: template}
 
     def templates(self) -> dict[str, str]:
-        named = {"answer": self.answer, "completion": self.completion}
+        named = {name: getattr(self, name) for name in ("answer", "completion", "chosen", "rejected", "label")}
         return {**self.columns, **{name: template for name, template in named.items() if template is not None}}
 
 
@@ -92,6 +95,9 @@ class Recipe:
     engine: EngineSection = field(default_factory=EngineSection)
     train: dict = field(default_factory=dict)  # settings of GRPO
     sft: dict = field(default_factory=dict)  # settings of SFT, for `posttrain sft`
+    dpo: dict = field(default_factory=dict)  # settings of DPO, for `posttrain dpo`
+    kto: dict = field(default_factory=dict)
+    orpo: dict = field(default_factory=dict)
     eval: EvalSection = field(default_factory=EvalSection)
 
     def to_yaml(self) -> str:

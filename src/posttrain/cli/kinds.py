@@ -1,0 +1,52 @@
+"""The trainers that a recipe can start, one row each: its command, its section of the recipe, its classes.
+
+Names only, so that `posttrain --help` imports nothing heavy: `build.py` loads the classes when a row is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one trainer is started."""
+
+    title: str  # in sentences: "is not a setting of GRPO"
+    section: str  # the recipe's section with its settings
+    config: str  # "module:class"
+    trainer: str  # "module:class"
+    help: str  # of its command
+    is_online: bool = False  # it draws completions and has them scored (rubric, engine); otherwise the data holds what it learns from
+
+    def config_class(self) -> Any:
+        return _load(self.config)
+
+    def trainer_class(self) -> Any:
+        return _load(self.trainer)
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+KINDS = {
+    "grpo": Kind(
+        title="GRPO",
+        section="train",
+        config="posttrain.trainers.grpo_config:GRPOConfig",
+        trainer="posttrain.trainers.grpo:GRPOTrainer",
+        help="Train with GRPO. Any setting can follow: --train.learning_rate=1e-6 --model.name=... --data.train=rows.jsonl",
+        is_online=True,
+    ),
+    "sft": Kind(
+        title="SFT",
+        section="sft",
+        config="posttrain.trainers.sft:SFTConfig",
+        trainer="posttrain.trainers.sft:SFTTrainer",
+        help="Fine-tune on completions (sections model, data with `completion`, sft). Any setting can follow: --sft.max_steps=100",
+    ),
+}
