@@ -19,9 +19,17 @@ _HOME = {
     "SFTConfig": "posttrain.trainers.sft",
     "SFTTrainer": "posttrain.trainers.sft",
     "UserError": "posttrain.errors",
+    "apply_chat_template": "posttrain.data.convert",
+    "extract_prompt": "posttrain.data.convert",
+    "is_conversational": "posttrain.data.formats",
     "linear_logprobs": "posttrain.ops",
     "load_policy": "posttrain.models.load",
+    "maybe_apply_chat_template": "posttrain.data.convert",
+    "maybe_convert_to_chatml": "posttrain.data.convert",
+    "maybe_extract_prompt": "posttrain.data.convert",
+    "maybe_unpair_preference_dataset": "posttrain.data.convert",
     "reward": "posttrain.rewards",
+    "unpair_preference_dataset": "posttrain.data.convert",
     "verifier": "posttrain.rewards",
 }
 
@@ -35,13 +43,31 @@ __all__ = [
     "SFTTrainer",
     "UserError",
     "__version__",
+    "apply_chat_template",
+    "extract_prompt",
+    "is_conversational",
     "linear_logprobs",
     "load_policy",
+    "maybe_apply_chat_template",
+    "maybe_convert_to_chatml",
+    "maybe_extract_prompt",
+    "maybe_unpair_preference_dataset",
     "reward",
+    "unpair_preference_dataset",
     "verifier",
 ]
 
 if TYPE_CHECKING:
+    from posttrain.data.convert import (
+        apply_chat_template,
+        extract_prompt,
+        maybe_apply_chat_template,
+        maybe_convert_to_chatml,
+        maybe_extract_prompt,
+        maybe_unpair_preference_dataset,
+        unpair_preference_dataset,
+    )
+    from posttrain.data.formats import is_conversational
     from posttrain.errors import RewardError, UserError
     from posttrain.models.load import load_policy
     from posttrain.ops import linear_logprobs

@@ -95,7 +95,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer):
     import copy
 
     made = copy.deepcopy(tokenizer)
-    made.chat_template = "{{ messages | length }}"
+    made.chat_template = "{{ messages | length }}{% for message in messages %}{{ message.content }}{% endfor %}"
     with pytest.raises(UserError, match="cannot be told apart"):
         encode_example(made, CHAT, "it is 4")
 

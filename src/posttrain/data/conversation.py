@@ -1,0 +1,92 @@
+"""Whole conversations as token ids, and which of the tokens the assistant itself would write: "assistant-only" loss for any chat template.
+
+The template is rendered on the beginnings of the conversation, and the texts are compared. No template is known by name, and none needs marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.chat import all_stops, encode_continuation, no_end, render, shared_beginning, split_reply
+from posttrain.errors import UserError
+from posttrain.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    *,
+    assistant_only: bool,
+    stop_ids: Sequence[int] | None = None,
+    **chat_template_kwargs: Any,
+) -> tuple[list[int], list[bool]]:
+    """([S], [S]) ids of a whole conversation, and which of them are trained: all, or what the assistant itself would write, stop tokens included.
+
+    Raises UserError where the assistant's part cannot be told apart, or a reply has no end.
+    """
+    stops = all_stops(tokenizer, stop_ids)
+    if messages[-1]["role"] == "assistant" and len(messages) > 1:
+        whole = "".join(split_reply(tokenizer, messages[:-1], messages[-1:], **chat_template_kwargs))
+    else:
+        whole = render(tokenizer, messages, **chat_template_kwargs)
+    if not assistant_only:
+        ids = list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+        if not stops.intersection(ids):
+            raise UserError(no_end(tokenizer, whole))
+        return ids, [True] * len(ids)
+    ids, trained, at = [], [], 0
+    for start, end in assistant_spans(tokenizer, messages, whole, stops, **chat_template_kwargs):
+        for text, is_trained in ((whole[at:start], False), (whole[start:end], True)):
+            piece = encode_continuation(tokenizer, text) if at or is_trained else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids += piece
+            trained += [is_trained] * len(piece)
+        at = end
+    rest = encode_continuation(tokenizer, whole[at:])
+    return [*ids, *rest], [*trained, *[False] * len(rest)]
+
+
+def assistant_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str, stops: Collection[int], **kwargs: Any
+) -> list[tuple[int, int]]:
+    """[start, end) in `whole` of what the assistant writes: from the opening of each reply, which is not its own, up to the stop token.
+
+    A reply starts where the conversation before it, rendered with the opening, ends. It ends at the last stop token of the conversation
+    rendered up to it; where the template writes that differently later on (it drops thoughts), at the first stop token after the start.
+    """
+    marks = [str(tokenizer.decode([id])) for id in stops]
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise UserError("a conversation has no message of the assistant, so assistant_only_loss leaves nothing to train on; remove the row")
+    starts = [_start_of_reply(tokenizer, messages[:turn], whole, kwargs) for turn in turns]
+    spans = []
+    for turn, start, limit in zip(turns, starts, [*starts[1:], len(whole)], strict=True):
+        until = len(whole) if turn == len(messages) - 1 else _length_if_beginning(whole, render(tokenizer, messages[: turn + 1], **kwargs))
+        if start < until <= limit and (ends := [place + len(mark) for mark in marks if (place := whole.rfind(mark, start, until)) >= 0]):
+            end = max(ends)
+        elif ends := [place + len(mark) for mark in marks if (place := whole.find(mark, start, limit)) >= 0]:
+            end = min(ends)
+        else:
+            raise UserError(no_end(tokenizer, whole[start:limit]))
+        spans.append((start, end))
+    return spans
+
+
+def _start_of_reply(tokenizer: PreTrainedTokenizerBase, before: list[Message], whole: str, kwargs: dict[str, Any]) -> int:
+    if not before:
+        raise UserError("a conversation begins with the assistant, so nothing opens its first reply; begin with a user's message")
+    closed = render(tokenizer, before, **kwargs)
+    shared = shared_beginning(whole, render(tokenizer, before, **(kwargs | {"add_generation_prompt": True})))
+    if not whole.startswith(closed) or len(shared) <= len(closed):
+        raise UserError(
+            "the model's chat template writes the beginning of a conversation differently when it goes on, so the assistant's part cannot be told "
+            "apart: use rows with prompt and completion instead of assistant_only_loss"
+        )
+    return len(shared)
+
+
+def _length_if_beginning(whole: str, beginning: str) -> int:
+    return len(beginning) if whole.startswith(beginning) else 0
