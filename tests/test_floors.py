@@ -19,6 +19,7 @@ STDLIB = set(sys.stdlib_module_names)
 FLOOR = {
     "types": 0,
     "errors": 0,
+    "waiting": 0,
     "ops": 1,
     "sandbox": 1,
     "evaluation": 1,
@@ -39,7 +40,15 @@ FLOOR = {
 # On these floors parts may import each other: the nouns and their errors; what composes; what shows it.
 SHARED = {0, 4, 5}
 # Parts that may import nothing from outside but the standard library and these.
-OUTSIDE = {"types": set(), "errors": set(), "sandbox": set(), "evaluation": set(), "ops": {"torch", "transformers", "triton"}, "losses": {"torch"}}
+OUTSIDE = {
+    "types": set(),
+    "errors": set(),
+    "waiting": set(),
+    "sandbox": set(),
+    "evaluation": set(),
+    "ops": {"torch", "transformers", "triton"},
+    "losses": {"torch"},
+}
 # A GPU machine or a small installation may lack these: they are imported where they are used.
 LAZY = {"datasets", "peft", "bitsandbytes", "triton", "vllm"}
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

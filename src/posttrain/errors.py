@@ -14,6 +14,10 @@ class RewardError(RuntimeError):
     """A reward broke (raised, returned NaN or the wrong length). Never a silent zero."""
 
 
+class EnvError(RuntimeError):
+    """An environment broke: it raised, or answered with what is no message. What a tool raises is not that: the model is told."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (a loss that is not finite, a full disk). State on disk is whole."""
 

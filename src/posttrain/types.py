@@ -5,6 +5,7 @@ P prompt tokens, G completions per group, R tokens after the prompt. Tokens are 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -75,11 +76,13 @@ class Rollout:
     logprobs: list[float]  # [R] full softmax at the temperature; 0.0 where not sampled
     sampled_logprobs: list[float]  # [R] of the truncated distribution; 0.0 where not sampled
     stop: StopReason
-    text: str  # the decoded completion without special tokens: what rewards read
-    messages: list[Message] | None = None  # the completion as messages, for conversational prompts
+    text: str  # the policy's last turn, decoded without special tokens: what rewards read
+    messages: list[Message] | None = None  # the completion as messages, for conversational prompts; every turn and every answer to it
     scores: dict[str, float | None] = field(default_factory=dict)  # reward name -> score; None: could not be scored
     reward: float | None = None  # weighted total of the scores
     policy_version: int = 0
+    turns: int = 1  # how often the policy spoke
+    info: dict[str, float] = field(default_factory=dict)  # what its environment reports; "reward" is what it paid
 
     @property
     def is_truncated(self) -> bool:
@@ -118,3 +121,25 @@ class Engine(Protocol):
     def step(self) -> list[Completion]:
         """Decode at least one token for every active request; return the completions that finished, in order of request id."""
         ...
+
+
+class Env(Protocol):
+    """One episode: what the policy is asked and what it is answered. Made for one rollout and never reset. Inherit from it for `finish`.
+
+    `reply` and `finish` may be coroutines; those of all episodes that wait at the same moment run together.
+    """
+
+    def start(self) -> Prompt:
+        """The conversation that the policy answers first. Equal for all completions of a task: they are compared with each other."""
+        ...
+
+    def reply(self, rollout: Rollout) -> list[Message] | None | Awaitable[list[Message] | None]:
+        """The messages that follow the policy's latest turn (`rollout.messages[-1]`, `rollout.text`); None ends the episode.
+
+        Called after every turn that the policy ended itself, not after one that was cut.
+        """
+        ...
+
+    def finish(self, rollout: Rollout) -> None | Awaitable[None]:
+        """The episode is over, for whatever reason: put numbers into `rollout.info`, let go of what was held."""
+        return None

@@ -5,12 +5,16 @@ A group is a position in the batch: the same prompt, even the same task, twice i
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from posttrain.errors import EnvError, UserError
+from posttrain.rollout.episodes import Episode, Stage, opened
 from posttrain.rollout.local.engine import LocalEngine
-from posttrain.types import Completion, Engine, Group, Request, Rollout, Sampling, Task
+from posttrain.types import Completion, Engine, Group, Request, Sampling, Task
+from posttrain.waiting import settled
 
 
 def play(
@@ -24,33 +28,80 @@ def play(
     step: int,
     decode: Callable[[list[int]], str],
     on_group: Callable[[Group], None] | None = None,
+    stage: Stage | None = None,
 ) -> list[Group]:
     """Draw `num_generations` completions of each task's prompt (within `engine.serving`); groups in the order of tasks.
 
     decode: token ids to text without special tokens. on_group: called with each group as soon as its last completion is there, in the order
-    in which groups finish; rewards can start then.
+    in which groups finish; rewards can start then. stage: environments that answer the policy, and that say what the prompts are: then
+    `prompt_ids` is not read. Raises EnvError for an environment that breaks.
     """
-    occurrences: Counter[int] = Counter()
-    requests = []
-    for position, (task, prompt) in enumerate(zip(tasks, prompt_ids, strict=True)):
-        first = occurrences[task.id] * num_generations  # a second occurrence of a task draws samples that the first did not
-        occurrences[task.id] += 1
-        for index in range(num_generations):
-            key = (seed, step, task.id, first + index, 0)
-            requests.append(Request(position * num_generations + index, tuple(prompt), sampling, key))
-
-    drawn: list[dict[int, Completion]] = [{} for _ in tasks]
+    episodes = _episodes(tasks, prompt_ids, sampling, num_generations, (seed, step), stage)
+    left = [num_generations] * len(tasks)  # episodes of each group that go on
     groups: list[Group | None] = [None] * len(tasks)
-    for completion in run(engine, requests):
-        position, index = divmod(completion.request_id, num_generations)
-        drawn[position][index] = completion
-        if len(drawn[position]) == num_generations:
-            ordered = [drawn[position][index] for index in range(num_generations)]
-            rollouts = [_rollout(tasks[position], prompt_ids[position], completion, decode) for completion in ordered]
-            group = groups[position] = Group(tasks[position], rollouts)
+    for number in _played(episodes, engine, decode):
+        position = number // num_generations
+        left[position] -= 1
+        if not left[position]:
+            members = episodes[position * num_generations : (position + 1) * num_generations]
+            group = groups[position] = Group(tasks[position], [episode.rollout for episode in members])
             if on_group is not None:
                 on_group(group)
     return [group for group in groups if group is not None]
+
+
+def _episodes(
+    tasks: Sequence[Task], prompt_ids: Sequence[Sequence[int]], sampling: Sampling, count: int, key: tuple[int, int], stage: Stage | None
+) -> list[Episode]:
+    """All episodes, those of a task side by side."""
+    occurrences: Counter[int] = Counter()
+    episodes = []
+    for position, task in enumerate(tasks):
+        envs, ids = opened(task, stage, count) if stage is not None else ([None] * count, prompt_ids[position])
+        first = occurrences[task.id] * count  # a second occurrence of a task draws samples that the first did not
+        occurrences[task.id] += 1
+        episodes += [Episode(task, ids, (*key, task.id, first + index), sampling, stage, env) for index, env in enumerate(envs)]
+    return episodes
+
+
+def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]], str]) -> Iterator[int]:
+    """Numbers of episodes as they end. Environments answer, and the next turns are submitted, in the order of numbers and never of arrival."""
+    for number, episode in enumerate(episodes):
+        engine.submit(episode.request(number))
+    running = len(episodes)
+    while running:
+        spoken = {completion.request_id % len(episodes): completion for completion in engine.step()}
+        for number, completion in sorted(spoken.items()):
+            episodes[number].hear(completion, decode)
+        asked = [episodes[number] for number in sorted(spoken) if not episodes[number].is_over]
+        for episode, answer in zip(asked, _called(asked, "reply"), strict=True):
+            episode.answer(answer)
+        over = [number for number in sorted(spoken) if episodes[number].is_over]
+        _called([episodes[number] for number in over if episodes[number].env is not None], "finish")
+        for number in sorted(spoken.keys() - set(over)):
+            episode = episodes[number]
+            engine.submit(episode.request(episode.rollout.turns * len(episodes) + number))  # an id that no other turn has
+        running -= len(over)
+        yield from over
+
+
+def _called(episodes: list[Episode], method: str) -> list[Any]:
+    """What `method` of each episode's environment answers; coroutines are awaited together. Raises EnvError for the first that raised."""
+    answers = []
+    for episode in episodes:
+        try:
+            answers.append(getattr(episode.env, method)(episode.rollout))
+        except Exception as error:
+            answers.append(error)
+    answers = settled(answers)
+    for episode, answer in zip(episodes, answers, strict=True):
+        if isinstance(answer, Exception):
+            if isinstance(answer, UserError):
+                raise answer
+            frames = traceback.extract_tb(answer.__traceback__)
+            where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+            raise EnvError(f"{episode.name} raised {type(answer).__name__}: {answer}{where}, in {method} of prompt {episode.task.id}") from answer
+    return answers
 
 
 def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -63,21 +114,6 @@ def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
         for completion in engine.step():
             pending.remove(completion.request_id)
             yield completion
-
-
-def _rollout(task: Task, prompt_ids: Sequence[int], completion: Completion, decode: Callable[[list[int]], str]) -> Rollout:
-    text = decode(completion.token_ids)
-    return Rollout(
-        prompt_ids=list(prompt_ids),
-        token_ids=completion.token_ids,
-        sampled=[True] * len(completion.token_ids),
-        logprobs=completion.logprobs,
-        sampled_logprobs=completion.sampled_logprobs,
-        stop=completion.stop,
-        text=text,
-        messages=None if isinstance(task.prompt, str) else [{"role": "assistant", "content": text}],
-        policy_version=completion.policy_version,
-    )
 
 
 def generate(

@@ -1,0 +1,127 @@
+"""One rollout in the making: the policy's turns, the environment's answers, and the limits on both. Tokens are only ever appended.
+
+An answer's tokens are attended to and never trained on (`sampled` is False). Nothing that the policy wrote is decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from posttrain.errors import EnvError, UserError
+from posttrain.types import Completion, Env, Message, Prompt, Request, Rollout, Sampling, StopReason, Task
+
+
+class Chat(Protocol):
+    """Messages as tokens (`data.turns.TurnTokens`)."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """[P] ids of the first prompt, the opening of the policy's turn included."""
+        ...
+
+    def message(self, token_ids: Sequence[int]) -> Message:
+        """What the policy said in one turn."""
+        ...
+
+    def between(self, token_ids: Sequence[int], messages: list[Message]) -> list[int]:
+        """What follows the policy's turn `token_ids`: its end, if it was not sampled, the messages, and the opening of its next turn."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where episodes are played. The whole of a completion, answers included, has `Sampling.max_new_tokens`."""
+
+    make: Callable[[Task], Env]
+    chat: Chat
+    max_turns: int | None = None  # of the policy; None: as many as fit
+    max_turn_tokens: int | None = None  # of one turn; None: what is left of the whole
+
+
+class Episode:
+    """Grows one rollout. `env` None: the policy speaks once."""
+
+    def __init__(self, task: Task, prompt_ids: Sequence[int], key: tuple[int, ...], sampling: Sampling, stage: Stage | None, env: Env | None) -> None:
+        self.task, self.key, self.sampling = task, key, sampling
+        self.stage, self.env = stage, env
+        self.is_over = False
+        self._turn: list[int] = []  # tokens of the policy's latest turn
+        has_messages = env is not None or not isinstance(task.prompt, str)
+        self.rollout = Rollout(list(prompt_ids), [], [], [], [], StopReason.LENGTH, "", [] if has_messages else None, turns=0)
+        if stage is not None and stage.max_turns is not None:
+            self.rollout.info["out_of_turns"] = 0.0
+
+    def request(self, id: int) -> Request:
+        """The policy's next turn. Only the turn's number changes in the key of its random numbers."""
+        room = self.sampling.max_new_tokens - len(self.rollout.token_ids)
+        if self.stage is not None and self.stage.max_turn_tokens is not None:
+            room = min(room, self.stage.max_turn_tokens)
+        turn = self.rollout.turns
+        sampling = self.sampling if room == self.sampling.max_new_tokens else replace(self.sampling, max_new_tokens=room)
+        return Request(id, (*self.rollout.prompt_ids, *self.rollout.token_ids), sampling, (*self.key, turn))
+
+    def hear(self, completion: Completion, decode: Callable[[list[int]], str]) -> None:
+        """The policy's turn. One that was cut ends the episode: half a sentence is no move."""
+        rollout, ids = self.rollout, completion.token_ids
+        self._extend(ids, True, completion.logprobs, completion.sampled_logprobs)
+        rollout.text, rollout.stop, rollout.policy_version = decode(ids), completion.stop, completion.policy_version
+        rollout.turns += 1
+        if rollout.messages is not None:
+            said = {"role": "assistant", "content": rollout.text} if self.stage is None else self.stage.chat.message(ids)
+            rollout.messages.append(said)
+        self.is_over = self.env is None or rollout.is_truncated
+        self._turn = ids
+
+    def answer(self, messages: Any) -> None:
+        """The environment's answer, if there is one, a turn is left for it, and it fits. One that does not fit is left out whole."""
+        assert self.stage is not None
+        rollout = self.rollout
+        if messages is None:
+            self.is_over = True
+            return
+        self._check(messages)
+        if self.stage.max_turns is not None and rollout.turns >= self.stage.max_turns:
+            self.is_over = True
+            rollout.info["out_of_turns"] = 1.0
+            return
+        ids = self.stage.chat.between(self._turn, messages)
+        if len(rollout.token_ids) + len(ids) >= self.sampling.max_new_tokens:
+            self.is_over, rollout.stop = True, StopReason.LENGTH
+            return
+        assert rollout.messages is not None
+        rollout.messages.extend(messages)
+        nothing = [0.0] * len(ids)
+        self._extend(ids, False, nothing, nothing)
+
+    def _extend(self, ids: list[int], sampled: bool, logprobs: list[float], sampled_logprobs: list[float]) -> None:
+        self.rollout.token_ids.extend(ids)
+        self.rollout.sampled.extend([sampled] * len(ids))
+        self.rollout.logprobs.extend(logprobs)
+        self.rollout.sampled_logprobs.extend(sampled_logprobs)
+
+    def _check(self, messages: Any) -> None:
+        is_list = isinstance(messages, list) and messages
+        if not is_list or not all(isinstance(message, dict) and "role" in message and "content" in message for message in messages):
+            wanted = 'a list of messages such as [{"role": "user", "content": "..."}], or None to end the episode'
+            raise EnvError(f"{self.name} answered {str(messages)[:80]!r} for prompt {self.task.id}; it must answer with {wanted}")
+
+    @property
+    def name(self) -> str:
+        return f"the environment {type(self.env).__name__}"
+
+
+def opened(task: Task, stage: Stage, count: int) -> tuple[list[Env], list[int]]:
+    """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not."""
+    envs = [stage.make(task) for _ in range(count)]
+    starts = [env.start() for env in envs]
+    for env, start in zip(envs, starts, strict=True):
+        if inspect.isawaitable(start):
+            raise UserError(f"{type(env).__name__}.start must be a plain function; `reply` and `finish` may be coroutines")
+        if start != starts[0]:
+            raise UserError(
+                f"{type(env).__name__} starts prompt {task.id} in different ways, so its completions cannot be compared; "
+                "draw what is random from the row (a column `seed`, say)"
+            )
+    return envs, stage.chat.encode(starts[0])
