@@ -65,6 +65,16 @@ class Stream:
     def device(self) -> torch.device:
         return self.input_ids.device
 
+    @property
+    def last_index(self) -> torch.Tensor:
+        """(B,) stream position of each row's last token: its prompt's last where the completion is empty."""
+        ends = []
+        for segment in self.segments:
+            if segment.prompt is not None:
+                end = segment if segment.length else self.segments[segment.prompt]
+                ends.append(end.start + end.length - 1)
+        return torch.tensor(ends, dtype=torch.long, device=self.device)
+
     def scatter(self, values: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
         """(N,) values of the targets -> (B, T), `fill` elsewhere. Differentiable."""
         return values.new_full(self.shape, fill).index_put((self.rows, self.cols), values)

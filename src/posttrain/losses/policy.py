@@ -20,7 +20,7 @@ from posttrain.losses.reductions import Count, RowWeights, StepCounts, constant_
 from posttrain.losses.surrogates import Surrogate, capped, clipped, soft_gated, variational
 from posttrain.losses.tally import Tally
 
-__all__ = ["OBJECTIVES", "Objective", "PolicyOptions", "Tally", "Terms", "find_objective", "policy_terms"]
+__all__ = ["OBJECTIVES", "PPO", "RLOO", "Objective", "PolicyOptions", "Tally", "Terms", "find_objective", "policy_terms"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Objective:
     surrogate: Callable[[Ratio, Tensor, PolicyOptions], Surrogate]
     reduction: RowWeights
     per_sequence: bool = False  # one ratio per completion whatever the options say; otherwise the options choose
+    whole_ratio: bool = False  # per sequence: the product of its tokens' ratios, not their geometric mean
     tokens_of: Literal["step", "generation"] = "step"  # whose tokens `num_tokens` counts: this optimizer step's own, or
     # the whole generation batch's times (accumulation steps / steps per generation), which is the same for every step it is used for
 
@@ -50,6 +51,9 @@ OBJECTIVES = {
     "luspo": Objective(clipped, sequence_sum),
     "vespo": Objective(variational, token_mean, tokens_of="generation"),
 }
+# The objectives of trainers of their own, which no loss_type names.
+PPO = Objective(clipped, token_mean)
+RLOO = Objective(clipped, sequence_mean, per_sequence=True, whole_ratio=True)  # one term a completion: its mean over tokens is the term itself
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ def policy_terms(
 ) -> Terms:
     """The loss of each token under `objective`. Only `logps` gets a gradient.
 
-    logps, old_logps, ref_logps, sampling_logps (B, T); advantages (B,) or (B, 1); mask (B, T), true where a token is trained.
+    logps, old_logps, ref_logps, sampling_logps (B, T); advantages (B,) of completions or (B, T) of tokens; mask (B, T), true where a token is trained.
     old_logps None: the rollouts are from this very policy (ratio 1). sampling_logps None: the sampler is the old policy (they only decide
     the off-policy mask). policy_mask (B, T): tokens whose policy term counts (None: all); KL, ratios and denominators do not see it.
     """
-    advantages = advantages.detach().reshape(-1, 1).to(logps.dtype)  # (B, 1)
-    ratio = Ratio.between(logps, old_logps, mask, per_sequence=objective.per_sequence or options.importance_sampling_level == "sequence")
+    advantages = advantages.detach().reshape(len(logps), -1).to(logps.dtype)  # (B, 1) or (B, T)
+    per_sequence = objective.per_sequence or options.importance_sampling_level == "sequence"
+    ratio = Ratio.between(logps, old_logps, mask, per_sequence=per_sequence, whole=objective.whole_ratio)
     surrogate = objective.surrogate(ratio, advantages, options)
     metrics = {"ratio": Tally.of(ratio.weight, ratio.mask)}
     metrics |= {name: Tally.of(values, ratio.mask) for name, values in surrogate.notes.items()}

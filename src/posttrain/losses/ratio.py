@@ -27,14 +27,15 @@ class Ratio:
     mask: Tensor  # (B, T) bool
 
     @classmethod
-    def between(cls, logps: Tensor, old_logps: Tensor | None, mask: Tensor, *, per_sequence: bool) -> Ratio:
+    def between(cls, logps: Tensor, old_logps: Tensor | None, mask: Tensor, *, per_sequence: bool, whole: bool = False) -> Ratio:
         """`old_logps` None: the rollout is from this very policy, so the ratio is exactly 1 and still carries the gradient.
 
-        A sequence's ratio is the geometric mean over its tokens (GSPO, arXiv:2507.18071).
+        A sequence's ratio is the geometric mean over its tokens (GSPO, arXiv:2507.18071), or their product where it is taken `whole` (RLOO).
         """
         mask = mask.bool()
         logps = torch.where(mask, logps, 0.0)
         old_logps = logps.detach() if old_logps is None else torch.where(mask, old_logps.detach(), 0.0)
         log_tokens = logps - old_logps  # (B, T)
-        log_weight = masked_mean(log_tokens, mask) if per_sequence else log_tokens
+        log_sequence = log_tokens.sum(dim=1, keepdim=True) if whole else masked_mean(log_tokens, mask)  # (B, 1)
+        log_weight = log_sequence if per_sequence else log_tokens
         return cls(logps=logps, log_tokens=log_tokens, weight=log_weight.exp(), mask=mask)

@@ -9,7 +9,8 @@ S stream tokens, N targets, B rows (one a completion), T columns (the longest co
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -27,19 +28,31 @@ logger = logging.getLogger(__name__)
 
 
 class StreamLogprobs(NamedTuple):
-    """(B, T) each, zero where there is no target. `logps` and `entropy` are float32 and carry gradients."""
+    """(B, T) each, zero where there is no target. `logps`, `entropy` and values are float32 and carry gradients."""
 
     logps: torch.Tensor
     entropy: torch.Tensor
     argmax: torch.Tensor | None  # greedy tokens. None: not asked for
     sum_p2: torch.Tensor | None  # sum of the squared probabilities. None: not asked for
+    values: torch.Tensor | None = None  # the scorer on the state before each target. None: there was no scorer
+    last_values: torch.Tensor | None = None  # (B,) the scorer on the state after the last token. None: there was no scorer
+
+
+Scorer = Callable[[torch.Tensor], torch.Tensor]  # hidden states (M, D) -> (M,)
 
 
 class LogprobsFn(Protocol):
     """`logprobs` or `padded_logprobs`. `model` may be wrapped in PEFT and DDP; it is called as it is given."""
 
     def __call__(
-        self, model: nn.Module, stream: Stream, *, temperature: float = 1.0, want_argmax: bool = False, want_sum_p2: bool = False
+        self,
+        model: nn.Module,
+        stream: Stream,
+        *,
+        temperature: float = 1.0,
+        want_argmax: bool = False,
+        want_sum_p2: bool = False,
+        scorer: Scorer | None = None,
     ) -> StreamLogprobs: ...
 
 
@@ -52,9 +65,18 @@ def make_logprobs(model: nn.Module) -> LogprobsFn:
     return padded_logprobs
 
 
-def logprobs(model: nn.Module, stream: Stream, *, temperature: float = 1.0, want_argmax: bool = False, want_sum_p2: bool = False) -> StreamLogprobs:
+def logprobs(
+    model: nn.Module,
+    stream: Stream,
+    *,
+    temperature: float = 1.0,
+    want_argmax: bool = False,
+    want_sum_p2: bool = False,
+    scorer: Scorer | None = None,
+) -> StreamLogprobs:
     """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
-    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2)
+    states = None if scorer is None else torch.cat([stream.logit_index, stream.last_index])
+    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer)
     layout = TrainLayout(stream.segments, stream.device)
     with answering(model, question):
         output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
@@ -62,20 +84,36 @@ def logprobs(model: nn.Module, stream: Stream, *, temperature: float = 1.0, want
 
 
 def padded_logprobs(
-    model: nn.Module, stream: Stream, *, temperature: float = 1.0, want_argmax: bool = False, want_sum_p2: bool = False
+    model: nn.Module,
+    stream: Stream,
+    *,
+    temperature: float = 1.0,
+    want_argmax: bool = False,
+    want_sum_p2: bool = False,
+    scorer: Scorer | None = None,
 ) -> StreamLogprobs:
     """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
-    answers, order = [], []
+    answers, order, last = [], [], []
     for rows in unroll(stream):
-        question = Question(rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2)
+        states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
+        question = Question(rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer)
         with answering(model, question):
             output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        answers.append(read(output.logits, question))
+        answer = read(output.logits, question)
+        if answer.scores is not None:
+            values, after = answer.scores.tensor_split([len(rows.chosen)])
+            answer = answer._replace(scores=values)
+            last.append(after)
+        answers.append(answer)
         order.append(rows.chosen)
     back = torch.cat(order).argsort()
-    together = [None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*answers, strict=True)]
-    return _scattered(stream, Answer(*together))  # type: ignore[arg-type]
+    together: list[Any] = [None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*answers, strict=True)]
+    if last:
+        together[-1] = torch.cat([together[-1], *last])
+    return _scattered(stream, Answer(*together))
 
 
 def _scattered(stream: Stream, answer: Answer) -> StreamLogprobs:
-    return StreamLogprobs(*(None if values is None else stream.scatter(values) for values in answer))  # type: ignore[arg-type]
+    *columns, scores = answer
+    values, last_values = (None, None) if scores is None else scores.tensor_split([len(stream.targets)])
+    return StreamLogprobs(*(None if column is None else stream.scatter(column) for column in (*columns, values)), last_values)  # type: ignore[arg-type]

@@ -28,15 +28,18 @@ class Question(NamedTuple):
     temperature: float = 1.0
     want_argmax: bool = False
     want_sum_p2: bool = False
+    scored_at: torch.Tensor | None = None  # (M,) places whose hidden states `scorer` reads, in the same forward. None: no scores
+    scorer: Callable[[torch.Tensor], torch.Tensor] | None = None  # (M, D) -> (M,)
 
 
 class Answer(NamedTuple):
-    """What the model returns as logits, unstacked: (N,) each."""
+    """What the model returns as logits, taken apart: (N,) each, the scores (M,)."""
 
     logps: torch.Tensor
     entropy: torch.Tensor
     argmax: torch.Tensor | None  # None: not asked for
     sum_p2: torch.Tensor | None  # None: not asked for
+    scores: torch.Tensor | None = None  # None: there was no scorer
 
 
 class Rescaling(NamedTuple):
@@ -88,20 +91,22 @@ def answering(model: nn.Module, question: Question) -> Iterator[None]:
         if rescaling is not None:
             owner = base.config if rescaling.on_config else base
             folded = rescaling.folded(getattr(owner, rescaling.attribute))
-            stack.enter_context(_set(owner, rescaling.attribute, rescaling.neutral))
+            stack.enter_context(replaced(owner, rescaling.attribute, rescaling.neutral))
         if getattr(base.config, "output_router_logits", False):  # MoE: the auxiliary loss would count rows, not tokens
-            stack.enter_context(_set(base.config, "output_router_logits", False))
+            stack.enter_context(replaced(base.config, "output_router_logits", False))
         parent, name = _place_of_head(base)
-        stack.enter_context(_set(parent, name, _AnsweringHead(_linear(getattr(parent, name)), question, folded)))
+        stack.enter_context(replaced(parent, name, _AnsweringHead(linear_in_use(getattr(parent, name)), question, folded)))
         yield
 
 
 def read(logits: torch.Tensor, question: Question) -> Answer:
-    """The columns that `_AnsweringHead` stacked: (1, N, 2 to 4) -> (N,) each."""
-    logps, entropy, *rest = logits[0].unbind(-1)
+    """What `_AnsweringHead` laid end to end: N rows of 2 to 4 numbers, then the M scores."""
+    width = 2 + question.want_argmax + question.want_sum_p2
+    rows, scores = logits.flatten().tensor_split([len(question.targets) * width])
+    logps, entropy, *rest = rows.view(-1, width).unbind(-1)
     argmax = rest.pop(0).detach().long() if question.want_argmax else None
     sum_p2 = rest.pop(0).detach() if question.want_sum_p2 else None
-    return Answer(logps, entropy, argmax, sum_p2)
+    return Answer(logps, entropy, argmax, sum_p2, None if question.scorer is None else scores)
 
 
 class _AnsweringHead(nn.Module):
@@ -115,9 +120,10 @@ class _AnsweringHead(nn.Module):
         return self.head.weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(rows, L, D) -> (1, N, 2 to 4) float32"""
-        predicted_by, targets, temperature, want_argmax, want_sum_p2 = self.question
-        picked = hidden.flatten(0, 1).index_select(0, predicted_by)  # (N, D)
+        """(rows, L, D) -> (1, 1, N * (2 to 4) + M) float32"""
+        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer = self.question
+        flat = hidden.flatten(0, 1)
+        picked = flat.index_select(0, predicted_by)  # (N, D)
         columns = linear_logprobs(
             picked,
             self.head.weight,
@@ -129,7 +135,10 @@ class _AnsweringHead(nn.Module):
             **self.folded,
         )
         # Token ids are exact in float32 up to 2^24, which no vocabulary reaches.
-        return torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1)[None]
+        answer = torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1).flatten()
+        if scorer is not None and scored_at is not None:
+            answer = torch.cat([answer, scorer(flat.index_select(0, scored_at)).to(answer.dtype)])
+        return answer[None, None]
 
 
 def _rescaling(base: PreTrainedModel) -> Rescaling | None:
@@ -154,7 +163,7 @@ def _place_of_head(base: PreTrainedModel) -> tuple[nn.Module, str]:
     raise UserError(f"{type(base).__name__} has no language-model head; load it as a causal language model")
 
 
-def _linear(head: nn.Module) -> nn.Linear:
+def linear_in_use(head: nn.Module) -> nn.Linear:
     """The weights in use: of a head that PEFT trains as a whole, the active copy."""
     if type(head).__module__.startswith("peft."):
         from peft.utils import ModulesToSaveWrapper
@@ -172,7 +181,8 @@ def _linear(head: nn.Module) -> nn.Linear:
 
 
 @contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` inside."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -23,8 +23,10 @@ from posttrain.ops.attention import install
 _OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
 
 
-def load_model(name: str, *, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False, **kwargs: Any) -> PreTrainedModel:
-    """A causal language model from a directory or the hub, ready for streams. `kwargs` go to `from_pretrained`.
+def load_model(
+    name: str, *, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False, auto: Any = AutoModelForCausalLM, **kwargs: Any
+) -> PreTrainedModel:
+    """A causal language model (or what the Auto class `auto` makes) from a directory or the hub, ready for streams. `kwargs` go to `from_pretrained`.
 
     Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
     """
@@ -34,7 +36,7 @@ def load_model(name: str, *, dtype: torch.dtype | str = torch.float32, trust_rem
     _check_kind(name, config)
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True} | kwargs
     with _explained(f"the model '{name}'"):
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, **options)
+        model = auto.from_pretrained(name, config=config, **options)
     prepare_model(model)
     return model
 

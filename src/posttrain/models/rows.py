@@ -22,6 +22,7 @@ class Rows(NamedTuple):
     attention_mask: torch.Tensor  # (rows, L) made from lengths, never from token ids: a padding id may be a real token
     predicted_by: torch.Tensor  # (n,) places in the flattened (rows, L) whose hidden states predict the chosen targets
     chosen: torch.Tensor  # (n,) which of the stream's targets
+    last: torch.Tensor  # (rows,) places in the flattened (rows, L) of each row's last token
 
 
 def unroll(stream: Stream) -> Iterator[Rows]:
@@ -41,4 +42,5 @@ def unroll(stream: Stream) -> Iterator[Rows]:
         attention_mask = torch.arange(width, device=device) < lengths[first : first + len(chunk), None]
         chosen = ((stream.rows >= first) & (stream.rows < first + len(chunk))).nonzero()[:, 0]
         rows, cols = stream.rows[chosen], stream.cols[chosen]
-        yield Rows(input_ids, attention_mask.long(), (rows - first) * width + prompt_lengths[rows] + cols - 1, chosen)
+        last = torch.arange(len(chunk), device=device) * width + lengths[first : first + len(chunk)] - 1
+        yield Rows(input_ids, attention_mask.long(), (rows - first) * width + prompt_lengths[rows] + cols - 1, chosen, last)

@@ -4,7 +4,7 @@ plain rows that go through the model's own head and a plain log-softmax. So the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import UserError
-from posttrain.models.head import Question, answering, base_model, read
+from posttrain.models.head import Question, answering, base_model, read, replaced
 from posttrain.models.layout import TrainLayout
 from posttrain.ops.attention import NAME, layout_kwargs
 
@@ -46,7 +46,32 @@ def stream_support(model: nn.Module) -> str | None:
                 f"{type(base).__name__} changes its logits after the head in a way that is not built in yet (log-probs differ by "
                 f"{_distance(answered, plain):.2g}); use another model"
             )
-        return _by_config(base) or _by_trial(model, base, ids, torch.cat(plain), tolerance)
+        return _by_config(base) or _by_trial(model, base, lambda: _streamed(model, ids), torch.cat(plain), tolerance)
+
+
+ScoresOfRows = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # input_ids and attention_mask (rows, L) -> (rows, L)
+ScoresOfStream = Callable[[nn.Module, torch.Tensor, torch.Tensor, TrainLayout], torch.Tensor]  # input_ids and position_ids (S,) -> (S,)
+
+
+def score_support(model: nn.Module, of_rows: ScoresOfRows, of_stream: ScoresOfStream) -> str | None:
+    """As `stream_support`, for a classifier and the two ways to its score at every position."""
+    base = base_model(model)
+    with _untouched(model, base.device), torch.no_grad():
+        model.eval()
+        ids = (torch.arange(1, 13, device=base.device) * 7) % base.config.get_text_config().vocab_size
+        plain = [of_rows(model, ids[row][None], torch.ones(1, len(row), dtype=torch.long, device=base.device))[0].float() for row in _ROWS]
+        with replaced(base.config.get_text_config(), "pad_token_id", None):
+            own = [model(input_ids=ids[row][None], use_cache=False).logits[0].float() for row in _ROWS]
+        tolerance = TOLERANCES[base.dtype]
+        if _distance([scores[-1:] for scores in plain], own) > tolerance:
+            raise UserError(f"{type(base).__name__} changes its scores after the head in a way that is not built in yet; use another model")
+
+        def streamed() -> torch.Tensor:
+            positions = torch.tensor(_POSITIONS, device=base.device)
+            scores = of_stream(model, ids, positions, TrainLayout(_SEGMENTS, base.device)).float()  # (12,)
+            return torch.cat([scores[row] for row in _ROWS])
+
+        return _by_config(base) or _by_trial(model, base, streamed, torch.cat(plain), tolerance)
 
 
 def _by_config(base: PreTrainedModel) -> str | None:
@@ -61,14 +86,14 @@ def _by_config(base: PreTrainedModel) -> str | None:
     return f"{mixing[0]} RoPE depends on the longest row of a call" if mixing else None
 
 
-def _by_trial(model: nn.Module, base: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, tolerance: float) -> str | None:
+def _by_trial(model: nn.Module, base: PreTrainedModel, streamed: Callable[[], torch.Tensor], plain: torch.Tensor, tolerance: float) -> str | None:
     try:
-        distance = _distance([_streamed(model, ids)], [plain])
+        distance = _distance([streamed()], [plain])
         model.train()
-        _streamed(model, ids)  # attention dropout shows in training only
+        streamed()  # attention dropout shows in training only
     except (ValueError, TypeError, RuntimeError) as error:
         return f"{type(base).__name__} does not take a stream: {error}"
-    return None if distance <= tolerance else f"the log-probs of {type(base).__name__} in a stream differ from those in rows by {distance:.2g}"
+    return None if distance <= tolerance else f"the outputs of {type(base).__name__} in a stream differ from those in rows by {distance:.2g}"
 
 
 def _distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
