@@ -1,0 +1,127 @@
+"""The tokens between two turns of the policy: only what is new is rendered and tokenized, behind the tokens that were sampled.
+
+The chat template is asked with a stand-in conversation of two messages, so what the policy really wrote is never rendered. Templates that
+rewrite earlier messages are refused, but for one thing: some drop a finished thought (<think>...</think>) from earlier replies. Here a thought
+stays as it was sampled, since what the policy has seen is what it must be trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.chat import encode_continuation, encode_prompt, render
+from posttrain.errors import UserError
+from posttrain.types import Message, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_STAND_IN = "XstandXinX"  # letters alone: no template and no JSON writes it differently
+_CALL_ID = "call00000"  # nine letters and digits, as Mistral's templates want
+_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+class TurnTokens:
+    """A model's conversation as tokens. `parse` turns the text of one turn into a message (`envs.formats`); None: the text is the content."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_token_ids: Sequence[int],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        parse: Callable[[str], Message] | None = None,
+        **chat_template_kwargs: Any,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stops = tuple(stop_token_ids)
+        self.parse = parse
+        self.template: dict[str, Any] = chat_template_kwargs | ({"tools": list(tools)} if tools else {})
+        self._stop_texts = [str(tokenizer.decode([id])) for id in self.stops]
+        special = sorted((re.escape(token) for token in tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special = re.compile("|".join(special)) if special else None
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """[P] ids of the first prompt and the opening of the policy's turn."""
+        return encode_prompt(self.tokenizer, prompt, **({} if isinstance(prompt, str) else self.template))
+
+    def message(self, token_ids: Sequence[int]) -> Message:
+        """What the policy said: its content without special tokens, and its tool calls where there are tools."""
+        ids = list(token_ids[:-1]) if token_ids and token_ids[-1] in self.stops else list(token_ids)
+        if self.parse is None:
+            return {"role": "assistant", "content": str(self.tokenizer.decode(ids, skip_special_tokens=True))}
+        return {"role": "assistant", **self.parse(str(self.tokenizer.decode(ids, skip_special_tokens=False)))}
+
+    def between(self, token_ids: Sequence[int], messages: list[Message]) -> list[int]:
+        """Ids that follow the turn `token_ids`: its end, unless it was sampled, then the messages and the opening of the next turn."""
+        text = self._behind([self._plain(message) for message in messages])
+        if token_ids[-1] in self.stops:
+            text = text[len(self._stop_at(text, 0)) :]
+        return encode_continuation(self.tokenizer, text)
+
+    def check(self, role: str) -> None:
+        """Raises UserError, with the reason, for a template that cannot go on after a message of `role` without rewriting what stands before."""
+        new: list[Message] = [{"role": role, "content": "x", **_call_of(role)}]
+        self._behind(new)
+        turns: list[Message] = [{"role": "user", "content": "x"}, _spoken(new), *new]
+        once = _THOUGHT.sub("", render(self.tokenizer, turns, **self.template))
+        twice = _THOUGHT.sub("", render(self.tokenizer, [*turns, _spoken(new), *new], **self.template))
+        if not twice.startswith(once.rstrip()):
+            raise UserError(_rewrites(role))
+
+    def _behind(self, new: list[Message]) -> str:
+        """What the template writes from the end of a turn on, when `new` follows it."""
+        turn: list[Message] = [{"role": "user", "content": "x"}, _spoken(new)]
+        head, _, end = render(self.tokenizer, turn, **self.template).partition(_STAND_IN)
+        new_head, _, text = render(self.tokenizer, [*turn, *new], add_generation_prompt=True, **self.template).partition(_STAND_IN)
+        if _THOUGHT.sub("", head) != _THOUGHT.sub("", new_head):
+            raise UserError(_rewrites(new[0]["role"]))
+        ends = [place for stop in self._stop_texts if (place := end.find(stop)) >= 0]
+        if not ends:
+            raise UserError(
+                f"the chat template does not end the assistant's turn with a stop token ({', '.join(self._stop_texts) or 'there is none'}), so the "
+                "next message could not be told from the turn; set tokenizer.eos_token to the token that the template writes there"
+            )
+        closing, rest = end[: min(ends)], end[min(ends) :]
+        if not text.startswith(closing + rest.rstrip()):
+            raise UserError(_rewrites(new[0]["role"]))
+        return text[len(closing) :]
+
+    def _stop_at(self, text: str, place: int) -> str:
+        return next(stop for stop in sorted(self._stop_texts, key=len, reverse=True) if text.startswith(stop, place))
+
+    def _plain(self, message: Message) -> Message:
+        """The message with special tokens in its text broken up: an answer cannot end its own turn or begin another's."""
+        content = message["content"]
+        if self._special is not None and isinstance(content, str):
+            content = self._special.sub(lambda found: found[0][0] + " " + found[0][1:], content)
+        return {**message, "content": content, **(_call_of(message["role"]) if "tool_call_id" not in message else {})}
+
+
+def _call_of(role: str) -> dict[str, str]:
+    return {"name": "x", "tool_call_id": _CALL_ID} if role == "tool" else {}
+
+
+def _spoken(new: list[Message]) -> Message:
+    """The policy's turn before `new`: a tool call where tools answer, since some templates insist on one."""
+    if new[0]["role"] != "tool":
+        return {"role": "assistant", "content": _STAND_IN}
+    return called({"value": _STAND_IN})
+
+
+def called(arguments: dict[str, Any], name: str = "x") -> Message:
+    """A message of the assistant that calls one tool."""
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": _CALL_ID, "type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+def _rewrites(role: str) -> str:
+    return (
+        f"the model's chat template writes a conversation differently once a message of '{role}' follows, so what the policy saw could not be what it "
+        "is trained on; set a template that only appends (tokenizer.chat_template)"
+    )
