@@ -152,6 +152,25 @@ def encode_example(
     return list(tokenizer(before, add_special_tokens=False)["input_ids"]), ids[: last + 1]
 
 
+def encode_preference(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    chosen: str | list[Message],
+    rejected: str | list[Message],
+    *,
+    stop_ids: Sequence[int] | None = None,
+    **chat_template_kwargs: Any,
+) -> tuple[list[int], list[int], list[int]]:
+    """(prompt, chosen, rejected) ids, each completion as `encode_example` makes it. Raises UserError as it does.
+
+    Where a template opens a thought for one of the two only, the prompt ends before it and the rest belongs to the completion.
+    """
+    one, better = encode_example(tokenizer, prompt, chosen, stop_ids=stop_ids, **chat_template_kwargs)
+    other, worse = encode_example(tokenizer, prompt, rejected, stop_ids=stop_ids, **chat_template_kwargs)
+    shared = next((place for place, (ours, theirs) in enumerate(zip(one, other, strict=False)) if ours != theirs), min(len(one), len(other)))
+    return one[:shared], one[shared:] + better, other[shared:] + worse
+
+
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text that follows other text: without special tokens, and without the mark of a word's beginning that some tokenizers put first."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])

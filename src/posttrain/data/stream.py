@@ -127,15 +127,16 @@ def pack(items: Sequence[PackItem]) -> Stream:
     )
 
 
-def split(items: Sequence[PackItem], max_tokens: int) -> list[list[PackItem]]:
+def split(items: Sequence[PackItem], max_tokens: int, *, whole: bool = False) -> list[list[PackItem]]:
     """Micro-batches of at most `max_tokens` stream tokens each, in order, every item carrying its `row_ids`.
 
     A group over the budget is split by completions into even parts, its prompt repeated in each. One completion over the budget is a part of its own.
+    `whole`: groups are never split, since their completions meet in the loss; one over the budget is a part of its own.
     """
     parts: list[list[PackItem]] = []
     room = 0
     for item in _numbered(items):
-        for piece in _pieces(item, max_tokens):
+        for piece in [item] if whole else _pieces(item, max_tokens):
             if not parts or len(piece) > room:
                 parts.append([])
                 room = max_tokens
