@@ -28,6 +28,7 @@ from posttrain.trainers.config import refuse
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.stage import as_environment
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice
 from posttrain.types import Group
 
@@ -35,9 +36,7 @@ __all__ = ["GRPOConfig", "GRPOTrainer"]
 
 _REFUSED = {
     "reward_processing_classes": "reward models are not built yet; pass reward functions",
-    "tools": "tools are not built yet",
-    "rollout_func": "write an Engine (posttrain.types.Engine) instead of a rollout function",
-    "environment_factory": "environments are not built yet",
+    "rollout_func": "write an environment (env=, docs/environments.md), or an Engine (posttrain.types.Engine), instead of a rollout function",
     "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
 }
 
@@ -46,7 +45,8 @@ class GRPOTrainer(OnlineTrainer):
     """`GRPOTrainer(model, reward_funcs, args, train_dataset).train()`. The dataset has a column `prompt`; rewards may ask for the others.
 
     model: a name, a directory or a transformers model. reward_funcs: functions `f(completions, **columns) -> list[float | None]`, functions of
-    one `completion`, or a Rubric. Raises UserError for what cannot work, RewardError when a reward breaks.
+    one `completion`, or a Rubric. tools: Python functions that the model may call; env: an `envs.Environment`, or what makes an `Env` of a task;
+    environment_factory: a class whose methods are tools, as in TRL. Raises UserError for what cannot work, RewardError when a reward breaks.
     """
 
     args: GRPOConfig
@@ -67,6 +67,7 @@ class GRPOTrainer(OnlineTrainer):
         tools: Any = None,
         rollout_func: Any = None,
         environment_factory: Any = None,
+        env: Any = None,
     ) -> None:
         refuse(_REFUSED, locals())
         super().__init__(
@@ -79,6 +80,7 @@ class GRPOTrainer(OnlineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            environment=as_environment(env, tools, environment_factory),
         )
         args = self.args
         self.objective: Objective = OBJECTIVES[args.loss_type]

@@ -18,11 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from posttrain.data.chat import encode_prompt
 from posttrain.data.prompts import to_tasks
+from posttrain.envs import Environment
 from posttrain.errors import RewardError, UserError
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Rubric
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
+from posttrain.rollout.episodes import Stage
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.loader import PromptSampler, prompt_loader
@@ -32,6 +34,7 @@ from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.recording import RolloutRecord
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
 from posttrain.types import Engine, Group, Task
+from posttrain.trainers.stage import first_prompts, make_stage, note_episode, with_pay
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,6 +59,7 @@ class OnlineTrainer(BaseTrainer):
     ) -> None:
         self.rubric = _rubric(reward_funcs, args.reward_weights)
         tasks = to_tasks(_rows(train_dataset, "train_dataset"))
+        environment: Environment | None = None,
         self.rubric.check_columns(tasks[0].columns)
         self.eval_tasks = {name: to_tasks(_rows(rows, "eval_dataset")) for name, rows in _named(eval_dataset).items()}
         for eval_tasks in self.eval_tasks.values():
@@ -75,6 +79,7 @@ class OnlineTrainer(BaseTrainer):
         self.eval_prompt_ids = {name: self._encode(eval_tasks) for name, eval_tasks in self.eval_tasks.items()}
         if len(tasks) < args.prompts_per_generation:
             raise UserError(
+        self.stage = self._make_stage()
                 f"the dataset has {len(tasks)} prompts, but one rollout takes {args.prompts_per_generation}; add rows or lower generation_batch_size"
             )
         self.engine = self._make_engine()
@@ -90,8 +95,18 @@ class OnlineTrainer(BaseTrainer):
     def _encode(self, tasks: Sequence[Task]) -> list[list[int]]:
         """Prompt ids, once for the whole run. Raises UserError for a prompt that leaves no room for a completion."""
         limit = context_length(self.model)
-        encoded = [encode_prompt(self.tokenizer, task.prompt, **(self.args.chat_template_kwargs or {})) for task in tasks]
+        if self.stage is not None and self.environment is not None:
+            encoded = first_prompts(self.environment, self.stage, tasks)
+        else:
+            encoded = [encode_prompt(self.tokenizer, task.prompt, **(self.args.chat_template_kwargs or {})) for task in tasks]
         for task, ids in zip(tasks, encoded, strict=True):
+    def _make_stage(self) -> Stage | None:
+        if self.environment is None:
+            return None
+        args = self.args
+        limits = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens}
+        return make_stage(self.environment, self.tokenizer, self.sampling.stop_token_ids, **limits, **(args.chat_template_kwargs or {}))
+
             if limit is not None and len(ids) + self.sampling.max_new_tokens > limit:
                 raise UserError(
                     f"row {task.id}: its prompt has {len(ids)} tokens; with max_completion_length={self.sampling.max_new_tokens} that is beyond the model's "
@@ -153,6 +168,7 @@ class OnlineTrainer(BaseTrainer):
     def _text(self, token_ids: list[int]) -> str:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
+                stage=self.stage,
     def _score(self, groups: list[Group], metrics: Metrics) -> None:
         try:
             notes = self.rubric.score(groups, trainer_state=self.state)
@@ -232,7 +248,9 @@ class OnlineTrainer(BaseTrainer):
             if score is not None:
                 metrics.note(f"rewards/{name}/mean", score)
             metrics.note("unscored", score is None)
-        length = len(rollout.token_ids)
+        if self.stage is not None:
+            note_episode(rollout, metrics)
+        length = sum(rollout.sampled)
         metrics.note("completions/mean_length", length)
         metrics.note_extreme("completions/min_length", "min", length)
         metrics.note_extreme("completions/max_length", "max", length)
@@ -295,7 +313,13 @@ class OnlineTrainer(BaseTrainer):
         )
 
 
-def _rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:
+def _rubric(reward_funcs: Any, weights: list[float] | None, environment: Environment | None) -> Rubric:
+    if environment is None or not environment.pays:
+        return _own_rubric(reward_funcs, weights)
+    return with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
+
+
+def _own_rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:
     if isinstance(reward_funcs, Rubric):
         if weights is None:
             return reward_funcs

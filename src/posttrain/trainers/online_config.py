@@ -49,7 +49,6 @@ class OnlineConfig(BaseConfig):
         "pad_to_multiple_of": (None, "streams are packed without padding; leave it out"),
         "cast_lm_head_to_fp32": (False, "log-probs are accumulated in fp32 already; load the model with dtype float32 for an fp32 head"),
         "router_aux_loss_coef": (0.0, "the load-balancing loss of mixture-of-experts models is not added in online training yet; set it to 0.0"),
-        "max_tool_calling_iterations": (None, "tools are not built yet; leave it out"),
         "log_multimodal": (True, "vision models are not built yet; leave it out"),
         "log_completions_hub_repo": (None, "completions are kept in the run directory; upload that instead"),
         "max_prompt_length": (None, "prompts are never cut; filter long rows from the dataset"),
@@ -57,7 +56,9 @@ class OnlineConfig(BaseConfig):
 
     num_generations: int = setting(8, "G, the completions drawn for each prompt. At least 2: a group is compared with itself.")
     num_generations_eval: int | None = setting(None, "G in evaluation. Default: num_generations.")
-    max_completion_length: int = setting(512, "Tokens a completion may have; longer ones are cut and count as truncated.")
+    max_completion_length: int = setting(
+        512, "Tokens a completion may have, answers of an environment included; longer ones are cut and count as truncated."
+    )
     generation_batch_size: int | None = setting(
         None, "Completions per rollout over all devices. Default: per_device_train_batch_size * devices * steps_per_generation."
     )
@@ -75,6 +76,9 @@ class OnlineConfig(BaseConfig):
     engine: str = setting(
         "local", "'local' decodes with the training module itself; 'hf' calls transformers' generate (slow, for models that 'local' refuses)."
     )
+    max_turns: int | None = setting(None, "With an environment: how often the policy may speak in an episode. Default: as often as fits.")
+    max_turn_tokens: int | None = setting(None, "With an environment: tokens of one turn. Default: what is left of max_completion_length.")
+    max_tool_calling_iterations: int | None = setting(None, "Turns that may call tools: max_turns - 1 under TRL's name. Set one of the two.")
     max_concurrent_completions: int = setting(256, "Rows the local engine decodes at once; more wait in line.")
     zero_signal_groups: str = setting(
         "keep",
@@ -102,6 +106,7 @@ class OnlineConfig(BaseConfig):
         if self.engine not in ("local", "hf"):
             raise UserError(f"engine={self.engine!r}: use 'local' or 'hf'")
         if self.zero_signal_groups not in ("keep", "drop", "resample"):
+        self._resolve_turns()
             raise UserError(f"zero_signal_groups={self.zero_signal_groups!r}: use 'keep', 'drop' or 'resample'")
         for key in self.generation_kwargs or {}:
             if key not in _SAMPLING_KEYS:
@@ -111,6 +116,16 @@ class OnlineConfig(BaseConfig):
     def _resolve_batch(self) -> None:
         """Fill steps_per_generation and generation_batch_size from each other, as TRL does."""
         per_micro_step = self.per_device_train_batch_size * self.world_size
+    def _resolve_turns(self) -> None:
+        if self.max_tool_calling_iterations is not None:
+            if self.max_turns not in (None, self.max_tool_calling_iterations + 1):
+                raise UserError("max_turns and max_tool_calling_iterations (which is one less) are two names for one thing; set only one of them")
+            self.max_turns = self.max_tool_calling_iterations + 1
+        for name in ("max_turns", "max_turn_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: set it to 1 or more")
+
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             if self.generation_batch_size != per_micro_step * self.steps_per_generation:
                 raise UserError("generation_batch_size and steps_per_generation are two names for one thing; set only one of them")
