@@ -11,17 +11,26 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.rewards.reward import RewardFunction, as_reward
+from posttrain.rewards.reward import RewardFunction, Source, as_reward
 
 
 def load_reward(name: Any, settings: dict[str, Any] | None = None, *, folder: str | None = None) -> list[RewardFunction] | RewardFunction:
     """A reward, or the list of a preset's rewards. `settings` are keywords of the function or preset; paths are looked for in `folder` first."""
     settings = settings or {}
+    loaded = _load(name, settings, folder)
+    source = Source(name, settings, str(Path(folder or ".").resolve()))
+    if isinstance(loaded, list):
+        return [replace(reward, source=replace(source, index=index)) for index, reward in enumerate(loaded)]
+    return replace(loaded, source=source)
+
+
+def _load(name: Any, settings: dict[str, Any], folder: str | None) -> list[RewardFunction] | RewardFunction:
     if not isinstance(name, str):
         raise UserError(f"a reward is named by text, not {name!r}")
     if ":" in name:

@@ -10,10 +10,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, overload
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.rewards.policy import OPEN, FailurePolicy
 
 # What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape.
 OFFERED = {
@@ -26,6 +27,16 @@ NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # dataset columns that
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where another process finds a reward: the arguments of `loading.load_reward`."""
+
+    name: str
+    settings: dict[str, Any]
+    folder: str | None
+    index: int | None = None  # which one of a preset's rewards; None: the name is of a single reward
+
+
 @dataclass(eq=False)
 class RewardFunction:
     """A function that scores completions. Calling it calls the function, so a decorated reward is tested like an undecorated one."""
@@ -36,6 +47,8 @@ class RewardFunction:
     range: tuple[float, float] | None = None  # lowest and highest score; None: not declared
     decides: bool = False  # full marks mean that the answer is right: what an evaluation counts
     is_verifier: bool = False  # answers True, False or None only
+    policy: FailurePolicy = OPEN  # what is left open is said by the rubric or the trainer
+    source: Source | None = None  # None: it was passed as an object, so that no other process can find it
     shape: str = field(init=False)  # a key of OFFERED
     required: tuple[str, ...] = field(init=False)  # columns it cannot be called without
     optional: tuple[str, ...] = field(init=False)  # columns it takes when the data has them
@@ -64,6 +77,13 @@ class RewardFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
+    @property
+    def is_async(self) -> bool:
+        function = self.function
+        while isinstance(function, (functools.partial, RewardFunction)):
+            function = function.func if isinstance(function, functools.partial) else function.function
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
     def arguments(self, offered: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
         """The keywords to call it with. What is offered wins over a column of the same name."""
         bound = _bound_keywords(self.function)
@@ -89,7 +109,7 @@ class RewardFunction:
 def reward(function: Callable[..., Any]) -> RewardFunction: ...
 @overload
 def reward(
-    *, name: str | None = None, weight: float = 1.0, range: tuple[float, float] | None = None, decides: bool = False
+    *, name: str | None = None, weight: float = 1.0, range: tuple[float, float] | None = None, decides: bool = False, **policy: Any
 ) -> Callable[[Callable[..., Any]], RewardFunction]: ...
 def reward(
     function: Callable[..., Any] | None = None,
@@ -98,11 +118,17 @@ def reward(
     weight: float = 1.0,
     range: tuple[float, float] | None = None,
     decides: bool = False,
+    **policy: Any,
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
-    """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores."""
+    """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores.
+
+    policy: timeout, on_error, retries, workers (see policy.py). Raises UserError for a worker that could not find the function.
+    """
+    governed = FailurePolicy.of(policy)
 
     def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
-        return RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides)
+        made = RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides, policy=governed)
+        return made if governed.workers is None else replace(made, source=_source_of(wrapped))
 
     return wrap if function is None else wrap(function)
 
@@ -110,14 +136,14 @@ def reward(
 @overload
 def verifier(function: Callable[..., Any]) -> RewardFunction: ...
 @overload
-def verifier(*, name: str | None = None, weight: float = 1.0) -> Callable[[Callable[..., Any]], RewardFunction]: ...
+def verifier(*, name: str | None = None, weight: float = 1.0, **policy: Any) -> Callable[[Callable[..., Any]], RewardFunction]: ...
 def verifier(
-    function: Callable[..., Any] | None = None, *, name: str | None = None, weight: float = 1.0
+    function: Callable[..., Any] | None = None, *, name: str | None = None, weight: float = 1.0, **policy: Any
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
-    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell."""
+    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell. policy: as `reward`."""
 
     def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
-        return RewardFunction(wrapped, name or name_of(wrapped), weight, (0.0, 1.0), decides=True, is_verifier=True)
+        return replace(reward(name=name, weight=weight, range=(0.0, 1.0), decides=True, **policy)(wrapped), is_verifier=True)
 
     return wrap if function is None else wrap(function)
 
@@ -132,7 +158,7 @@ def as_reward(function: Callable[..., Any]) -> RewardFunction:
     while isinstance(inner, functools.partial):
         inner = inner.func
     if isinstance(inner, RewardFunction):  # a partial of a decorated reward keeps what the decorator said
-        return RewardFunction(function, inner.name, inner.weight, inner.range, inner.decides, inner.is_verifier)
+        return RewardFunction(function, inner.name, inner.weight, inner.range, inner.decides, inner.is_verifier, inner.policy)
     return RewardFunction(function, name_of(function))
 
 
@@ -142,6 +168,14 @@ def name_of(function: Callable[..., Any]) -> str:
         function = function.func
     name = getattr(function, "__name__", type(function).__name__)
     return "lambda" if name == "<lambda>" else name
+
+
+def _source_of(function: Callable[..., Any]) -> Source | None:
+    """Where a function of a module is found again; None for a closure, a lambda, or a function of a script or notebook."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<locals>")
+    if module in (None, "__main__") or not name.isidentifier():
+        return None
+    return Source(f"{module}:{name}", {}, None)
 
 
 def checked_weight(weight: Any, name: str) -> float:

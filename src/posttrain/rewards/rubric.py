@@ -6,12 +6,15 @@ It knows nothing of advantages or losses. A completion that no reward could scor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Union
 
 from posttrain.errors import UserError
+from posttrain.rewards.calls import Failure
 from posttrain.rewards.loading import load_reward, preset_names
+from posttrain.rewards.policy import BASE, POLICY_KEYS, FailurePolicy
 from posttrain.rewards.reward import RewardFunction, as_reward, checked_weight
-from posttrain.rewards.scoring import Notes, score_all
+from posttrain.rewards.scoring import Lanes, Report, Scoring
 from posttrain.types import Group, Rollout
 
 Scorer = Union[Callable[..., Any], RewardFunction, "Rubric", str]
@@ -21,15 +24,20 @@ class Rubric:
     """`Rubric(has_number, (is_right, 2.0), another_rubric, "gsm8k", weights=None, name=None)`.
 
     A weight given here, in a pair or in `weights`, replaces a function's own and multiplies those of a nested rubric. Names are
-    unique: a second `f` is called `f_2`; those of a rubric with a name are written `name/f`.
+    unique: a second `f` is called `f_2`; those of a rubric with a name are written `name/f`. policy: timeout, on_error, retries, workers
+    of all rewards that do not say their own (see policy.py).
     """
 
-    def __init__(self, *rewards: Scorer | tuple[Scorer, float], weights: Sequence[float] | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, *rewards: Scorer | tuple[Scorer, float], weights: Sequence[float] | None = None, name: str | None = None, **policy: Any
+    ) -> None:
         if not rewards:
             raise UserError("a rubric needs at least one reward")
         if weights is not None and len(weights) != len(rewards):
             raise UserError(f"the rubric has {len(rewards)} rewards but {len(weights)} weights; give one weight for each reward")
         self.name = name
+        self._policy = FailurePolicy.of(policy)
+        self._lanes = Lanes()
         self.rewards: list[RewardFunction] = []
         self.names: list[str] = []
         self.weights: list[float] = []
@@ -67,7 +75,12 @@ class Rubric:
         while unique in self.names:
             count += 1
             unique = f"{name}_{count}"
-        self.rewards.append(reward)
+        policy = reward.policy.over(self._policy)
+        if policy.workers is not None and reward.source is None:
+            raise UserError(
+                f"reward '{name}' asks for workers, but no other process can find it; put it into a file or module and name it file.py:function"
+            )
+        self.rewards.append(reward if policy == reward.policy else replace(reward, policy=policy))
         self.names.append(unique)
         self.weights.append(weight)
 
@@ -76,11 +89,25 @@ class Rubric:
         """Lowest and highest total; None unless every reward declares its own range."""
         low = high = 0.0
         for reward, weight in zip(self.rewards, self.weights, strict=True):
-            if reward.range is None:
+            ends = _weighted_range(reward, weight)
+            if ends is None:
                 return None
-            ends = sorted(end * weight for end in reward.range)
             low, high = low + ends[0], high + ends[1]
         return low, high
+
+    def describe(self) -> str:
+        """A table, one line a reward: name, weight, what it can add to the total, whether it decides right or wrong, the columns it reads."""
+        rows = [
+            (name, f"x {weight:g}", _span(_weighted_range(reward, weight)), _notes(reward))
+            for reward, name, weight in zip(self.rewards, self.names, self.weights, strict=True)
+        ]
+        rows.append(("reward", "", self.span(), ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join("  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3])).rstrip() for row in rows)
+
+    def span(self) -> str:
+        """The range of the total in words: "-4 to +4", or that it is not declared."""
+        return _span(self.range)
 
     def columns_needed(self) -> list[str]:
         """Columns that some reward cannot do without."""
@@ -92,15 +119,31 @@ class Rubric:
         for reward in self.rewards:
             reward.check_columns(known)
 
-    def score(self, groups: list[Group], *, trainer_state: Any = None) -> Notes:
-        """Scores every rollout in place; returns what the rewards logged. Raises RewardError when one is broken."""
-        notes = Notes()
-        scores = score_all(self.rewards, groups, trainer_state, notes)  # [reward][N]
+    def scoring(self, *, trainer_state: Any = None, default: FailurePolicy = BASE) -> Scoring:
+        """For scoring groups while others are still made: `with rubric.scoring() as batch: batch.add(group) ...; rubric.fill(groups, batch)`.
+
+        default: what counts for rewards whose policy leaves something open.
+        """
+        policies = [reward.policy.over(default).over(BASE) for reward in self.rewards]
+        return Scoring(self.rewards, self.names, policies, self._lanes, trainer_state)
+
+    def score(self, groups: list[Group], *, trainer_state: Any = None) -> Report:
+        """Scores every rollout in place. Raises RewardError when a reward is broken and its policy does not say otherwise."""
+        with self.scoring(trainer_state=trainer_state) as batch:
+            return self.fill(groups, batch)
+
+    def fill(self, groups: list[Group], batch: Scoring) -> Report:
+        """Waits for the scores and writes them into every rollout. One over which a reward broke has reward None: the rest of its total says nothing."""
+        scores, report = batch.finish(groups)  # [reward][N]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        for index, rollout in enumerate(rollouts):
-            rollout.scores = {name: scores[k][index] for k, name in enumerate(self.names)}
-            rollout.reward = self.total(rollout.scores)
-        return notes
+        for rollout, *given in zip(rollouts, *scores, strict=True):
+            rollout.scores = {name: None if isinstance(score, Failure) else score for name, score in zip(self.names, given, strict=True)}
+            rollout.reward = None if any(isinstance(score, Failure) for score in given) else self.total(rollout.scores)
+        return report
+
+    def close(self) -> None:
+        """Ends the processes and threads that rewards ran in. Scoring again starts new ones."""
+        self._lanes.close()
 
     def total(self, scores: dict[str, float | None]) -> float | None:
         """The weighted sum of the scores that exist; None when none does."""
@@ -120,6 +163,27 @@ class Rubric:
         return all(score == top for score, (_, top) in marks)
 
 
+def _weighted_range(reward: RewardFunction, weight: float) -> tuple[float, float] | None:
+    if reward.range is None:
+        return None
+    if weight == 0:
+        return 0.0, 0.0
+    low, high = sorted(end * weight for end in reward.range)
+    return low, high
+
+
+def _span(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return "range not declared"
+    low, high = (f"{end:+g}" if end else "0" for end in ends)
+    return f"{low} to {high}"
+
+
+def _notes(reward: RewardFunction) -> str:
+    decides = ["decides right or wrong"] if reward.decides else []
+    return ", ".join([*decides, *(f"reads '{column}'" for column in reward.required)])
+
+
 def _rubric_or_reward(loaded: list[RewardFunction] | RewardFunction) -> Rubric | RewardFunction:
     return Rubric(*loaded) if isinstance(loaded, list) else loaded
 
@@ -129,6 +193,9 @@ def _from_entry(entry: Any, folder: str | None) -> Scorer | tuple[Scorer, float]
         return _rubric_or_reward(load_reward(entry, folder=folder))
     if not isinstance(entry, dict) or "reward" not in entry:
         raise UserError(f"an entry of the rubric is a name or {{reward: ..., weight: ...}}, not {entry!r}")
-    settings = {key: value for key, value in entry.items() if key not in ("reward", "weight")}
-    scorer = _rubric_or_reward(load_reward(entry["reward"], settings, folder=folder))
+    policy = FailurePolicy(**{key: entry[key] for key in POLICY_KEYS if key in entry})
+    settings = {key: value for key, value in entry.items() if key not in ("reward", "weight", *POLICY_KEYS)}
+    loaded = load_reward(entry["reward"], settings, folder=folder)
+    governed = [replace(reward, policy=policy.over(reward.policy)) for reward in (loaded if isinstance(loaded, list) else [loaded])]
+    scorer = Rubric(*governed) if isinstance(loaded, list) else governed[0]
     return scorer if "weight" not in entry else (scorer, entry["weight"])

@@ -1,219 +1,156 @@
-"""Calls a reward and checks what it says. A wrong answer may score 0; a broken reward raises RewardError, never a silent 0.
+"""Scoring one batch of groups: rewards that may start early do so as soon as a group is there, the others once all are.
 
-N completions of a batch, in order of groups and then of rollouts. Functions are called on the calling thread; whatever they return that must
-be awaited is awaited together on one private event loop, so that a notebook's own loop is not in the way.
+A wrong answer may score 0. What breaks is a failure: it stops the run or drops the completion, as the reward's policy says, and is counted.
+Whatever the order in which scores arrive, they are handed out, and notes are added up, in the order of rewards and groups.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-import math
-import threading
-import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any
 
-from posttrain.errors import RewardError
-from posttrain.rewards.reward import NOT_COLUMNS, RewardFunction
-from posttrain.types import Group, Rollout, Task
-
-
-@dataclass
-class Notes:
-    """What rewards logged while they scored one batch, through `log_metric` and `log_extra`."""
-
-    metrics: dict[str, list[float]] = field(default_factory=dict)  # name -> the values logged; their mean is the metric
-    extras: dict[str, list[Any]] = field(default_factory=dict)  # column -> one value per completion
-
-    def log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
-
-    def log_extra(self, column: str, values: Iterable[Any]) -> None:
-        self.extras[column] = list(values)
+from posttrain.errors import RewardError, UserError
+from posttrain.rewards.calls import Call, Notes, Scores, calls_of
+from posttrain.rewards.lanes import Attempt, Here, Lane, LocalLane, at_home
+from posttrain.rewards.policy import FailurePolicy
+from posttrain.rewards.reward import RewardFunction
+from posttrain.rewards.workers import WorkerLane
+from posttrain.types import Group
 
 
 @dataclass
-class Call:
-    """One call of one reward: the answer (or what to await for it) and the completions it speaks of."""
+class Report(Notes):
+    """What became known besides scores: what rewards logged, and how they broke."""
 
-    answer: Any
-    batch: list[tuple[Task, Rollout]]  # one entry for a per-completion reward
-    is_single: bool  # the answer is one score, not a list of them
+    failures: dict[str, Counter[str]] = field(default_factory=dict)  # reward -> completions without a score by kind (KINDS), and "retried"
+    traces: dict[str, str] = field(default_factory=dict)  # reward -> its first failure: the message, and the traceback if there is one
 
-
-def score_all(rewards: list[RewardFunction], groups: list[Group], trainer_state: Any, notes: Notes) -> list[list[float | None]]:
-    """[reward][N] scores. Raises RewardError that names the reward, the row and the cause."""
-    called: list[list[Call]] = []
-    try:
-        for reward in rewards:
-            called.append(_call(reward, groups, trainer_state, notes))
-        _await_all([call for calls in called for call in calls])
-    except BaseException:
-        _close([call.answer for calls in called for call in calls])
-        raise
-    return [[score for call in calls for score in _scores(reward, call)] for reward, calls in zip(rewards, called, strict=True)]
+    def add(self, name: str, call: Call) -> None:
+        for metric, values in call.notes.metrics.items():
+            self.metrics.setdefault(metric, []).extend(values)
+        self.extras.update(call.notes.extras)
+        counts = Counter(failure.kind for failure in call.failures)
+        if call.retried:
+            counts["retried"] = call.retried
+        if counts:
+            self.failures.setdefault(name, Counter()).update(counts)
+        for failure in call.failures[:1]:
+            self.traces.setdefault(name, f"{failure.message}\n{failure.trace}".rstrip())
 
 
-def _call(reward: RewardFunction, groups: list[Group], trainer_state: Any, notes: Notes) -> list[Call]:
-    common = {"trainer_state": trainer_state, "log_metric": notes.log_metric}
-    calls: list[Call] = []
-    for batch, is_single, arguments in SHAPES[reward.shape](reward, groups, {**common, "log_extra": notes.log_extra}):
-        try:
-            answer = reward.function(**arguments)
-        except Exception as error:
-            _close([call.answer for call in calls])
-            raise _raised(reward, batch, error) from error
-        calls.append(Call(answer, batch, is_single))
-    return calls
+class Lanes:
+    """The threads and processes of a rubric's rewards, made when they are first needed and kept from batch to batch."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, FailurePolicy], Lane] = {}
+
+    def of(self, index: int, reward: RewardFunction, policy: FailurePolicy, here: Here) -> Lane:
+        if runs_here(reward, policy):
+            return LocalLane(here)
+        key = (index, policy)
+        if key not in self._held:
+            if reward.source is not None and in_worker(reward, policy):
+                assert policy.workers is not None
+                self._held[key] = WorkerLane(reward.source, policy.workers)
+            else:
+                self._held[key] = LocalLane()
+        return self._held[key]
+
+    def close(self) -> None:
+        async def close() -> None:
+            while self._held:
+                self._held.popitem()[1].close()
+
+        if self._held:
+            at_home(close()).result()
 
 
-Arguments = Iterable[tuple[list[tuple[Task, Rollout]], bool, dict[str, Any]]]
+def in_worker(reward: RewardFunction, policy: FailurePolicy) -> bool:
+    """A reward that has a name and a time limit runs in processes; one that asks for workers does so without a limit too."""
+    return reward.source is not None and (reward.policy.workers is not None or (policy.seconds is not None and not reward.is_async))
 
 
-def _per_completion(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Arguments:
-    for task, rollout in _flat(groups):
-        offered = {"completion": rollout.text, "prompt": task.prompt, "completion_ids": list(rollout.token_ids), **common}
-        yield [(task, rollout)], True, reward.arguments(offered, _columns(task))
+def runs_here(reward: RewardFunction, policy: FailurePolicy) -> bool:
+    """Without a time limit a plain function stays on the caller's thread, where `signal` works and nothing runs beside it."""
+    return policy.seconds is None and not reward.is_async and not in_worker(reward, policy)
 
 
-def _per_batch(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Arguments:
-    batch = _flat(groups)
-    names = dict.fromkeys(name for task, _ in batch for name in _columns(task))
-    columns = {name: [task.columns.get(name) for task, _ in batch] for name in names}
-    offered = {
-        "prompts": [task.prompt for task, _ in batch],
-        "completions": [_completion(task, rollout) for task, rollout in batch],
-        "completion_ids": [list(rollout.token_ids) for _, rollout in batch],
-        **common,
-    }
-    yield batch, False, reward.arguments(offered, columns)
+class Scoring:
+    """One batch. `add` groups as they are completed (those that are not added are scored at the end), then `finish`. A context manager."""
+
+    def __init__(self, rewards: list[RewardFunction], names: list[str], policies: list[FailurePolicy], lanes: Lanes, trainer_state: Any) -> None:
+        self._here = Here()
+        self._state = trainer_state
+        self._rewards, self._names, self._policies = rewards, names, policies
+        self._lanes = [lanes.of(index, reward, policies[index], self._here) for index, reward in enumerate(rewards)]
+        self._calls: dict[tuple[int, int], list[Call]] = {}  # (reward, id of a group) -> its calls
+        self._running: list[Future[None]] = []
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for future in self._running:
+            future.cancel()  # of what is done already, this is nothing
+
+    def add(self, group: Group) -> None:
+        """Start the rewards that look at one completion or one group, unless they must run on this thread."""
+        for index, (reward, policy) in enumerate(zip(self._rewards, self._policies, strict=True)):
+            if reward.shape != "completions" and not runs_here(reward, policy):
+                self._start(index, [group])
+
+    def finish(self, groups: list[Group]) -> tuple[list[Scores], Report]:
+        """[reward][N] scores and failures, and the report. Raises RewardError for a failure under the policy "stop", UserError for a fatal one."""
+        for index in range(len(self._rewards)):
+            missing = [group for group in groups if (index, id(group)) not in self._calls]
+            if missing:
+                self._start(index, missing)
+        self._here.serve_until(at_home(_all(self._running)))
+        scores, report = [], Report()
+        for index, (name, policy) in enumerate(zip(self._names, self._policies, strict=True)):
+            calls = [call for group in groups for call in self._calls[index, id(group)]]
+            for call in calls:
+                _raise_if_it_must(call, policy)
+                report.add(name, call)
+            scores.append([score for call in calls for score in call.scores])
+        return scores, report
+
+    def _start(self, index: int, groups: list[Group]) -> None:
+        """One task for all of these groups. A call that speaks of several belongs to the first of them."""
+        calls = []
+        for part in [groups] if self._rewards[index].shape == "completions" else [[group] for group in groups]:
+            made = calls_of(self._rewards[index], part, self._state)
+            calls += made
+            for group in part:
+                self._calls[index, id(group)], made = made, []
+        self._running.append(at_home(_settle(self._lanes[index], calls, self._policies[index])))
 
 
-def _per_group(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Arguments:
-    for group in groups:
-        yield [(group.task, rollout) for rollout in group.rollouts], False, reward.arguments({"group": group, **common}, _columns(group.task))
+async def _all(running: list[Future[None]]) -> None:
+    await asyncio.gather(*(asyncio.wrap_future(future) for future in running))
 
 
-SHAPES: dict[str, Callable[[RewardFunction, list[Group], dict[str, Any]], Arguments]] = {
-    "completion": _per_completion,
-    "completions": _per_batch,
-    "group": _per_group,
-}
+async def _settle(lane: Lane, calls: list[Call], policy: FailurePolicy) -> None:
+    """Attempt every call, and those that failed again, as often as the policy allows."""
+    assert policy.retries is not None
+    for left in range(policy.retries, -1, -1):
+        attempts = [Attempt(call) for call in calls]
+        await lane.run(attempts, policy.seconds)
+        for attempt in attempts:
+            attempt.call.scores, attempt.call.notes = attempt.scores, attempt.notes
+        calls = [call for call in calls if call.failures and not call.failures[0].is_fatal]
+        if not calls or not left:
+            return
+        for call in calls:
+            call.retried += 1
 
 
-def _flat(groups: list[Group]) -> list[tuple[Task, Rollout]]:
-    return [(group.task, rollout) for group in groups for rollout in group.rollouts]
-
-
-def _columns(task: Task) -> dict[str, Any]:
-    return {name: value for name, value in task.columns.items() if name not in NOT_COLUMNS}
-
-
-def _completion(task: Task, rollout: Rollout) -> Any:
-    """Text for a text prompt; for a conversation the messages that answer it."""
-    if isinstance(task.prompt, str):
-        return rollout.text
-    return rollout.messages if rollout.messages is not None else [{"role": "assistant", "content": rollout.text}]
-
-
-def _scores(reward: RewardFunction, call: Call) -> list[float | None]:
-    if isinstance(call.answer, BaseException):
-        raise _raised(reward, call.batch, call.answer) from call.answer
-    if call.is_single:
-        return [_number(reward, call.batch[0][0], call.answer)]
-    answers = _listed(reward, call)
-    return [_number(reward, task, answer) for (task, _), answer in zip(call.batch, answers, strict=True)]
-
-
-def _listed(reward: RewardFunction, call: Call) -> list[Any]:
-    n = len(call.batch)
-    if not isinstance(call.answer, Iterable) or (isinstance(call.answer, (str, bytes, Mapping, SupportsFloat)) and not _is_array(call.answer)):
-        raise RewardError(f"reward '{reward.name}' returned {_short(call.answer)} for {_rows(call.batch)}; it must return a list of {n} numbers")
-    answers = list(call.answer)
-    if len(answers) != n:
-        raise RewardError(f"reward '{reward.name}' returned {len(answers)} scores for the {n} completions of {_rows(call.batch)}")
-    return answers
-
-
-def _is_array(value: Any) -> bool:
-    """Whether it is a numpy array or tensor with an axis: those also claim to be convertible to one float."""
-    return isinstance(value, Iterable) and bool(getattr(value, "shape", ()))
-
-
-def _number(reward: RewardFunction, task: Task, answer: Any) -> float | None:
-    if answer is None:
-        return None
-    problem = f"reward '{reward.name}' returned {_short(answer)} for prompt {task.id}"
-    try:
-        score = float(answer) if isinstance(answer, SupportsFloat) else None
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array of several numbers, an integer beyond floats
-        score = None
-    if score is None:
-        raise RewardError(f"{problem}; a score is a number, True, False, or None where it could not be scored")
-    if not math.isfinite(score):
-        raise RewardError(f"{problem}; a score must be finite. Return None where the completion could not be scored")
-    if reward.is_verifier and score not in (0.0, 1.0):
-        raise RewardError(f"{problem}; a verifier says True, False or None. Use @reward for other numbers")
-    return score
-
-
-def _raised(reward: RewardFunction, batch: list[tuple[Task, Rollout]], error: BaseException) -> RewardError:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return RewardError(f"reward '{reward.name}' raised {type(error).__name__}: {error}{where}, while scoring {_rows(batch)}")
-
-
-def _rows(batch: list[tuple[Task, Rollout]]) -> str:
-    ids = [str(task_id) for task_id in dict.fromkeys(task.id for task, _ in batch)]
-    if len(ids) == 1:
-        return f"prompt {ids[0]}"
-    return f"prompts {', '.join(ids[:5])}{' and others' if len(ids) > 5 else ''}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="posttrain-rewards", daemon=True).start()
-    return loop
-
-
-def _await_all(calls: list[Call]) -> None:
-    """Replaces every answer that is awaitable by its result, or by the exception that it raised."""
-    waiting = [call for call in calls if inspect.isawaitable(call.answer)]
-    if not waiting:
-        return
-
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*(_settled(call.answer) for call in waiting))
-
-    future: Future[list[Any]] = asyncio.run_coroutine_threadsafe(gather(), _loop())
-    try:
-        answers = future.result()
-    except BaseException:  # Ctrl-C: do not leave them running behind the caller's back
-        future.cancel()
-        raise
-    for call, answer in zip(waiting, answers, strict=True):
-        call.answer = answer
-
-
-async def _settled(answer: Awaitable[Any]) -> Any:
-    try:
-        return await answer
-    except Exception as error:
-        return error
-
-
-def _close(answers: list[Any]) -> None:
-    """Coroutines that will never be awaited are closed, or Python warns about each."""
-    for answer in answers:
-        if inspect.iscoroutine(answer):
-            answer.close()
+def _raise_if_it_must(call: Call, policy: FailurePolicy) -> None:
+    for failure in call.failures:
+        if failure.is_fatal:
+            raise UserError(failure.message) from failure.error
+        if not policy.drops:
+            raise RewardError(failure.message) from failure.error

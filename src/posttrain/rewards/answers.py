@@ -1,0 +1,84 @@
+"""What a reward answered becomes scores, or failures that say what is wrong with it. None stays None; nothing becomes a zero."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsFloat
+
+from posttrain.errors import UserError
+from posttrain.rewards.calls import Call, Failure, Scores
+
+
+def scores_of(call: Call, answer: Any) -> Scores:
+    """One entry for each completion of the call."""
+    if call.is_single:
+        return [_score(call, 0, answer)]
+    n = len(call.rows)
+    name = call.reward.name
+    if not isinstance(answer, Iterable) or (isinstance(answer, (str, bytes, Mapping, SupportsFloat)) and not _is_array(answer)):
+        message = f"reward '{name}' returned {_short(answer)} for {call.where}; it must return a list of {n} numbers"
+        return [Failure("wrong_type", message)] * n
+    answers = list(answer)
+    if len(answers) != n:
+        return [Failure("wrong_length", f"reward '{name}' returned {len(answers)} scores for the {n} completions of {call.where}")] * n
+    return [_score(call, index, value) for index, value in enumerate(answers)]
+
+
+def raised(call: Call, error: BaseException) -> Scores:
+    """The failure of every completion of a call that raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return failed(call, "raised", f"raised {type(error).__name__}: {error}{where}", trace, error, isinstance(error, UserError))
+
+
+def failed(call: Call, kind: str, what: str, trace: str = "", error: BaseException | None = None, is_fatal: bool = False) -> Scores:
+    message = f"reward '{call.reward.name}' {what}, while scoring {call.where}"
+    return [Failure(kind, message, trace, error, is_fatal)] * len(call.rows)
+
+
+def timed_out(call: Call, seconds: float) -> Scores:
+    return failed(call, "timed_out", f"took longer than its timeout of {seconds:g} s")
+
+
+def _score(call: Call, index: int, answer: Any) -> float | Failure | None:
+    if answer is None:
+        return None
+    problem = f"reward '{call.reward.name}' returned {_short(answer)} for prompt {call.rows[index][0].id}"
+    try:
+        score = float(answer) if isinstance(answer, SupportsFloat) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array of several numbers, an integer beyond floats
+        score = None
+    if score is None:
+        return Failure("wrong_type", f"{problem}; a score is a number, True, False, or None where it could not be scored")
+    if not math.isfinite(score):
+        return Failure("not_finite", f"{problem}; a score must be finite. Return None where the completion could not be scored")
+    if call.reward.is_verifier and score not in (0.0, 1.0):
+        return Failure("wrong_type", f"{problem}; a verifier says True, False or None. Use @reward for other numbers")
+    return score
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is a numpy array or tensor with an axis: those also claim to be convertible to one float."""
+    return isinstance(value, Iterable) and bool(getattr(value, "shape", ()))
+
+
+def plain(value: Any) -> Any:
+    """The answer as JSON can carry it: numbers of other libraries as floats, arrays as lists, anything else as its text."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, Iterable) and (not isinstance(value, SupportsFloat) or _is_array(value)):
+        return [plain(inner) for inner in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return repr(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,95 @@
+"""The process that a reward runs in: `python -m posttrain.rewards.worker`. One line of JSON in, one out; the first names the reward.
+
+The pipes are moved away before anything is imported, so what a reward prints goes to stderr and cannot pass for an answer. The function runs
+on the main thread. When the trainer is gone, however it ended, its end of the pipe closes and this process ends too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+from posttrain.errors import UserError
+from posttrain.rewards.answers import plain
+from posttrain.rewards.calls import Notes
+from posttrain.rewards.loading import load_reward
+from posttrain.rewards.reward import RewardFunction
+from posttrain.types import Group, Rollout, StopReason, Task
+
+
+def main() -> None:
+    lines, answers = _pipes()
+    reward = None
+    while True:
+        asked = json.loads(lines.get())
+        try:
+            if reward is None:
+                reward = _load(**asked)
+                answer: dict[str, Any] = {"ready": True}
+            else:
+                answer = _answer(reward, asked["arguments"], asked["logs"])
+        except (Exception, SystemExit) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            what = f"{type(error).__name__}: {error} at {frames[-1].filename}:{frames[-1].lineno}"
+            answer = {"raised": what, "trace": traceback.format_exc(), "is_fatal": isinstance(error, UserError)}
+        answers.write(json.dumps(answer, default=repr).encode() + b"\n")
+        answers.flush()
+
+
+def _pipes() -> tuple[queue.SimpleQueue[bytes], BinaryIO]:
+    asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in asked:
+            lines.put(line)
+        os._exit(0)  # the trainer is gone; the reward may be in the middle of something endless
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines, answers
+
+
+def _load(name: str, settings: dict[str, Any], folder: str | None, index: int | None) -> RewardFunction:
+    loaded = load_reward(name, settings, folder=folder)
+    if isinstance(loaded, list):
+        assert index is not None
+        return loaded[index]
+    return loaded
+
+
+def _answer(reward: RewardFunction, arguments: dict[str, Any], logs: list[str]) -> dict[str, Any]:
+    notes = Notes()
+    loggers = {"log_metric": notes.log_metric, "log_extra": notes.log_extra}
+    if reward.shape == "group":
+        arguments["group"] = _group(**arguments["group"])
+    if arguments.get("trainer_state") is not None:
+        arguments["trainer_state"] = SimpleNamespace(**arguments["trainer_state"])
+    answer = reward.function(**arguments, **{name: loggers[name] for name in logs})
+    if inspect.isawaitable(answer):
+        answer = asyncio.run(_awaited(answer))
+    if isinstance(answer, Iterator):
+        answer = list(answer)
+    return {"answer": plain(answer), "metrics": notes.metrics, "extras": notes.extras}
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
+
+
+def _group(task: dict[str, Any], rollouts: list[dict[str, Any]]) -> Group:
+    return Group(Task(**task), [Rollout(**rollout | {"stop": StopReason(rollout["stop"])}) for rollout in rollouts])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A reward in processes of its own: started afresh (nothing is forked), spoken to in lines of JSON over pipes, killed when a call takes too long.
+
+Each process has one call at a time, so its answer is that call's. A process that dies under a call is replaced and the call made once more
+there; what a killed one still had to say is never read. This side keeps time; worker.py is the other one. A worker is no sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from dataclasses import asdict
+from typing import Any
+
+from posttrain.rewards.answers import failed, raised, scores_of, timed_out
+from posttrain.rewards.calls import Call, Notes, Scores
+from posttrain.rewards.lanes import Attempt
+from posttrain.rewards.reward import OFFERED, Source
+
+START_SECONDS = 120.0  # for starting Python and importing the reward
+LINE_BYTES = 2**26  # the longest answer that is read
+_alive: set[Process] = set()
+
+
+class WorkerLane:
+    """Runs the reward found at `source` in at most `workers` processes."""
+
+    def __init__(self, source: Source, workers: int) -> None:
+        self.source = source
+        self._idle: list[Process] = []
+        self._places = asyncio.Semaphore(workers)
+
+    async def run(self, attempts: list[Attempt], seconds: float | None) -> None:
+        await asyncio.gather(*(self._run(attempt, seconds) for attempt in attempts))
+
+    def close(self) -> None:
+        while self._idle:
+            _kill(self._idle.pop())
+
+    async def _run(self, attempt: Attempt, seconds: float | None) -> None:
+        try:
+            line = message_of(attempt.call)
+        except TypeError as error:
+            attempt.scores = failed(attempt.call, "raised", f"cannot run in a worker: {error}", is_fatal=True)
+            return
+        async with self._places:
+            for deaths in (0, 1):  # a death may have had nothing to do with the call: one more try is free
+                attempt.call.retried += deaths
+                try:
+                    attempt.scores = await self._ask(attempt, line, seconds) or []
+                except (OSError, ValueError) as error:  # no process can be started, or its answer has no end
+                    attempt.scores = raised(attempt.call, error)
+                if attempt.scores:
+                    return
+        attempt.scores = failed(attempt.call, "raised", "ended its worker twice (out of memory, a crash, os._exit?)")
+
+    async def _ask(self, attempt: Attempt, line: bytes, seconds: float | None) -> Scores | None:
+        """None: the process died."""
+        process = self._idle.pop() if self._idle else await self._start()
+        answer = None
+        try:
+            answer = await asyncio.wait_for(_exchange(process, line), seconds)
+            return None if answer is None else read_answer(attempt, answer)
+        except asyncio.TimeoutError:
+            assert seconds is not None
+            return timed_out(attempt.call, seconds)
+        finally:
+            if answer is not None:
+                self._idle.append(process)
+            else:  # late, dead, or nobody waits any more: what it still says must not be taken for another answer
+                await _end(process)
+
+    async def _start(self) -> Process:
+        environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "posttrain.rewards.worker"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            limit=LINE_BYTES,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the trainer's; and what the reward starts can be killed with it
+        )
+        _alive.add(process)
+        said = None
+        try:
+            said = await asyncio.wait_for(_exchange(process, _line(asdict(self.source))), START_SECONDS)
+        except asyncio.TimeoutError:
+            pass  # as if it had died: below
+        finally:
+            if said is None:
+                await _end(process)
+        if said is None:
+            raise OSError(f"its worker did not start within {START_SECONDS:g} s")
+        if "raised" in (report := json.loads(said)):
+            await _end(process)
+            raise OSError(f"its worker cannot import {self.source.name}: {report['raised']}")
+        return process
+
+
+def message_of(call: Call) -> bytes:
+    """The call as a line of JSON. Raises TypeError that names an argument which JSON lacks."""
+    arguments = dict(call.offered)
+    if call.reward.shape == "group":
+        arguments["group"] = asdict(arguments["group"])
+    logs = [name for name in ("log_metric", "log_extra") if name in OFFERED[call.reward.shape] and name in arguments]
+    arguments = {name: value for name, value in arguments.items() if name not in logs}
+    if arguments.get("trainer_state") is not None:
+        arguments["trainer_state"] = {name: value for name, value in vars(arguments["trainer_state"]).items() if isinstance(value, (int, float, str))}
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"its argument '{name}' is not JSON ({error}). Store text or numbers in that column, or leave out the timeout") from error
+    return _line({"arguments": arguments, "logs": logs})
+
+
+def read_answer(attempt: Attempt, line: bytes) -> Scores:
+    said = json.loads(line)
+    if "raised" in said:
+        return failed(attempt.call, "raised", f"raised {said['raised']}", said["trace"], is_fatal=said["is_fatal"])
+    attempt.notes = Notes(said["metrics"], said["extras"])
+    return scores_of(attempt.call, said["answer"])
+
+
+async def _exchange(process: Process, line: bytes) -> bytes | None:
+    """Its answer to a line; None when it died instead. Raises ValueError for an answer beyond LINE_BYTES."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(line)
+        await process.stdin.drain()
+        answer = await process.stdout.readline()
+    except (BrokenPipeError, ConnectionResetError):
+        return None
+    return answer if answer.endswith(b"\n") else None
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+async def _end(process: Process) -> None:
+    _kill(process)
+    await process.wait()
+    _alive.discard(process)
+
+
+def _kill(process: Process) -> None:
+    """With all that it started, where the system knows process groups."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+@atexit.register
+def _kill_all() -> None:
+    for process in list(_alive):
+        _kill(process)
