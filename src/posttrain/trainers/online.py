@@ -22,9 +22,9 @@ from posttrain.envs import Environment
 from posttrain.errors import RewardError, UserError
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Rubric
+from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
-from posttrain.rollout.episodes import Stage
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.loader import PromptSampler, prompt_loader
@@ -32,9 +32,9 @@ from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.recording import RolloutRecord
+from posttrain.trainers.stage import first_prompts, make_stage, note_episode, with_pay
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
 from posttrain.types import Engine, Group, Task
-from posttrain.trainers.stage import first_prompts, make_stage, note_episode, with_pay
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,10 +56,11 @@ class OnlineTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
-    ) -> None:
-        self.rubric = _rubric(reward_funcs, args.reward_weights)
-        tasks = to_tasks(_rows(train_dataset, "train_dataset"))
         environment: Environment | None = None,
+    ) -> None:
+        self.environment = environment
+        self.rubric = _rubric(reward_funcs, args.reward_weights, environment)
+        tasks = to_tasks(_rows(train_dataset, "train_dataset"))
         self.rubric.check_columns(tasks[0].columns)
         self.eval_tasks = {name: to_tasks(_rows(rows, "eval_dataset")) for name, rows in _named(eval_dataset).items()}
         for eval_tasks in self.eval_tasks.values():
@@ -75,11 +76,11 @@ class OnlineTrainer(BaseTrainer):
             peft_config=peft_config,
         )
         self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
+        self.stage = self._make_stage()
         self.prompt_ids = self._encode(tasks)
         self.eval_prompt_ids = {name: self._encode(eval_tasks) for name, eval_tasks in self.eval_tasks.items()}
         if len(tasks) < args.prompts_per_generation:
             raise UserError(
-        self.stage = self._make_stage()
                 f"the dataset has {len(tasks)} prompts, but one rollout takes {args.prompts_per_generation}; add rows or lower generation_batch_size"
             )
         self.engine = self._make_engine()
@@ -92,6 +93,13 @@ class OnlineTrainer(BaseTrainer):
             return HFEngine(self.tokenizer)
         return LocalEngine(self.tokenizer, max_slots=self.args.max_concurrent_completions, autocast_dtype=_AUTOCAST[self.accelerator.mixed_precision])
 
+    def _make_stage(self) -> Stage | None:
+        if self.environment is None:
+            return None
+        args = self.args
+        limits = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens}
+        return make_stage(self.environment, self.tokenizer, self.sampling.stop_token_ids, **limits, **(args.chat_template_kwargs or {}))
+
     def _encode(self, tasks: Sequence[Task]) -> list[list[int]]:
         """Prompt ids, once for the whole run. Raises UserError for a prompt that leaves no room for a completion."""
         limit = context_length(self.model)
@@ -100,13 +108,6 @@ class OnlineTrainer(BaseTrainer):
         else:
             encoded = [encode_prompt(self.tokenizer, task.prompt, **(self.args.chat_template_kwargs or {})) for task in tasks]
         for task, ids in zip(tasks, encoded, strict=True):
-    def _make_stage(self) -> Stage | None:
-        if self.environment is None:
-            return None
-        args = self.args
-        limits = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens}
-        return make_stage(self.environment, self.tokenizer, self.sampling.stop_token_ids, **limits, **(args.chat_template_kwargs or {}))
-
             if limit is not None and len(ids) + self.sampling.max_new_tokens > limit:
                 raise UserError(
                     f"row {task.id}: its prompt has {len(ids)} tokens; with max_completion_length={self.sampling.max_new_tokens} that is beyond the model's "
@@ -163,12 +164,12 @@ class OnlineTrainer(BaseTrainer):
                 seed=self.args.seed + attempt * 1_000_003,
                 step=step,
                 decode=self._text,
+                stage=self.stage,
             )
 
     def _text(self, token_ids: list[int]) -> str:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
-                stage=self.stage,
     def _score(self, groups: list[Group], metrics: Metrics) -> None:
         try:
             notes = self.rubric.score(groups, trainer_state=self.state)

@@ -73,12 +73,12 @@ class OnlineConfig(BaseConfig):
     min_p: float | None = setting(None, "Keep tokens with at least this share of the likeliest one's probability.")
     generation_kwargs: dict[str, Any] | None = setting(None, f"Overrides for sampling: {', '.join(_SAMPLING_KEYS)}.")
     chat_template_kwargs: dict[str, Any] | None = setting(None, "Keywords for the chat template, e.g. {'enable_thinking': False}.")
-    engine: str = setting(
-        "local", "'local' decodes with the training module itself; 'hf' calls transformers' generate (slow, for models that 'local' refuses)."
-    )
     max_turns: int | None = setting(None, "With an environment: how often the policy may speak in an episode. Default: as often as fits.")
     max_turn_tokens: int | None = setting(None, "With an environment: tokens of one turn. Default: what is left of max_completion_length.")
     max_tool_calling_iterations: int | None = setting(None, "Turns that may call tools: max_turns - 1 under TRL's name. Set one of the two.")
+    engine: str = setting(
+        "local", "'local' decodes with the training module itself; 'hf' calls transformers' generate (slow, for models that 'local' refuses)."
+    )
     max_concurrent_completions: int = setting(256, "Rows the local engine decodes at once; more wait in line.")
     zero_signal_groups: str = setting(
         "keep",
@@ -103,19 +103,16 @@ class OnlineConfig(BaseConfig):
             raise UserError(
                 f"temperature={self.temperature}: greedy completions of a prompt are all equal, so nothing can be compared; set it above 0"
             )
+        self._resolve_turns()
         if self.engine not in ("local", "hf"):
             raise UserError(f"engine={self.engine!r}: use 'local' or 'hf'")
         if self.zero_signal_groups not in ("keep", "drop", "resample"):
-        self._resolve_turns()
             raise UserError(f"zero_signal_groups={self.zero_signal_groups!r}: use 'keep', 'drop' or 'resample'")
         for key in self.generation_kwargs or {}:
             if key not in _SAMPLING_KEYS:
                 raise UserError(f"generation_kwargs: {key} is not supported.{did_you_mean(key, _SAMPLING_KEYS)} Known: {', '.join(_SAMPLING_KEYS)}.")
         self._resolve_batch()
 
-    def _resolve_batch(self) -> None:
-        """Fill steps_per_generation and generation_batch_size from each other, as TRL does."""
-        per_micro_step = self.per_device_train_batch_size * self.world_size
     def _resolve_turns(self) -> None:
         if self.max_tool_calling_iterations is not None:
             if self.max_turns not in (None, self.max_tool_calling_iterations + 1):
@@ -126,6 +123,9 @@ class OnlineConfig(BaseConfig):
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: set it to 1 or more")
 
+    def _resolve_batch(self) -> None:
+        """Fill steps_per_generation and generation_batch_size from each other, as TRL does."""
+        per_micro_step = self.per_device_train_batch_size * self.world_size
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             if self.generation_batch_size != per_micro_step * self.steps_per_generation:
                 raise UserError("generation_batch_size and steps_per_generation are two names for one thing; set only one of them")
