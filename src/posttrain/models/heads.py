@@ -52,7 +52,7 @@ class ValueHead(nn.Module):
 def add_value_head(model: nn.Module) -> ValueHead:
     """A value head inside `model` (so that it is trained, moved and wrapped with it), reading what the LM head reads."""
     base = base_model(model)
-    lm_head = linear_in_use(base.get_output_embeddings())  # type: ignore[arg-type]
+    lm_head = linear_in_use(base.get_output_embeddings())
     head = ValueHead(lm_head.in_features, device=base.device, dtype=base.dtype)
     base.add_module(VALUE_HEAD, head)
     return head

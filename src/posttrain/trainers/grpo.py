@@ -125,37 +125,19 @@ class GRPOTrainer(OnlineTrainer):
     # A rollout becomes rows
 
     def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
-        rows = [row for number, group in groups for row in self._rows(number, group)]
-        if self.reference is not None:
-            with self.reference.active() as reference:
-                for row, logps in zip(rows, self.frozen_logps(rows, self._logps, reference), strict=True):
-                    row.ref_logps = logps
-        if not self.args.on_policy or (self.kl_in_reward and self.reference is not None):
-            for row, logps in zip(rows, self.frozen_logps(rows, self._logps, self.model_wrapped), strict=True):
-                row.old_logps = logps
+        mask_truncated = self.args.mask_truncated_completions
+        rows = [
+            Row.of(number, index, rollout, is_trained=not (mask_truncated and rollout.is_truncated))
+            for number, group in groups
+            for index, rollout in enumerate(group.rollouts)
+        ]
+        self.freeze(rows, old=not self.args.on_policy or (self.kl_in_reward and self.reference is not None))
         lengths = self._compare(groups, rows)
         if self.args.on_policy:
             for row in rows:
                 row.old_logps = None  # one update per rollout: the new ones, detached, so the ratio is exactly 1
         self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
         return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
-
-    def _rows(self, number: int, group: Group) -> list[Row]:
-        return [
-            Row(
-                group=number,
-                index=index,
-                prompt_ids=rollout.prompt_ids,
-                token_ids=rollout.token_ids,
-                trained=[False] * len(rollout.sampled) if self.args.mask_truncated_completions and rollout.is_truncated else rollout.sampled,
-                sampler_logps=rollout.logprobs,
-                advantage=0.0,
-            )
-            for index, rollout in enumerate(group.rollouts)
-        ]
-
-    def _logps(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        return self.logprobs(model, batch.stream, self.sampling.temperature).logps
 
     def _compare(self, groups: list[tuple[int, Group]], rows: list[Row]) -> list[list[int]]:
         """Set every row's advantage, from the scores of all processes; return all groups' trained lengths."""
@@ -165,24 +147,18 @@ class GRPOTrainer(OnlineTrainer):
             weights.append(-self.args.beta)  # one more reward, so that the penalty is inside the group's baseline
             for row in rows:
                 scores[row.group, row.index].append(_k1_of(row))
-        mine = [[row.group, row.index, row.length, scores[row.group, row.index]] for row in rows]
-        everyone = sorted(entry for part in gather_json(mine, self.args.device) for entry in part)
-        lengths: dict[int, list[int]] = {}
-        for number, _, length, _ in everyone:
-            lengths.setdefault(number, []).append(length)
-        sizes = [len(group) for group in lengths.values()]
+        everyone, places, lengths = self.of_all_processes(rows, [scores[row.group, row.index] for row in rows])
         compared = advantages(
-            [entry[3] for entry in everyone],
-            sizes,
+            everyone,
+            [len(group) for group in lengths],
             weights=weights,
             scale_rewards=self.args.scale_rewards,
             aggregation=self.args.multi_objective_aggregation,  # type: ignore[arg-type]
         )
-        by_row = {(entry[0], entry[1]): value for entry, value in zip(everyone, compared.advantages.tolist(), strict=True)}
+        by_row = dict(zip(places, compared.advantages.tolist(), strict=True))
         for row in rows:
             row.advantage = by_row[row.group, row.index]
-        assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
-        return list(lengths.values())
+        return lengths
 
     # An update's normaliser
 
@@ -251,21 +227,11 @@ class GRPOTrainer(OnlineTrainer):
         loss = (terms.per_token * batch.weights[:, None]).sum()
         if self.entropy.current:
             loss = loss + entropy_bonus(entropy, batch.mask, coef=self.entropy.current, num_tokens=self._num_tokens)
-        self._note(batch, logps.detach(), entropy.detach(), terms.metrics)
-        return loss * self.args.world_size
-
-    def _note(self, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor, tallies: dict[str, Any]) -> None:
-        count = batch.mask.sum()
-        self.metrics.note("entropy", (entropy * batch.mask).sum(), count)
+        self.note_update(batch, logps, entropy, terms)
         if self.args.use_adaptive_entropy:
-            self._entropy_of_step = [self._entropy_of_step[0] + float((entropy * batch.mask).sum()), self._entropy_of_step[1] + float(count)]
-        for name, tally in tallies.items():
-            self.metrics.note(_NAMES.get(name, name), tally.total, tally.count)
-        if self.args.on_policy:  # the policy is still the one that sampled, so engine and trainer must agree on every log-prob
-            gap = ((logps - batch.sampler_logps).abs() * batch.mask).detach()
-            self.metrics.note("sampling/logp_difference/mean", gap.sum(), count)
-            self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
-        self.record.tokens(self.state.global_step + 1, batch, logps, entropy)
+            total, count = self._entropy_of_step
+            self._entropy_of_step = [total + float((entropy.detach() * batch.mask).sum()), count + float(batch.mask.sum())]
+        return loss * self.args.world_size
 
     # Resuming
 
@@ -284,9 +250,6 @@ class GRPOTrainer(OnlineTrainer):
     def load_tensors(self, directory: Path) -> None:
         if self.args.sync_ref_model and self.reference is not None:
             self.reference.load(directory / "reference.safetensors")
-
-
-_NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
 
 
 def _k1_of(row: Row) -> float:

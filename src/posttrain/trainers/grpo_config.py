@@ -83,11 +83,6 @@ class GRPOConfig(OnlineConfig):
         if self.sync_ref_model and not self.beta:
             raise UserError("sync_ref_model moves a reference, but beta=0.0 uses none; set beta, or leave sync_ref_model out")
 
-    @property
-    def on_policy(self) -> bool:
-        """Whether every rollout feeds exactly one update: then the old log-probs are the new ones and the ratio is exactly 1."""
-        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0  # type: ignore[operator]
-
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "importance_sampling_level": ("token", "sequence"),

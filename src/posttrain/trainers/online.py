@@ -20,6 +20,8 @@ from posttrain.data.chat import encode_prompt
 from posttrain.data.prompts import to_tasks
 from posttrain.envs import Environment
 from posttrain.errors import RewardError, UserError
+from posttrain.losses.policy import Terms
+from posttrain.models.adapters import Reference
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Rubric
 from posttrain.rollout.episodes import Stage
@@ -36,6 +38,7 @@ from posttrain.trainers.stage import first_prompts, make_stage, note_episode, wi
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
 from posttrain.types import Engine, Group, Task
 
+_NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -87,6 +90,7 @@ class OnlineTrainer(BaseTrainer):
         self.record = RolloutRecord(self.recorder)
         self.buffer: GenerationBatch | None = None
         self._last_groups: list[Group] = []  # of the latest rollout, for printing
+        self.reference: Reference | None = None  # whoever needs one sets it; None: nothing is compared with it
 
     def _make_engine(self) -> Engine:
         if self.args.engine == "hf":
@@ -230,7 +234,44 @@ class OnlineTrainer(BaseTrainer):
                     values[row.group, row.index] = line[: len(row.token_ids)]
         return [values[row.group, row.index] for row in rows]
 
+    def policy_logps(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
+        """(B, T) at the temperature of sampling."""
+        return self.logprobs(model, batch.stream, self.sampling.temperature).logps
+
+    def freeze(self, rows: list[Row], *, old: bool) -> None:
+        """The reference's log-probs if there is one, and with `old` the policy's own, before the first update."""
+        if self.reference is not None:
+            with self.reference.active() as reference:
+                for row, logps in zip(rows, self.frozen_logps(rows, self.policy_logps, reference), strict=True):
+                    row.ref_logps = logps
+        if old:
+            for row, logps in zip(rows, self.frozen_logps(rows, self.policy_logps, self.model_wrapped), strict=True):
+                row.old_logps = logps
+
+    def of_all_processes(self, rows: list[Row], values: list[Any]) -> tuple[list[Any], list[tuple[int, int]], list[list[int]]]:
+        """One value (JSON) for each row of this process -> those of all rows of all processes in order, the rows' places (group, index) and
+        the trained lengths of each group. Collective: every process calls it."""
+        mine = [[row.group, row.index, row.length, value] for row, value in zip(rows, values, strict=True)]
+        everyone = sorted((entry for part in gather_json(mine, self.args.device) for entry in part), key=lambda entry: entry[:2])
+        lengths: dict[int, list[int]] = {}
+        for number, _, length, _ in everyone:
+            lengths.setdefault(number, []).append(length)
+        assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
+        return [entry[3] for entry in everyone], [(entry[0], entry[1]) for entry in everyone], list(lengths.values())
+
     # Metrics
+
+    def note_update(self, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor, terms: Terms) -> None:
+        """What an update saw of a micro-batch. logps, entropy (B, T)."""
+        logps, entropy, count = logps.detach(), entropy.detach(), batch.mask.sum()
+        self.metrics.note("entropy", (entropy * batch.mask).sum(), count)
+        for name, tally in terms.metrics.items():
+            self.metrics.note(_NAMES.get(name, name), tally.total, tally.count)
+        if self.args.on_policy:  # the policy is still the one that sampled, so engine and trainer must agree on every log-prob
+            gap = (logps - batch.sampler_logps).abs() * batch.mask
+            self.metrics.note("sampling/logp_difference/mean", gap.sum(), count)
+            self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
+        self.record.tokens(self.state.global_step + 1, batch, logps, entropy)
 
     def note_groups(self, groups: list[Group], metrics: Metrics) -> None:
         """What a rollout looked like: reward and its parts, signal, lengths."""

@@ -54,6 +54,9 @@ class OnlineConfig(BaseConfig):
         "max_prompt_length": (None, "prompts are never cut; filter long rows from the dataset"),
     }
 
+    fewest_generations: ClassVar[int] = 2
+    why_so_many: ClassVar[str] = "GRPO compares the completions of a group with each other"
+
     num_generations: int = setting(8, "G, the completions drawn for each prompt. At least 2: a group is compared with itself.")
     num_generations_eval: int | None = setting(None, "G in evaluation. Default: num_generations.")
     max_completion_length: int = setting(
@@ -93,8 +96,8 @@ class OnlineConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_generations < 2:
-            raise UserError(f"num_generations={self.num_generations}: GRPO compares the completions of a group with each other; set it to 2 or more")
+        if self.num_generations < self.fewest_generations:
+            raise UserError(f"num_generations={self.num_generations}: {self.why_so_many}; set it to {self.fewest_generations} or more")
         if self.max_completion_length < 1:
             raise UserError(f"max_completion_length={self.max_completion_length}: set it to 1 or more")
         if self.num_iterations < 1:
@@ -155,6 +158,11 @@ class OnlineConfig(BaseConfig):
     def updates_per_rollout(self) -> float:
         """Optimizer steps that one rollout feeds; above 1 the later ones are off-policy."""
         return self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps  # type: ignore[operator]
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether every rollout feeds exactly one update: then the old log-probs are the new ones and the ratio is exactly 1."""
+        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0  # type: ignore[operator]
 
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
         """How completions are drawn; generation_kwargs win over the settings."""

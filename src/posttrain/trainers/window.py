@@ -15,6 +15,7 @@ import torch
 
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.trainers.base import MicroBatch
+from posttrain.types import Rollout
 
 
 @dataclass
@@ -30,6 +31,9 @@ class Row:
     advantage: float
     old_logps: list[float] | None = None  # frozen before the first update; None: the new ones, detached
     ref_logps: list[float] | None = None
+    token_advantages: list[float] | None = None  # where every token has its own (PPO); None: `advantage` holds for all of them
+    returns: list[float] | None = None  # what the values of the states before each token are trained towards; None: there are no values
+    old_values: list[float] | None = None  # frozen before the first update; None: there are no values
     recorded_at: int = 0  # the step of the record that it was collected for,
     recorded_group: int = 0  # and the number of its group there
 
@@ -37,6 +41,19 @@ class Row:
     def length(self) -> int:
         """Trained tokens."""
         return sum(self.trained)
+
+    @classmethod
+    def of(cls, number: int, index: int, rollout: Rollout, *, is_trained: bool) -> Row:
+        """A completion before its advantage is known. Not trained: none of its tokens is."""
+        return cls(
+            group=number,
+            index=index,
+            prompt_ids=rollout.prompt_ids,
+            token_ids=rollout.token_ids,
+            trained=rollout.sampled if is_trained else [False] * len(rollout.sampled),
+            sampler_logps=rollout.logprobs,
+            advantage=0.0,
+        )
 
 
 @dataclass
@@ -96,11 +113,15 @@ class PolicyBatch(MicroBatch):
         self.rows = [rows[i] for i in ids]  # in the stream's order
         T = self.stream.shape[1]
         self.mask = _padded([row.trained for row in self.rows], T, torch.bool, device)  # (B, T)
-        self.advantages = torch.tensor([row.advantage for row in self.rows], dtype=dtype, device=device)  # (B,)
+        by_token = self._optional([row.token_advantages for row in self.rows], T, dtype, device)  # (B, T) or None
+        by_row = torch.tensor([row.advantage for row in self.rows], dtype=dtype, device=device)  # (B,)
+        self.advantages = by_row if by_token is None else by_token
         self.weights = torch.tensor([weights[i] for i in ids], dtype=dtype, device=device)  # (B,)
         self.sampler_logps = _padded([row.sampler_logps for row in self.rows], T, dtype, device)  # (B, T)
         self.old_logps = self._optional([row.old_logps for row in self.rows], T, dtype, device)  # (B, T) or None
         self.ref_logps = self._optional([row.ref_logps for row in self.rows], T, dtype, device)  # (B, T) or None
+        self.returns = self._optional([row.returns for row in self.rows], T, dtype, device)  # (B, T) or None
+        self.old_values = self._optional([row.old_values for row in self.rows], T, dtype, device)  # (B, T) or None
 
     @staticmethod
     def _optional(lists: list[list[float] | None], T: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
