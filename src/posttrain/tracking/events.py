@@ -145,6 +145,10 @@ class RunStore:
         """The newest value of every scalar; None where it was not finite."""
         return dict(self._db.execute("SELECT name, value FROM (SELECT name, value, max(step) FROM scalars GROUP BY name)"))
 
+    def sums(self, pattern: str) -> dict[str, float]:
+        """The sum over all steps of every scalar whose name matches the GLOB pattern."""
+        return dict(self._db.execute("SELECT name, sum(value) FROM scalars WHERE name GLOB ? GROUP BY name", (pattern,)))
+
     def truncate_after(self, step: int) -> None:
         """Forget what came after `step`: a resumed run writes it anew."""
         with self._transaction() as db:

@@ -107,6 +107,7 @@ class Recorder(TrainerCallback):
             "max_steps": state.max_steps,
             "seconds": round(self._seconds(), 3),
             "metrics": self._store.last_scalars(),
+            "reward_failures": self._store.sums("rewards/*/failed_*") | self._store.sums("rewards/*/retried"),  # over the whole run
             "best_metric": state.best_metric,
             "best_checkpoint": state.best_model_checkpoint,
             "versions": versions(),

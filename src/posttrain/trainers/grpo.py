@@ -30,7 +30,7 @@ from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.stage import as_environment
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice
-from posttrain.types import Group
+from posttrain.types import Group, Rollout
 
 __all__ = ["GRPOConfig", "GRPOTrainer"]
 
@@ -142,11 +142,12 @@ class GRPOTrainer(OnlineTrainer):
     def _compare(self, groups: list[tuple[int, Group]], rows: list[Row]) -> list[list[int]]:
         """Set every row's advantage, from the scores of all processes; return all groups' trained lengths."""
         names, weights = list(self.rubric.names), list(self.rubric.weights)
-        scores = {(number, i): [rollout.scores[name] for name in names] for number, group in groups for i, rollout in enumerate(group.rollouts)}
+        scores = {(number, i): _scores_of(rollout, names) for number, group in groups for i, rollout in enumerate(group.rollouts)}
         if self.kl_in_reward and self.args.beta:
             weights.append(-self.args.beta)  # one more reward, so that the penalty is inside the group's baseline
             for row in rows:
-                scores[row.group, row.index].append(_k1_of(row))
+                given = scores[row.group, row.index]
+                given.append(None if all(score is None for score in given) else _k1_of(row))  # a penalty alone is no score
         everyone, places, lengths = self.of_all_processes(rows, [scores[row.group, row.index] for row in rows])
         compared = advantages(
             everyone,
@@ -250,6 +251,11 @@ class GRPOTrainer(OnlineTrainer):
     def load_tensors(self, directory: Path) -> None:
         if self.args.sync_ref_model and self.reference is not None:
             self.reference.load(directory / "reference.safetensors")
+
+
+def _scores_of(rollout: Rollout, names: list[str]) -> list[float | None]:
+    """None throughout where a reward broke: a total without its part would not compare with the others of the group."""
+    return [rollout.scores[name] if rollout.reward is not None else None for name in names]
 
 
 def _k1_of(row: Row) -> float:

@@ -21,6 +21,7 @@ class Metrics:
     def __init__(self) -> None:
         self._sums: dict[str, list[Any]] = {}  # name -> [sum, count]
         self._extremes: dict[str, list[Any]] = {}  # name -> [kind, value]
+        self._counts: dict[str, float] = {}
 
     def note(self, name: str, total: Number, count: Number = 1.0) -> None:
         """Add to a mean: `total` is a sum over `count` things. With count 0 throughout, the total itself is meant, per optimizer step."""
@@ -32,6 +33,10 @@ class Metrics:
         """`kind` is 'max' or 'min'."""
         held = self._extremes.setdefault(name, [kind, value])
         held[1] = _REDUCE[kind](held[1], value)
+
+    def count(self, name: str, number: float) -> None:
+        """Add to a plain sum over everything since the last log: all steps, all processes."""
+        self._counts[name] = self._counts.get(name, 0.0) + number
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -46,12 +51,14 @@ class Metrics:
         """Names in the order they were first noted. Timings (count 0) are per optimizer step, averaged over processes."""
         merged = Metrics()
         sums = {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
-        parts = gather_json([sums, self._extremes], device)
-        for sums, extremes in parts:
+        parts = gather_json([sums, self._extremes, self._counts], device)
+        for sums, extremes, counts in parts:
             for name, (total, count) in sums.items():
                 merged.note(name, total, count)
             for name, (kind, value) in extremes.items():
                 merged.note_extreme(name, kind, value)
-        self._sums, self._extremes = {}, {}
+            for name, number in counts.items():
+                merged.count(name, number)
+        self._sums, self._extremes, self._counts = {}, {}, {}
         values = {name: total / count if count else total / max(steps, 1) / len(parts) for name, (total, count) in merged._sums.items()}
-        return values | {name: value for name, (_, value) in merged._extremes.items()}
+        return values | {name: value for name, (_, value) in merged._extremes.items()} | merged._counts

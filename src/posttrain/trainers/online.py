@@ -23,7 +23,7 @@ from posttrain.errors import RewardError, UserError
 from posttrain.losses.policy import Terms
 from posttrain.models.adapters import Reference
 from posttrain.models.load import context_length, stop_token_ids
-from posttrain.rewards import Rubric
+from posttrain.rewards import Rubric, Scoring
 from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
@@ -34,6 +34,7 @@ from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.recording import RolloutRecord
+from posttrain.trainers.reward_log import RewardLog
 from posttrain.trainers.stage import first_prompts, make_stage, note_episode, with_pay
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
 from posttrain.types import Engine, Group, Task
@@ -88,6 +89,7 @@ class OnlineTrainer(BaseTrainer):
             )
         self.engine = self._make_engine()
         self.record = RolloutRecord(self.recorder)
+        self.reward_log = RewardLog(self.recorder)
         self.buffer: GenerationBatch | None = None
         self._last_groups: list[Group] = []  # of the latest rollout, for printing
         self.reference: Reference | None = None  # whoever needs one sets it; None: nothing is compared with it
@@ -147,14 +149,25 @@ class OnlineTrainer(BaseTrainer):
         """Every process samples whole groups: numbers rank, rank + world, ..."""
         numbers = range(self.args.process_index, len(tasks), self.args.world_size)
         mine = [tasks[number] for number in numbers]
-        with self.metrics.timed("time/collect"):
-            groups = self._play(mine, [self.prompt_ids[task.id] for task in mine], self.args.num_generations, step, attempt)
-        with self.metrics.timed("time/reward"):
-            self._score(groups, self.metrics)
+        with self._scoring() as scoring:
+            with self.metrics.timed("time/collect"):
+                groups = self._play(mine, [self.prompt_ids[task.id] for task in mine], self.args.num_generations, step, scoring, attempt)
+            with self.metrics.timed("time/reward"):  # what is left to wait for
+                self._score(groups, scoring, self.metrics)
         self.note_groups(groups, self.metrics)  # before any group is dropped: otherwise the curves would lie
         return list(zip(numbers, groups, strict=True))
 
-    def _play(self, tasks: list[Task], prompt_ids: list[list[int]], generations: int, step: int, attempt: int = 0) -> list[Group]:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `BaseTrainer.train`. The processes that rewards ran in end with it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.rubric.close()
+
+    def _scoring(self) -> Scoring:
+        return self.rubric.scoring(trainer_state=self.state, default=self.args.reward_policy)
+
+    def _play(self, tasks: list[Task], prompt_ids: list[list[int]], generations: int, step: int, scoring: Scoring, attempt: int = 0) -> list[Group]:
         if not tasks:
             return []
         module = self.accelerator.unwrap_model(self.model_wrapped)
@@ -168,21 +181,21 @@ class OnlineTrainer(BaseTrainer):
                 seed=self.args.seed + attempt * 1_000_003,
                 step=step,
                 decode=self._text,
+                on_group=scoring.add,
                 stage=self.stage,
             )
 
     def _text(self, token_ids: list[int]) -> str:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    def _score(self, groups: list[Group], metrics: Metrics) -> None:
+    def _score(self, groups: list[Group], scoring: Scoring, metrics: Metrics) -> None:
         try:
-            notes = self.rubric.score(groups, trainer_state=self.state)
-        except RewardError as error:
+            report = self.rubric.fill(groups, scoring)
+        except (RewardError, UserError) as error:
             self.recorder.note("reward", str(error))
             raise
         self._last_groups = groups
-        for name, values in notes.metrics.items():
-            metrics.note(name, sum(values), len(values))
+        self.reward_log.add(report, metrics, self.args.device)
 
     def _with_signal(self, groups: list[tuple[int, Group]], wanted: int, step: int) -> list[tuple[int, Group]]:
         """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all processes."""
@@ -324,8 +337,9 @@ class OnlineTrainer(BaseTrainer):
             mine = range(self.args.process_index, len(tasks), self.args.world_size)
             generations = self.args.num_generations_eval or self.args.num_generations
             # a key that no training step uses: evaluation must not draw the random numbers of a rollout
-            groups = self._play([tasks[i] for i in mine], [ids[i] for i in mine], generations, step=-1)
-            self._score(groups, metrics)
+            with self._scoring() as scoring:
+                groups = self._play([tasks[i] for i in mine], [ids[i] for i in mine], generations, -1, scoring)
+                self._score(groups, scoring, metrics)
             self.note_groups(groups, metrics)
             values = metrics.drain(self.args.device, steps=1)
             logs |= {prefix + key: value for key, value in values.items()} | {f"{prefix}runtime": time.perf_counter() - start}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.rewards.policy import FailurePolicy
 from posttrain.trainers.config import BaseConfig, setting, settings
 from posttrain.types import Sampling
 
@@ -90,6 +91,14 @@ class OnlineConfig(BaseConfig):
     )
     max_resampling_rounds: int = setting(8, "With zero_signal_groups='resample': give up after this many rounds and train on what there is.")
     reward_weights: list[float] | None = setting(None, "One weight per reward function. Default: all 1.0.")
+    reward_timeout: float | None = setting(
+        None,
+        "Seconds that one call of a reward may take, where the reward does not say. Default: any. A limit also lets rewards run during generation.",
+    )
+    reward_on_error: str = setting(
+        "stop", "What a reward does that breaks, where it does not say: 'stop' the run, or 'drop' the completion from its group, counted in the log."
+    )
+    reward_retries: int = setting(0, "Further attempts at a reward that broke, before that.")
     log_completions: bool = setting(False, "Print a few completions at each log (they are always in the record).")
     num_completions_to_print: int | None = setting(None, "How many of them. Default: all of one group.")
     log_unique_prompts: bool = setting(False, "Print at most one completion per prompt.")
@@ -114,6 +123,7 @@ class OnlineConfig(BaseConfig):
         for key in self.generation_kwargs or {}:
             if key not in _SAMPLING_KEYS:
                 raise UserError(f"generation_kwargs: {key} is not supported.{did_you_mean(key, _SAMPLING_KEYS)} Known: {', '.join(_SAMPLING_KEYS)}.")
+        _ = self.reward_policy  # which checks its values
         self._resolve_batch()
 
     def _resolve_turns(self) -> None:
@@ -148,6 +158,11 @@ class OnlineConfig(BaseConfig):
                 f"steps_per_generation {self.steps_per_generation}) do not divide into groups of num_generations={self.num_generations}; "
                 f"set per_device_train_batch_size={self.num_generations}, say"
             )
+
+    @property
+    def reward_policy(self) -> FailurePolicy:
+        """What counts for rewards that do not say what is to happen when they break. Raises UserError."""
+        return FailurePolicy(self.reward_timeout, self.reward_on_error, self.reward_retries)
 
     @property
     def prompts_per_generation(self) -> int:
