@@ -1,0 +1,219 @@
+import asyncio
+
+import pytest
+from talk import HERMES, build_talker
+
+from posttrain.data.turns import TurnTokens
+from posttrain.errors import EnvError, UserError
+from posttrain.rollout.episodes import Stage
+from posttrain.rollout.play import play
+from posttrain.types import Completion, Env, Sampling, StopReason, Task
+
+TOKENIZER = build_talker(HERMES)
+END = TOKENIZER.eos_token_id
+TASK = Task(3, [{"role": "user", "content": "Begin."}], {"n": 2})
+
+
+class Script:
+    """An engine that says the n-th line in the n-th turn of an episode, `slow` ones later; it keeps the requests."""
+
+    def __init__(self, lines, finish_together=True):
+        self.lines, self.requests, self.waiting = lines, [], []
+        self.finish_together = finish_together
+
+    def submit(self, request):
+        self.requests.append(request)
+        self.waiting.append(request)
+
+    def step(self):
+        done, self.waiting = (self.waiting, []) if self.finish_together else (self.waiting[-1:], self.waiting[:-1])
+        return [self.complete(request) for request in done]
+
+    def complete(self, request):
+        turn = request.key[-1]
+        ids = TOKENIZER(self.lines[min(turn, len(self.lines) - 1)])["input_ids"] + [END]
+        cut = ids[: request.sampling.max_new_tokens]
+        stop = StopReason.STOP if cut == ids else StopReason.LENGTH
+        return Completion(request.id, cut, [-0.5] * len(cut), [-0.25] * len(cut), stop, 9)
+
+
+class Countdown(Env):
+    """Answers n times."""
+
+    def __init__(self, task):
+        self.left = task.columns.get("n", 0)
+        self.finished = 0
+
+    def start(self):
+        return [{"role": "user", "content": "Begin."}]
+
+    def reply(self, rollout):
+        self.left -= 1
+        return [{"role": "user", "content": f"left: {self.left}"}] if self.left >= 0 else None
+
+    def finish(self, rollout):
+        self.finished += 1
+        rollout.info["left"] = float(self.left)
+
+
+def stage_of(make, **limits):
+    return Stage(make, TurnTokens(TOKENIZER, (END,)), **limits)
+
+
+def played(engine, make=Countdown, tasks=(TASK,), tokens=400, generations=2, **limits):
+    return play(
+        list(tasks),
+        [],
+        engine,
+        Sampling(tokens, stop_token_ids=(END,)),
+        num_generations=generations,
+        seed=5,
+        step=6,
+        decode=lambda ids: TOKENIZER.decode(ids, skip_special_tokens=True),
+        stage=stage_of(make, **limits),
+    )
+
+
+def test_only_what_the_policy_said_is_sampled():
+    rollout = played(Script(["one", "two", "three"]))[0].rollouts[0]
+    said = [token for token, sampled in zip(rollout.token_ids, rollout.sampled, strict=True) if sampled]
+    assert TOKENIZER.decode(said) == "one<|im_end|>two<|im_end|>three<|im_end|>"
+    assert [logprob == 0.0 for logprob in rollout.logprobs] == [not sampled for sampled in rollout.sampled]
+    assert [logprob == 0.0 for logprob in rollout.sampled_logprobs] == [not sampled for sampled in rollout.sampled]
+
+
+def test_prompt_and_completion_are_the_conversation_as_the_template_writes_it():
+    rollout = played(Script(["one", "two", "three"]))[0].rollouts[0]
+    messages = [*TASK.prompt, *rollout.messages]
+    assert [message["content"] for message in messages] == ["Begin.", "one", "left: 1", "two", "left: 0", "three"]
+    whole = TOKENIZER.apply_chat_template(messages, tokenize=False)
+    assert TOKENIZER.decode(rollout.prompt_ids + rollout.token_ids) == whole.rstrip()
+    assert (rollout.text, rollout.turns, rollout.stop, rollout.policy_version) == ("three", 3, StopReason.STOP, 9)
+
+
+def test_every_turn_continues_the_very_tokens_before_it():
+    engine = Script(["one", "two", "three"])
+    rollouts = played(engine)[0].rollouts
+    for request in engine.requests:
+        rollout = rollouts[request.key[3]]
+        whole = [*rollout.prompt_ids, *rollout.token_ids]
+        assert list(request.prompt_ids) == whole[: len(request.prompt_ids)]
+
+
+def test_a_turns_random_numbers_depend_on_seed_step_task_index_and_turn_alone():
+    engine = Script(["one"])
+    played(engine)
+    assert [request.key for request in engine.requests] == [(5, 6, 3, index, turn) for turn in range(3) for index in range(2)]
+    assert len({request.id for request in engine.requests}) == 6
+
+
+def test_the_order_of_arrival_changes_nothing():
+    tasks = [TASK, Task(4, TASK.prompt, {"n": 0}), Task(5, TASK.prompt, {"n": 3})]
+    together = played(Script(["one", "two"]), tasks=tasks)
+    apart = played(Script(["one", "two"], finish_together=False), tasks=tasks)
+    assert together == apart
+
+
+def test_the_turn_limit_ends_an_episode_before_an_answer_that_nobody_could_use():
+    rollout = played(Script(["one"]), max_turns=2)[0].rollouts[0]
+    assert rollout.turns == 2
+    assert [message["role"] for message in rollout.messages] == ["assistant", "user", "assistant"]
+    assert rollout.info == {"out_of_turns": 1.0, "left": 0.0}
+    assert all(rollout.sampled[-2:])
+    assert played(Script(["one"]), max_turns=3)[0].rollouts[0].info["out_of_turns"] == 0.0
+
+
+def test_a_turn_that_is_cut_ends_its_episode_unanswered():
+    rollout = played(Script(["a long first turn, much too long"]), max_turn_tokens=5)[0].rollouts[0]
+    assert (rollout.stop, rollout.turns, len(rollout.token_ids)) == (StopReason.LENGTH, 1, 5)
+    assert rollout.info == {"left": 2.0}
+
+
+def test_an_answer_that_does_not_fit_is_left_out_whole():
+    free = played(Script(["one", "two", "three"]))[0].rollouts[0]
+    second = free.sampled.index(True, free.sampled.index(False))  # where the second turn begins
+    for tokens in (second, second + 1):
+        rollout = played(Script(["one", "two", "three"]), tokens=tokens)[0].rollouts[0]
+        assert rollout.stop is StopReason.LENGTH
+        assert len(rollout.token_ids) <= tokens
+        assert rollout.sampled[-1]
+    assert rollout.turns == 2  # with one token of room the policy speaks again, and is cut
+
+
+def test_no_episode_is_longer_than_the_limit_of_the_whole():
+    for tokens in range(1, 60):
+        rollout = played(Script(["one", "two"]), tokens=tokens, tasks=[Task(0, TASK.prompt, {"n": 9})])[0].rollouts[0]
+        assert len(rollout.token_ids) <= tokens
+        assert rollout.is_truncated
+        assert rollout.sampled[-1], "nothing follows the last turn"
+
+
+def test_coroutines_of_one_moment_wait_together():
+    running, most = 0, 0
+
+    class Slow(Countdown):
+        async def reply(self, rollout):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.05)
+            running -= 1
+            return super().reply(rollout)
+
+        async def finish(self, rollout):
+            super().finish(rollout)
+
+    assert played(Script(["one", "two", "three"]), make=Slow, generations=8) == played(Script(["one", "two", "three"]), generations=8)
+    assert most == 8
+
+
+def test_episodes_end_once_each():
+    made = []
+
+    def make(task):
+        made.append(Countdown(task))
+        return made[-1]
+
+    played(Script(["one"]), make=make, tasks=[TASK, Task(4, TASK.prompt, {"n": 0})])
+    assert [env.finished for env in made] == [1] * 4
+
+
+class Broken(Countdown):
+    def reply(self, rollout):
+        return self.answer()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda self: 1 / 0, "Broken raised ZeroDivisionError.*test_episodes.py.*prompt 3"),
+        (lambda self: "hello", "must answer with a list of messages"),
+        (lambda self: [], "must answer with"),
+        (lambda self: [{"role": "user"}], "must answer with"),
+    ],
+)
+def test_a_broken_environment_is_an_error_that_names_it(answer, says):
+    Broken.answer = answer
+    with pytest.raises(EnvError, match=says):
+        played(Script(["one"]), make=Broken)
+
+
+def test_a_coroutine_that_raises_is_the_same_error():
+    class Raises(Countdown):
+        async def reply(self, rollout):
+            raise ValueError("no")
+
+    with pytest.raises(EnvError, match="Raises raised ValueError: no"):
+        played(Script(["one"]), make=Raises)
+
+
+def test_completions_of_a_task_must_start_alike():
+    class Dice(Countdown):
+        count = 0
+
+        def start(self):
+            Dice.count += 1
+            return [{"role": "user", "content": f"roll {Dice.count}"}]
+
+    with pytest.raises(UserError, match="Dice starts prompt 3 in different ways"):
+        played(Script(["one"]), make=Dice)
