@@ -58,7 +58,7 @@ def run(seed: int, steps: int, directory: Path) -> list[dict[str, Any]]:
     prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
     untaught = demo.tiny_model(seed, tokenizer)
     taught = copy.deepcopy(untaught)
-    SFTTrainer(taught, demo.sft_config(seed, directory, quick=False), train_rows, processing_class=tokenizer).train()
+    SFTTrainer(taught, demo.sft_config(seed, directory, quick=False), train_dataset=train_rows, processing_class=tokenizer).train()
     results = []
     for name, model, rubric in [
         ("right", taught, Rubric("arithmetic")),

@@ -93,7 +93,7 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     console.print(f"posttrain demo · a {size:.1f}M-parameter transformer learns two-digit addition · {torch.get_num_threads()} CPU threads")
 
     console.print("\n[bold]1 sft[/]    worked examples of a sloppy teacher, who forgets the carry three times out of four")
-    SFTTrainer(model, sft_config(seed, out / "sft", quick), train_rows, processing_class=tokenizer).train()
+    SFTTrainer(model, sft_config(seed, out / "sft", quick), train_dataset=train_rows, processing_class=tokenizer).train()
     console.print(f"\n[bold]2 exam[/]   {len(tasks)} sums that training never shows")
     before = _exam(model, tokenizer, tasks, rubric)
     console.print(f"         greedy {before.accuracy}")

@@ -21,11 +21,13 @@ def encode_conversation(
     messages: list[Message],
     *,
     assistant_only: bool,
+    first_turn: int = 0,
     stop_ids: Sequence[int] | None = None,
     **chat_template_kwargs: Any,
 ) -> tuple[list[int], list[bool]]:
     """([S], [S]) ids of a whole conversation, and which of them are trained: all, or what the assistant itself would write, stop tokens included.
 
+    `first_turn`: the messages before it are read only. A tokenizer's own stop token and `stop_ids` both end a reply.
     Raises UserError where the assistant's part cannot be told apart, or a reply has no end.
     """
     stops = all_stops(tokenizer, stop_ids)
@@ -39,7 +41,7 @@ def encode_conversation(
             raise UserError(no_end(tokenizer, whole))
         return ids, [True] * len(ids)
     ids, trained, at = [], [], 0
-    for start, end in assistant_spans(tokenizer, messages, whole, stops, **chat_template_kwargs):
+    for start, end in assistant_spans(tokenizer, messages, whole, stops, first_turn, **chat_template_kwargs):
         for text, is_trained in ((whole[at:start], False), (whole[start:end], True)):
             piece = encode_continuation(tokenizer, text) if at or is_trained else list(tokenizer(text, add_special_tokens=False)["input_ids"])
             ids += piece
@@ -50,7 +52,7 @@ def encode_conversation(
 
 
 def assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str, stops: Collection[int], **kwargs: Any
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str, stops: Collection[int], first_turn: int = 0, **kwargs: Any
 ) -> list[tuple[int, int]]:
     """[start, end) in `whole` of what the assistant writes: from the opening of each reply, which is not its own, up to the stop token.
 
@@ -58,7 +60,7 @@ def assistant_spans(
     rendered up to it; where the template writes that differently later on (it drops thoughts), at the first stop token after the start.
     """
     marks = [str(tokenizer.decode([id])) for id in stops]
-    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place >= first_turn]
     if not turns:
         raise UserError("a conversation has no message of the assistant, so assistant_only_loss leaves nothing to train on; remove the row")
     starts = [_start_of_reply(tokenizer, messages[:turn], whole, kwargs) for turn in turns]

@@ -141,6 +141,12 @@ class _AnsweringHead(nn.Module):
         return answer[None, None]
 
 
+def rescaling_keywords(base: PreTrainedModel) -> dict[str, float]:
+    """How the model reshapes its logits, as keywords of `linear_logprobs`. Raises UserError for a way that is not built in."""
+    rescaling = _rescaling(base)
+    return {} if rescaling is None else rescaling.folded(getattr(base.config if rescaling.on_config else base, rescaling.attribute))
+
+
 def _rescaling(base: PreTrainedModel) -> Rescaling | None:
     config = base.config
     known = RESCALINGS.get(config.model_type)

@@ -129,7 +129,7 @@ class PrefixPlan:
                 group = found[prompt]
                 assert sum(group.run) == start, "a prompt and its completions must stand side by side"
                 group.segments.append((start, length))
-        return list(found.values())
+        return [group.joined() for group in found.values()]
 
     def _masked(self, tile: Tile) -> Part:
         segment, prompt, position = (tile.take(column) for column in self.table.unbind(1))  # (n, L) each
@@ -143,6 +143,10 @@ class _Group:
 
     def __init__(self, segments: list[Run]) -> None:
         self.segments = segments
+
+    def joined(self) -> _Group:
+        """A prompt with a single completion is one causal run."""
+        return _Group([self.run]) if len(self.segments) == 2 else self
 
     @property
     def prompt(self) -> Run:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def rows_fingerprint(rows: Sequence[Any]) -> str:
-    """A digest of the data: the number of rows and up to 2,000 of them, evenly spread."""
+def rows_fingerprint(rows: Any) -> str:
+    """A digest of the data: the number of rows and up to 2,000 of them, evenly spread; of a stream the first 20."""
+    if not isinstance(rows, Sized):
+        return hashlib.sha256(repr(list(itertools.islice(rows, 20))).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     digest = hashlib.sha256(str(len(rows)).encode())
     for index in range(0, len(rows), max(1, len(rows) // 2000)):
         digest.update(repr(rows[index]).encode("utf-8", "surrogatepass"))

@@ -1,11 +1,12 @@
-"""Supervised fine-tuning: imitate given completions. A group of one; the loss is on the completion's tokens only.
+"""Supervised fine-tuning: imitate what the data show. A group of one; the loss is on the trained tokens only.
 
-loss = -sum log p(token | prompt, tokens before) / trained tokens of the whole update.
+loss = -sum log p(token | tokens before) / trained tokens of the whole update. Examples never see each other, whatever stream they are in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -13,33 +14,32 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from posttrain.data.chat import encode_example
+from posttrain.data.examples import Example, ExampleMaker, bins, pieces
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import UserError
-from posttrain.losses.sft import nll
-from posttrain.models.load import context_length
+from posttrain.losses.sft import LOSSES, nll, smoothed_nll
+from posttrain.models.embedding_noise import embedding_noise
+from posttrain.models.forward import StreamLogprobs, logprobs
+from posttrain.models.load import context_length, load_model, load_tokenizer, stop_token_ids
+from posttrain.models.smoothing import mean_minus_target
+from posttrain.models.templates import grow_embeddings, set_chat_template, set_eos_token
 from posttrain.trainers.base import BaseTrainer, MicroBatch
-from posttrain.trainers.config import BaseConfig, setting, settings
-from posttrain.trainers.loader import PromptSampler, prompt_loader
+from posttrain.trainers.config import refuse
+from posttrain.trainers.loader import EndlessBatches, PromptSampler, prompt_loader, stream_loader
 from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.sft_config import SFTConfig
 
+__all__ = ["SFTConfig", "SFTTrainer"]
 
-@settings
-@dataclass
-class SFTConfig(BaseConfig):
-    """per_device_train_batch_size counts examples."""
-
-    learning_rate: float = setting(2e-5, "AdamW's learning rate.")
-    max_length: int | None = setting(1024, "Longer examples are cut at the end of their completion; None keeps them whole.")
-    shuffle_dataset: bool = setting(True, "A new order each epoch, drawn from (seed, epoch).")
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids of one row. The completion ends with the end-of-sequence token unless it was cut."""
-
-    prompt_ids: list[int]
-    completion_ids: list[int]
+Bin = list[Example]  # what a batch counts: one example, or with packing several
+_REFUSED = {
+    "data_collator": "streams are packed without padding, so there is nothing to collate; leave it out",
+    "compute_loss_func": "choose loss_type, or subclass SFTTrainer and override `loss`",
+    "compute_metrics": "an evaluation gives loss and token accuracy; for answers use `posttrain eval`",
+    "preprocess_logits_for_metrics": "logits are never built; leave it out",
+    "optimizer_cls_and_kwargs": "choose `optim` in the settings, or give `optimizers`",
+    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
+}
 
 
 class SFTBatch(MicroBatch):
@@ -51,7 +51,10 @@ class SFTBatch(MicroBatch):
 
 
 class SFTTrainer(BaseTrainer):
-    """`train_dataset` has the columns prompt and completion, as text or as messages."""
+    """`train_dataset`: rows with text, messages, or prompt and completion (text or messages); a list, a dataset, or a stream of them.
+
+    formatting_func: a row -> its text, or another row. Everything is checked and encoded before training; of a stream, as it comes.
+    """
 
     args: SFTConfig
 
@@ -59,86 +62,219 @@ class SFTTrainer(BaseTrainer):
         self,
         model: str | PreTrainedModel,
         args: SFTConfig | None = None,
+        data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: Any = None,
+        preprocess_logits_for_metrics: Any = None,
+        quantization_config: Any = None,
         peft_config: Any = None,
+        formatting_func: Callable[[Any], Any] | None = None,
     ) -> None:
+        refuse(_REFUSED, locals())
         args = args or SFTConfig()
-        rows = _checked(train_dataset)
+        self.is_streaming = _is_stream(train_dataset, args)
+        model, tokenizer = _with_template(model, args, processing_class, has_adapters=peft_config is not None)
         super().__init__(
             model,
             args,
-            train_dataset=rows,
+            train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.train_dataset = [self._encode(row) for row in rows]
-        self.eval_examples = [self._encode(row) for row in _checked(eval_dataset)] if eval_dataset is not None else []
+        self.neftune_noise_alpha = None  # transformers' noise would be scaled by the whole stream; `loss` adds it per example
+        self._formatting_func = formatting_func
+        self._check_model()
+        self.maker = self._new_maker()
+        self.examples = [] if self.is_streaming else self._encoded(train_dataset, self.maker)
+        if not self.is_streaming:
+            self.train_dataset = self._binned(self.examples)
+        self.eval_examples = {name: self._encoded(rows, self._new_maker()) for name, rows in _named(eval_dataset).items()}
 
-    def _encode(self, row: Any) -> Example:
-        prompt_ids, completion_ids = encode_example(self.tokenizer, row["prompt"], row["completion"])
-        limits = [limit for limit in (self.args.max_length, context_length(self.model)) if limit is not None]
-        room = min(limits) - len(prompt_ids) if limits else len(completion_ids)
-        if room < 1:
-            raise UserError(f"a prompt has {len(prompt_ids)} tokens, which leaves no room for its completion within max_length={min(limits)}")
-        return Example(prompt_ids, completion_ids[:room])
+    def _check_model(self) -> None:
+        limit, given = context_length(self.model), self.args.max_length
+        if limit is not None and (given is None or given > limit):
+            self.args.max_length = limit
+        if self.args.label_smoothing_factor or self.args.neftune_noise_alpha:
+            wanted = "label_smoothing_factor" if self.args.label_smoothing_factor else "neftune_noise_alpha"
+            if self._logprobs is not logprobs:
+                raise UserError(f"{wanted} needs a model that takes streams, and this one goes in padded rows; leave it out")
+            if self.args.label_smoothing_factor:
+                mean_minus_target(self.model, torch.zeros(0, dtype=torch.long))  # raises for heads that it cannot smooth
+
+    def _new_maker(self) -> ExampleMaker:
+        return ExampleMaker(self.tokenizer, self.args.examples, stop_token_ids(self.model, self.tokenizer))
+
+    def _encoded(self, rows: Any, maker: ExampleMaker) -> list[Example]:
+        examples = [maker(self._formatted(row)) for row in rows]
+        if not examples:
+            raise UserError("the data are empty: SFT needs at least one row")
+        return examples
+
+    def _formatted(self, row: Any) -> Any:
+        if self._formatting_func is None:
+            return row
+        made = self._formatting_func(row)
+        return {"text": made} if isinstance(made, str) else made
+
+    def _binned(self, examples: list[Example]) -> list[Bin]:
+        size = self.args.max_length
+        if not self.args.packing or size is None:
+            return [[example] for example in examples]
+        parts = [part for example in examples for part in pieces(example, size)] if self.args.packing_strategy == "bfd_split" else examples
+        return [[parts[place] for place in members] for members in bins([len(part.ids) for part in parts], size)]
+
+    def plan(self) -> str:
+        """What a step consists of, and how much of the data is trained."""
+        if self.is_streaming:
+            return f"{super().plan()}, from a stream"
+        tokens, targets = sum(len(example.ids) for example in self.examples), sum(example.targets for example in self.examples)
+        ends = sum(map(self.maker.ends, self.examples)) / len(self.examples)
+        what = f"{len(self.train_dataset)} bins of " if self.args.packing else ""
+        return (
+            f"{super().plan()}; {what}{len(self.examples)} examples, {tokens:,} tokens, {targets / tokens:.0%} of them trained; "
+            f"{ends:.0%} of the examples teach where to stop"
+        )
 
     def get_train_dataloader(self) -> DataLoader:
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        if self.is_streaming:
+            return stream_loader(EndlessBatches(self._stream_of_bins, size=size, seed=seed, shuffle=self.args.shuffle_dataset))
         sampler = PromptSampler(
             len(self.train_dataset),
-            prompts=self.args.per_device_train_batch_size * self.args.world_size,
+            prompts=size,
             every=1,
             epoch=lambda: self.state.global_step // max(-(-len(sampler) // self.args.gradient_accumulation_steps), 1),
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=seed,
             shuffle=self.args.shuffle_dataset,
             keep_rest=True,
         )
         return prompt_loader(self.train_dataset, sampler)
 
-    def window(self, micro_steps: list[list[Example]]) -> list[MicroBatch]:
-        mine = [example for examples in micro_steps for example in examples[self.args.process_index :: self.args.world_size]]
-        tokens = sum(gather_json(sum(len(example.completion_ids) for example in mine), self.args.device))
+    def _stream_of_bins(self) -> Iterator[Bin]:
+        maker = self._new_maker()
+        for row in self.train_dataset:
+            yield [maker(self._formatted(row))]
+
+    def window(self, micro_steps: list[list[Bin]]) -> list[MicroBatch]:
+        mine = [
+            example for batch in micro_steps for one in batch[self.args.process_index :: self.args.world_size] for example in one
+        ]  # every process gets the same batches
+        counts = gather_json([sum(e.targets for e in mine), sum(len(e.ids) for e in mine)], self.args.device)
+        targets, tokens = (sum(values) for values in zip(*counts, strict=True))
         self.metrics.note("num_tokens", tokens / self.args.world_size, 0.0)
-        share = self.args.world_size / max(tokens, 1)  # processes average their gradients
+        share = self.args.world_size / max(targets, 1)  # processes average their gradients
         return [SFTBatch(part, share, self.args.device) for part in self._parts(mine)]
 
     def _parts(self, examples: list[Example]) -> list[list[PackItem]]:
-        items = [PackItem(example.prompt_ids, [example.completion_ids]) for example in examples]
+        items = []
+        for example in examples:
+            start = max(example.trained.index(1), 1)  # what is only read is the prompt
+            items.append(PackItem(example.ids[:start], [example.ids[start:]], [list(map(bool, example.trained[start:]))], [example.number]))
         return split(items, self.args.token_budget)
 
     def loss(self, model: nn.Module, batch: SFTBatch) -> torch.Tensor:
-        logps, entropy = self.logprobs(model, batch.stream)[:2]  # (B, T)
-        self.metrics.note("entropy", float(entropy.detach().sum()), batch.stream.targets.numel())
-        return nll(logps, torch.ones_like(logps)) * batch.share  # (B, T) holds 0 where there is no target
+        stream, smoothing = batch.stream, self.args.label_smoothing_factor
+        scorer = mean_minus_target(self.model, stream.targets) if smoothing else None
+        with self._noise(batch):
+            out = self._logprobs(model, stream, want_argmax=True, scorer=scorer)
+        self._note(out, batch)
+        mask = torch.ones_like(out.logps)  # (B, T) holds 0 where there is no target
+        if out.values is None:
+            total = LOSSES[self.args.loss_type](out.logps, mask)
+        else:
+            total = smoothed_nll(out.logps, out.logps + out.values, mask, smoothing)
+        return total * batch.share
+
+    def _note(self, out: StreamLogprobs, batch: SFTBatch) -> None:
+        stream = batch.stream
+        assert out.argmax is not None
+        count = stream.targets.numel()
+        self.metrics.note("entropy", float(out.entropy.detach().sum()), count)
+        right = out.argmax[stream.rows, stream.cols] == stream.targets
+        self.metrics.note("mean_token_accuracy", float(right.sum()), count)
+
+    def _noise(self, batch: SFTBatch) -> contextlib.AbstractContextManager[None]:
+        alpha = self.args.neftune_noise_alpha
+        if not alpha:
+            return contextlib.nullcontext()
+        return embedding_noise(self.model, batch.stream, alpha, key=(self.args.seed, self.state.global_step))
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Mean negative log-likelihood per completion token."""
-        examples = self.eval_examples if eval_dataset is None else [self._encode(row) for row in _checked(eval_dataset)]
-        total, tokens = 0.0, 0
-        with self.frozen(self.model_wrapped) as module:
-            for part in self._parts(examples[self.args.process_index :: self.args.world_size]):
-                stream = pack(part).to(self.args.device)
-                total -= float(self.logprobs(module, stream).logps.sum())
-                tokens += stream.targets.numel()
-        sums = gather_json([total, tokens], self.args.device)
-        logs = {f"{metric_key_prefix}_loss": sum(s[0] for s in sums) / max(sum(s[1] for s in sums), 1)}
+        """Mean negative log-likelihood and greedy accuracy per trained token, of each named dataset where there are several."""
+        given = (
+            self.eval_examples if eval_dataset is None else {n: self._encoded(rows, self._new_maker()) for n, rows in _named(eval_dataset).items()}
+        )
+        logs: dict[str, float] = {}
+        for name, examples in given.items():
+            prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
+            logs |= {f"{prefix}_{key}": value for key, value in self._evaluated(examples).items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
+    def _evaluated(self, examples: list[Example]) -> dict[str, float]:
+        total, right, tokens = 0.0, 0, 0
+        with self.frozen(self.model_wrapped) as module:
+            for part in self._parts(examples[self.args.process_index :: self.args.world_size]):
+                stream = pack(part).to(self.args.device)
+                out = self._logprobs(module, stream, want_argmax=True)
+                assert out.argmax is not None
+                total += float(nll(out.logps, torch.ones_like(out.logps)))
+                right += int((out.argmax[stream.rows, stream.cols] == stream.targets).sum())
+                tokens += stream.targets.numel()
+        sums = [sum(column) for column in zip(*gather_json([total, right, tokens], self.args.device), strict=True)]
+        return {"loss": sums[0] / max(sums[2], 1), "mean_token_accuracy": sums[1] / max(sums[2], 1)}
 
-def _checked(dataset: Any) -> list[Any]:
-    rows = list(dataset) if dataset is not None else []
-    if not rows:
-        raise UserError("the training data is empty: SFT needs rows with the columns prompt and completion")
-    for index, row in enumerate(rows):
-        missing = [name for name in ("prompt", "completion") if name not in row]
-        if missing:
-            raise UserError(f"row {index} has no column '{missing[0]}'; SFT needs prompt and completion, the data has: {', '.join(row)}")
-    return rows
+
+def _is_stream(dataset: Any, args: SFTConfig) -> bool:
+    """Whether its rows come one after another and nobody knows how many. Raises UserError for no data, and for what a stream cannot do."""
+    if dataset is None:
+        raise UserError("SFT needs a train_dataset: rows with text, messages, or prompt and completion")
+    if isinstance(dataset, Sized):
+        return False
+    if isinstance(dataset, Iterator):
+        raise UserError("train_dataset can be read only once; give a list, a dataset, or an object whose __iter__ begins anew")
+    if args.max_steps <= 0:
+        raise UserError("train_dataset is a stream, whose length nobody knows; give max_steps")
+    if args.packing:
+        raise UserError("packing sorts all examples by length, which a stream of rows does not allow; leave it out (there is no padding anyway)")
+    return True
+
+
+def _named(eval_dataset: Any) -> Mapping[str, Any]:
+    """Evaluation data by name; a single dataset has the empty one."""
+    if eval_dataset is None:
+        return {}
+    return eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
+
+
+def _with_template(
+    model: str | PreTrainedModel, args: SFTConfig, tokenizer: PreTrainedTokenizerBase | None, *, has_adapters: bool
+) -> tuple[str | PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer with the chat template and the end token that the settings ask for."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
+    if args.reply_opening is not None and args.chat_template_path is None:
+        raise UserError("reply_opening goes with chat_template_path: plain or chatml; for another template write it into the template")
+    if args.chat_template_path is not None and set_chat_template(tokenizer, args.chat_template_path, args.reply_opening):
+        if has_adapters:
+            raise UserError(
+                "the template chatml adds tokens whose embeddings LoRA would not train; use chat_template_path='plain', "
+                "or add embed_tokens and lm_head to modules_to_save and the tokens to the tokenizer yourself"
+            )
+        if isinstance(model, str):
+            model = load_model(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
+        grow_embeddings(model, tokenizer)
+    if args.eos_token is not None:
+        set_eos_token(tokenizer, args.eos_token)
+    return model, tokenizer
