@@ -36,14 +36,16 @@ def _load(name: Any, settings: dict[str, Any], folder: str | None) -> list[Rewar
     if ":" in name:
         function = _function(name, folder)
         return as_reward(_with_settings(function, settings, name) if settings else function)
-    from posttrain.rewards.library import FUNCTIONS, PRESETS
+    from posttrain.rewards.library import FUNCTIONS, MAKERS, PRESETS
 
-    if name in PRESETS:
-        _check_settings(PRESETS[name], settings, name)
-        return PRESETS[name](**settings)
+    makers: dict[str, Callable[..., list[RewardFunction] | RewardFunction]] = {**PRESETS, **MAKERS}
+    if name in makers:
+        _check_settings(makers[name], settings, name)
+        _check_complete(makers[name], settings, name)
+        return makers[name](**settings)
     if name in FUNCTIONS:
         return as_reward(_with_settings(FUNCTIONS[name], settings, name) if settings else FUNCTIONS[name])
-    known = [*PRESETS, *FUNCTIONS]
+    known = [*makers, *FUNCTIONS]
     raise UserError(
         f"there is no reward '{name}'; the library has: {', '.join(known)}; your own is named file.py:function.{did_you_mean(name, known)}"
     )
@@ -67,6 +69,13 @@ def _check_settings(function: Callable[..., Any], settings: dict[str, Any], name
     for key in settings:
         if key not in parameters:
             raise UserError(f"'{key}' is not a setting of the reward '{name}'; it takes: {', '.join(parameters)}.{did_you_mean(key, parameters)}")
+
+
+def _check_complete(maker: Callable[..., Any], settings: dict[str, Any], name: str) -> None:
+    needed = [key for key, parameter in inspect.signature(maker).parameters.items() if parameter.default is parameter.empty]
+    for key in needed:
+        if key not in settings:
+            raise UserError(f"the reward '{name}' needs the setting '{key}', as in {{reward: {name}, {key}: ...}}")
 
 
 def _function(name: str, folder: str | None) -> Callable[..., Any]:

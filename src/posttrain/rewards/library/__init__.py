@@ -1,14 +1,71 @@
-"""Rewards that come with the library. PRESETS make a list of rewards from settings; FUNCTIONS are single rewards."""
+"""Rewards that come with the library, by the names that recipes use.
+
+FUNCTIONS are single rewards. MAKERS make a single reward from settings, PRESETS a list of rewards that belong together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from posttrain.rewards.library.answers import exact_answer, numeric_answer
 from posttrain.rewards.library.arithmetic import arithmetic, number_detected, right_number
+from posttrain.rewards.library.deepseek_r1 import deepseek_r1
+from posttrain.rewards.library.email import desired_reply, email, keywords_present, recipient_named, signature_block, too_long
+from posttrain.rewards.library.environment import environment
 from posttrain.rewards.library.gsm8k import correctness, gsm8k, integer, soft_format, strict_format, tag_count
+from posttrain.rewards.library.language import language
+from posttrain.rewards.library.length import brevity, cosine_length, soft_overlong
+from posttrain.rewards.library.patterns import keywords, regex
+from posttrain.rewards.library.proximity import proximity
+from posttrain.rewards.library.qwen3_proximity import qwen3_proximity
+from posttrain.rewards.library.reasoning import reasoning_first, reasoning_present, steps
+from posttrain.rewards.library.repetition import repetition
+from posttrain.rewards.library.structured import json_schema, json_valid
+from posttrain.rewards.library.tags import answer_format, tags_once, think_format
 from posttrain.rewards.reward import RewardFunction
 
-PRESETS: dict[str, Callable[..., list[RewardFunction]]] = {"arithmetic": arithmetic, "gsm8k": gsm8k}
+PRESETS: dict[str, Callable[..., list[RewardFunction]]] = {
+    "arithmetic": arithmetic,
+    "gsm8k": gsm8k,
+    "deepseek-r1": deepseek_r1,
+    "email": email,
+    "qwen3-proximity": qwen3_proximity,
+}
+MAKERS: dict[str, Callable[..., RewardFunction]] = {
+    "answer_format": answer_format,
+    "brevity": brevity,
+    "cosine_length": cosine_length,
+    "exact_answer": exact_answer,
+    "json_schema": json_schema,
+    "json_valid": json_valid,
+    "keywords": keywords,
+    "keywords_present": keywords_present,
+    "language": language,
+    "numeric_answer": numeric_answer,
+    "proximity": proximity,
+    "reasoning_first": reasoning_first,
+    "reasoning_present": reasoning_present,
+    "regex": regex,
+    "repetition": repetition,
+    "soft_overlong": soft_overlong,
+    "steps": steps,
+    "tags_once": tags_once,
+    "think_format": think_format,
+    "too_long": too_long,
+}
 FUNCTIONS: dict[str, RewardFunction] = {
-    reward.name: reward for reward in (number_detected, right_number, correctness, integer, soft_format, strict_format, tag_count)
+    reward.name: reward
+    for reward in (
+        number_detected,
+        right_number,
+        correctness,
+        integer,
+        soft_format,
+        strict_format,
+        tag_count,
+        desired_reply,
+        environment,
+        recipient_named,
+        signature_block,
+    )
 }

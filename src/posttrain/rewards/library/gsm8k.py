@@ -7,6 +7,7 @@ other. The default here is repaired; `legacy=True` scores as they do, for compar
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import Any
 
@@ -75,7 +76,7 @@ def tag_count(completion: str) -> float:
     return max(0.0, score - TRAILING_COST * len(trailing.strip())) if closing else score
 
 
-@reward(name="tag_count")
+@reward(name="tag_count", range=(-math.inf, 0.5))
 def legacy_tag_count(completion: str) -> float:
     """Tags are counted with their line breaks; where the last one is missing the whole text is charged as trailing."""
     score = 0.125 * (completion.count("<reasoning>\n") == 1) + 0.125 * (completion.count("\n</reasoning>\n") == 1)
