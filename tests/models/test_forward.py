@@ -142,6 +142,18 @@ def test_entropy_argmax_and_sum_p2_are_those_of_the_whole_distribution(tiny):
         assert answer.argmax[0].tolist() == p.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("way", [logprobs, padded_logprobs])
+def test_a_constant_entropy_has_the_same_value_and_leaves_the_log_probs_gradient_alone(tiny, way):
+    model, stream = tiny("llama"), pack(ITEMS)
+    head = model.get_output_embeddings().weight
+    free, constant = (way(model, stream, entropy_grad=wanted) for wanted in (True, False))
+    assert torch.equal(free.entropy, constant.entropy)
+    expected, gradient = (torch.autograd.grad((answer.logps * weights_like(answer.logps)).sum(), head)[0] for answer in (free, constant))
+    torch.testing.assert_close(gradient, expected)
+    zero = torch.autograd.grad(way(model, stream, entropy_grad=False).entropy.sum(), head)[0]
+    assert not zero.any()
+
+
 def test_padded_rows_in_several_chunks_are_the_same_rows(tiny, monkeypatch):
     model = tiny("qwen2")
     prepare_model(model)

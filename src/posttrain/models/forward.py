@@ -53,6 +53,7 @@ class LogprobsFn(Protocol):
         want_argmax: bool = False,
         want_sum_p2: bool = False,
         scorer: Scorer | None = None,
+        entropy_grad: bool = True,
     ) -> StreamLogprobs: ...
 
 
@@ -73,10 +74,11 @@ def logprobs(
     want_argmax: bool = False,
     want_sum_p2: bool = False,
     scorer: Scorer | None = None,
+    entropy_grad: bool = True,
 ) -> StreamLogprobs:
     """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
     states = None if scorer is None else torch.cat([stream.logit_index, stream.last_index])
-    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer)
+    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad)
     layout = TrainLayout(stream.segments, stream.device)
     with answering(model, question):
         output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
@@ -91,12 +93,13 @@ def padded_logprobs(
     want_argmax: bool = False,
     want_sum_p2: bool = False,
     scorer: Scorer | None = None,
+    entropy_grad: bool = True,
 ) -> StreamLogprobs:
     """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
     answers, order, last = [], [], []
     for rows in unroll(stream):
         states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
-        question = Question(rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer)
+        question = Question(rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad)
         with answering(model, question):
             output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
         answer = read(output.logits, question)

@@ -30,6 +30,7 @@ class Question(NamedTuple):
     want_sum_p2: bool = False
     scored_at: torch.Tensor | None = None  # (M,) places whose hidden states `scorer` reads, in the same forward. None: no scores
     scorer: Callable[[torch.Tensor], torch.Tensor] | None = None  # (M, D) -> (M,)
+    entropy_grad: bool = True  # False: the entropy is a constant
 
 
 class Answer(NamedTuple):
@@ -121,7 +122,7 @@ class _AnsweringHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, L, D) -> (1, 1, N * (2 to 4) + M) float32"""
-        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer = self.question
+        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer, entropy_grad = self.question
         flat = hidden.flatten(0, 1)
         picked = flat.index_select(0, predicted_by)  # (N, D)
         columns = linear_logprobs(
@@ -134,6 +135,8 @@ class _AnsweringHead(nn.Module):
             want_sum_p2=want_sum_p2,
             **self.folded,
         )
+        if not entropy_grad:  # stacked with log-probs it would get a gradient of zeros, and backward makes twice the passes over a tile for one
+            columns = columns._replace(entropy=columns.entropy.detach())
         # Token ids are exact in float32 up to 2^24, which no vocabulary reaches.
         answer = torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1).flatten()
         if scorer is not None and scored_at is not None:

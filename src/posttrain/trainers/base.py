@@ -93,7 +93,7 @@ class BaseTrainer(Trainer):
             raise UserError("FSDP and DeepSpeed are not built yet; use plain data parallelism (`accelerate launch --multi_gpu`), or one device")
         for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(callback)
-        self._logprobs = make_logprobs(model)
+        self.prepare_forward(model)
         self._step_started: float | None = None  # None: the first step of the next log has not begun
         self._steps_before = 0  # optimizer steps done when it began
         self._resuming_from: Path | None = None
@@ -108,6 +108,10 @@ class BaseTrainer(Trainer):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """A micro-batch's share of the update's loss, times the number of processes, which average their gradients."""
         raise AssertionError(f"{type(self).__name__} has no loss")
+
+    def prepare_forward(self, model: nn.Module) -> None:
+        """Find out, once, how a stream goes through `model`."""
+        self._logprobs = make_logprobs(model)
 
     def state_to_resume(self) -> dict[str, Any]:
         """JSON state beyond weights, optimizer, scheduler and counters."""
@@ -124,9 +128,12 @@ class BaseTrainer(Trainer):
 
     # Log-probs
 
-    def logprobs(self, model: nn.Module, stream: Stream, temperature: float = 1.0) -> StreamLogprobs:
-        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor."""
-        return self._logprobs(model, stream, temperature=temperature)
+    def logprobs(self, model: nn.Module, stream: Stream, temperature: float = 1.0, *, entropy_grad: bool = False, **wanted: Any) -> StreamLogprobs:
+        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor. `wanted`: want_argmax, want_sum_p2, scorer.
+
+        A loss that differentiates the entropy says so with `entropy_grad`.
+        """
+        return self._logprobs(model, stream, temperature=temperature, entropy_grad=entropy_grad, **wanted)
 
     @contextlib.contextmanager
     def frozen(self, model: nn.Module) -> Iterator[nn.Module]:

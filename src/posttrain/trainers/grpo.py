@@ -10,26 +10,23 @@ The weights w_i are what distinguishes GRPO, DAPO, Dr. GRPO...; they are known b
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from posttrain.errors import UserError
 from posttrain.losses.advantages import advantages
 from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
 from posttrain.losses.kl import k1_penalty
 from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions, policy_terms
-from posttrain.models.adapters import reference_for
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.config import refuse
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.stage import as_environment
-from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice
+from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
 from posttrain.types import Group, Rollout
 
 __all__ = ["GRPOConfig", "GRPOTrainer"]
@@ -100,11 +97,7 @@ class GRPOTrainer(OnlineTrainer):
             use_bias_correction_kl=args.use_bias_correction_kl,
             off_policy_mask_threshold=args.off_policy_mask_threshold,
         )
-        self.reference = reference_for(self.model, args.beta != 0)
-        if args.sync_ref_model and peft_config is not None:
-            raise UserError(
-                "sync_ref_model: with LoRA the reference is the model without its adapter, which cannot move; train without LoRA, or leave it out"
-            )
+        self.use_reference(needed=args.beta != 0)
         self.entropy = EntropyController(
             coef=args.entropy_coef,
             adaptive=args.use_adaptive_entropy,
@@ -115,7 +108,6 @@ class GRPOTrainer(OnlineTrainer):
         )
         self._entropy_of_step = [0.0, 0.0]  # sum over trained tokens and their count, of this process, since the last update
         self._window_rows: list[Row] = []  # of the update in progress, of this process, those without a gradient too
-        self._num_tokens = 0  # trained tokens of the update in progress, over all processes
         self._threshold: torch.Tensor | None = None  # entropy above which tokens are trained; None: all
 
     @property
@@ -126,11 +118,7 @@ class GRPOTrainer(OnlineTrainer):
 
     def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
         mask_truncated = self.args.mask_truncated_completions
-        rows = [
-            Row.of(number, index, rollout, is_trained=not (mask_truncated and rollout.is_truncated))
-            for number, group in groups
-            for index, rollout in enumerate(group.rollouts)
-        ]
+        rows = rows_of(groups, lambda rollout: not (mask_truncated and rollout.is_truncated))
         self.freeze(rows, old=not self.args.on_policy or (self.kl_in_reward and self.reference is not None))
         lengths = self._compare(groups, rows)
         if self.args.on_policy:
@@ -148,7 +136,7 @@ class GRPOTrainer(OnlineTrainer):
             for row in rows:
                 given = scores[row.group, row.index]
                 given.append(None if all(score is None for score in given) else _k1_of(row))  # a penalty alone is no score
-        everyone, places, lengths = self.of_all_processes(rows, [scores[row.group, row.index] for row in rows])
+        everyone, places, lengths = gathered(rows, [scores[row.group, row.index] for row in rows], self.args.device)
         compared = advantages(
             everyone,
             [len(group) for group in lengths],
@@ -164,16 +152,8 @@ class GRPOTrainer(OnlineTrainer):
     # An update's normaliser
 
     def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
-        """Weights over the whole update. A row whose gradient is exactly 0 is left out of the forward, never out of the counts."""
-        self._num_tokens = sum(part.num_tokens for part in chosen)
-        num_rows = sum(part.num_rows for part in chosen)
-        self.metrics.note("num_tokens", self._num_tokens / self.args.world_size, 0.0)
-        weighted = []
-        for part in chosen:
-            tokens = part.tokens_per_slice * len(chosen) if self.objective.tokens_of == "generation" else self._num_tokens
-            lengths = torch.tensor([row.length for row in part.rows], dtype=torch.float64)
-            weights = self.objective.row_weights(lengths, num_rows=num_rows, num_tokens=tokens, max_completion_length=self.sampling.max_new_tokens)
-            weighted += [(row, weight) for row, weight in zip(part.rows, weights.tolist(), strict=True) if row.length]
+        """A row whose gradient is exactly 0 is left out of the forward, never out of the counts."""
+        weighted = super().row_weights(chosen)
         self._window_rows = [row for row, _ in weighted]
         if self._every_row_has_a_gradient:
             return weighted
@@ -190,15 +170,12 @@ class GRPOTrainer(OnlineTrainer):
         return batches
 
     def _between_updates(self) -> None:
-        """What happens once per optimizer step: the entropy coefficient moves, a synced reference follows."""
+        """Once per optimizer step the entropy coefficient moves."""
         parts = gather_json(self._entropy_of_step, self.args.device)
         total, count = (sum(part[i] for part in parts) for i in (0, 1))
         self._entropy_of_step = [0.0, 0.0]
         if count:
             self.entropy.update(total / count)
-        step = self.state.global_step
-        if self.args.sync_ref_model and self.reference is not None and step and step % self.args.ref_model_sync_steps == 0:
-            self.reference.sync(self.accelerator.unwrap_model(self.model_wrapped), self.args.ref_model_mixup_alpha)
 
     def _entropy_threshold(self) -> torch.Tensor:
         """Over all trained tokens of the update, on all processes (TRL: of a micro-batch)."""
@@ -213,7 +190,8 @@ class GRPOTrainer(OnlineTrainer):
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature)[:2]  # (B, T) each; never (B, T, V)
+        bonus = bool(self.entropy.current)
+        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus)[:2]  # (B, T) each; never (B, T, V)
         terms = policy_terms(
             logps,
             batch.old_logps,
@@ -226,8 +204,8 @@ class GRPOTrainer(OnlineTrainer):
             policy_mask=None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold),
         )
         loss = (terms.per_token * batch.weights[:, None]).sum()
-        if self.entropy.current:
-            loss = loss + entropy_bonus(entropy, batch.mask, coef=self.entropy.current, num_tokens=self._num_tokens)
+        if bonus:
+            loss = loss + entropy_bonus(entropy, batch.mask, coef=self.entropy.current, num_tokens=self.num_tokens)
         self.note_update(batch, logps, entropy, terms)
         if self.args.use_adaptive_entropy:
             total, count = self._entropy_of_step
@@ -243,14 +221,6 @@ class GRPOTrainer(OnlineTrainer):
         super().load_state_to_resume(state)
         self.entropy.load_state_dict(state["entropy"])
         self._entropy_of_step = state["entropy_of_step"]
-
-    def save_tensors(self, directory: Path) -> None:
-        if self.args.sync_ref_model and self.reference is not None:
-            self.reference.save(directory / "reference.safetensors")
-
-    def load_tensors(self, directory: Path) -> None:
-        if self.args.sync_ref_model and self.reference is not None:
-            self.reference.load(directory / "reference.safetensors")
 
 
 def _scores_of(rollout: Rollout, names: list[str]) -> list[float | None]:
