@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "CPOConfig": "posttrain.trainers.orpo",
+    "CPOTrainer": "posttrain.trainers.orpo",
+    "DPOConfig": "posttrain.trainers.dpo",
+    "DPOTrainer": "posttrain.trainers.dpo",
     "GRPOConfig": "posttrain.trainers.grpo",
     "GRPOTrainer": "posttrain.trainers.grpo",
+    "KTOConfig": "posttrain.trainers.kto",
+    "KTOTrainer": "posttrain.trainers.kto",
     "LocalEngine": "posttrain.rollout.local.engine",
+    "ORPOConfig": "posttrain.trainers.orpo",
+    "ORPOTrainer": "posttrain.trainers.orpo",
     "RewardError": "posttrain.errors",
     "Rubric": "posttrain.rewards",
     "SFTConfig": "posttrain.trainers.sft",
@@ -34,9 +42,17 @@ _HOME = {
 }
 
 __all__ = [
+    "CPOConfig",
+    "CPOTrainer",
+    "DPOConfig",
+    "DPOTrainer",
     "GRPOConfig",
     "GRPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
     "LocalEngine",
+    "ORPOConfig",
+    "ORPOTrainer",
     "RewardError",
     "Rubric",
     "SFTConfig",
@@ -73,7 +89,10 @@ if TYPE_CHECKING:
     from posttrain.ops import linear_logprobs
     from posttrain.rewards import Rubric, reward, verifier
     from posttrain.rollout.local.engine import LocalEngine
+    from posttrain.trainers.dpo import DPOConfig, DPOTrainer
     from posttrain.trainers.grpo import GRPOConfig, GRPOTrainer
+    from posttrain.trainers.kto import KTOConfig, KTOTrainer
+    from posttrain.trainers.orpo import CPOConfig, CPOTrainer, ORPOConfig, ORPOTrainer
     from posttrain.trainers.sft import SFTConfig, SFTTrainer
 
 

@@ -49,4 +49,32 @@ KINDS = {
         trainer="posttrain.trainers.sft:SFTTrainer",
         help="Fine-tune on completions (sections model, data with `completion`, sft). Any setting can follow: --sft.max_steps=100",
     ),
+    "dpo": Kind(
+        title="DPO",
+        section="dpo",
+        config="posttrain.trainers.dpo:DPOConfig",
+        trainer="posttrain.trainers.dpo:DPOTrainer",
+        help="Learn from preferred and rejected completions (data with `chosen` and `rejected`). Any setting can follow: --dpo.beta=0.05",
+    ),
+    "kto": Kind(
+        title="KTO",
+        section="kto",
+        config="posttrain.trainers.kto:KTOConfig",
+        trainer="posttrain.trainers.kto:KTOTrainer",
+        help="Learn from completions that are good or bad (data with `completion` and `label`, or pairs). Any setting can follow: --kto.beta=0.05",
+    ),
+    "orpo": Kind(
+        title="ORPO",
+        section="orpo",
+        config="posttrain.trainers.orpo:ORPOConfig",
+        trainer="posttrain.trainers.orpo:ORPOTrainer",
+        help="Fine-tune and learn preferences at once, without a reference (data with `chosen` and `rejected`). Any setting can follow: --orpo.beta=0.2",
+    ),
+    "cpo": Kind(
+        title="CPO",
+        section="cpo",
+        config="posttrain.trainers.orpo:CPOConfig",
+        trainer="posttrain.trainers.orpo:CPOTrainer",
+        help="CPO and SimPO: preferences without a reference (data with `chosen` and `rejected`). Any setting can follow: --cpo.loss_type=simpo",
+    ),
 }

@@ -96,8 +96,9 @@ class Recipe:
     train: dict = field(default_factory=dict)  # settings of GRPO
     sft: dict = field(default_factory=dict)  # settings of SFT, for `posttrain sft`
     dpo: dict = field(default_factory=dict)  # settings of DPO, for `posttrain dpo`
-    kto: dict = field(default_factory=dict)
-    orpo: dict = field(default_factory=dict)
+    kto: dict = field(default_factory=dict)  # of KTO,
+    orpo: dict = field(default_factory=dict)  # of ORPO,
+    cpo: dict = field(default_factory=dict)  # of CPO and SimPO
     eval: EvalSection = field(default_factory=EvalSection)
 
     def to_yaml(self) -> str:

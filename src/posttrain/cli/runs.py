@@ -9,7 +9,7 @@ from posttrain.errors import UserError, did_you_mean
 
 MODEL, RECIPE, EXAM, SUMMARY = "model", "recipe.yaml", "exam.jsonl", "summary.json"
 # All that a run writes. Starting over removes these names and nothing else.
-WRITTEN = (MODEL, RECIPE, EXAM, SUMMARY, "run.sqlite*", "checkpoint-*", ".writing-checkpoint-*", ".deleting-checkpoint-*")
+WRITTEN = (MODEL, RECIPE, EXAM, SUMMARY, "run.sqlite*", "reference.safetensors", "checkpoint-*", ".writing-checkpoint-*", ".deleting-checkpoint-*")
 
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:

@@ -39,10 +39,9 @@ class CPOOptions:
     beta: float = 0.1
     label_smoothing: float = 0.0
     simpo_gamma: float = 0.5
-    alpha: float = 0.0
 
 
-def rewards(logps: Tensor, alpha: float) -> Tensor:
+def shaped_rewards(logps: Tensor, alpha: float) -> Tensor:
     """(1 - p^-alpha) / alpha, which is log p at alpha = 0. AlphaPO, Gupta et al. 2025, arXiv:2501.03884."""
     return logps if alpha == 0 else -torch.expm1(-alpha * logps) / alpha
 

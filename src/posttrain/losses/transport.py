@@ -33,6 +33,10 @@ class Transport:
         """The matches of some of the pairs."""
         return Transport(self.ref_margin[places], self.rejected_ratio[places], self.chosen_ratio[places])
 
+    def to(self, like: Tensor | torch.device) -> Transport:
+        """On a device; in the precision of a tensor, too."""
+        return Transport(self.ref_margin.to(like), self.rejected_ratio.to(like), self.chosen_ratio.to(like))
+
 
 def _of_same_rank(values: Tensor, others: Tensor) -> Tensor:
     """For each of `values` the one of `others` with its rank; equal values rank in order."""
