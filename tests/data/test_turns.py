@@ -25,7 +25,9 @@ def test_prompt_turn_and_answer_are_together_what_the_template_writes(template, 
     prompt = [{"role": "user", "content": "What is 5+7?"}]
     spoken = called({"a": 5, "b": 7}, "add")
     whole = rendered(tokenizer, [*prompt, spoken, *answers], tools=[SCHEMA])
-    said = tokenizer.apply_chat_template([*prompt, spoken], tokenize=False, tools=[SCHEMA])[len(rendered(tokenizer, prompt, tools=[SCHEMA])) :].rstrip()
+    said = tokenizer.apply_chat_template([*prompt, spoken], tokenize=False, tools=[SCHEMA])[
+        len(rendered(tokenizer, prompt, tools=[SCHEMA])) :
+    ].rstrip()
     turn = tokenizer(said)["input_ids"]
     assert turn[-1] == tokenizer.eos_token_id
     ids = [*turns.encode(prompt), *turn, *turns.between(turn, answers)]

@@ -304,3 +304,41 @@ def test_other_constructor_arguments_are_refused_with_what_to_use():
     for name, value in refused.items():
         with pytest.raises(UserError, match=name):
             functools.partial(SFTTrainer, "model")(**{name: value})
+
+
+def test_a_base_model_learns_a_reasoning_format_of_its_own(make, tmp_path):
+    """No chat template before; afterwards every reply is opened for the model, and it writes the rest of the format."""
+    from posttrain.data.tokenizer import train_bpe
+
+    texts = [f"<start_working_out>{a} and {a}<end_working_out><SOLUTION>{2 * a}</SOLUTION>" for a in range(5)]
+    tokenizer = train_bpe(texts, 300)
+    tokenizer.chat_template = None
+    rows = [{"prompt": [{"role": "user", "content": f"{a}+{a}"}], "completion": text} for a, text in enumerate(texts)]
+    args = SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, save_strategy="no", max_steps=100, learning_rate=1e-2, per_device_train_batch_size=5, max_length=256, lr_scheduler_type="constant",
+        chat_template_path="plain", reply_opening="<start_working_out>",
+    )  # fmt: skip
+    model = build_model(tokenizer, max_position_embeddings=256)
+    trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    assert trained_text(trainer, 2) == "2 and 2<end_working_out><SOLUTION>4</SOLUTION><|im_end|>"
+    trainer.train()
+    prompt = tokenizer.apply_chat_template(rows[2]["prompt"], add_generation_prompt=True, return_tensors="pt")
+    reply = model.generate(**prompt, do_sample=False, max_new_tokens=60)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(reply) == "2 and 2<end_working_out><SOLUTION>4</SOLUTION><|im_end|>"
+
+
+def test_added_tokens_and_adapters_do_not_go_together(make):
+    from peft import LoraConfig
+
+    with pytest.raises(UserError, match="use chat_template_path='plain'"):
+        make(PAIRS, peft_config=LoraConfig(), chat_template_path="chatml")
+
+
+def test_adapters_learn_too(make):
+    from peft import LoraConfig
+
+    tokenizer = build_tokenizer()
+    trainer = make(PAIRS, build_model(tokenizer), peft_config=LoraConfig(r=8, target_modules="all-linear"), eval_dataset=PAIRS, max_steps=25)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.3
