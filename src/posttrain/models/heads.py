@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from posttrain.errors import UserError
 from posttrain.models.head import base_model, linear_in_use, replaced
 from posttrain.models.layout import TrainLayout
-from posttrain.models.load import load_model, prepare_model
+from posttrain.models.load import check_exists, load_model, prepare_model
 from posttrain.models.rows import unroll
 from posttrain.models.support import score_support
 from posttrain.ops.attention import layout_kwargs
@@ -69,12 +69,13 @@ def without_submodule(model: nn.Module, name: str) -> Iterator[None]:
         base.add_module(name, module)
 
 
-def load_reward_model(name: str, **kwargs: Any) -> PreTrainedModel:
+def load_reward_model(name: str, *, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
     """A classifier with one label from a directory or the hub; a causal language model there gets a new head. `kwargs` as for `load_model`."""
+    check_exists(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False))
     is_classifier = any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
     model = load_model(name, auto=AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, **kwargs)
-    return reward_model(model)
+    return reward_model(model, seed=seed)
 
 
 def reward_model(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:

@@ -30,7 +30,7 @@ def load_model(
 
     Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
     """
-    _check_exists(name)
+    check_exists(name)
     with _explained(f"the model '{name}'"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _check_kind(name, config)
@@ -56,7 +56,7 @@ def prepare_model(model: nn.Module) -> None:
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
-    _check_exists(name)
+    check_exists(name)
     with _explained(f"a tokenizer from '{name}'"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
@@ -77,7 +77,9 @@ def load_policy(
 
 def stop_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a completion: the generation config's, which may be several, and the tokenizer's EOS."""
-    listed = getattr(base_model(model).generation_config, "eos_token_id", None)  # None: this model has no generation config, or no EOS in it
+    base = base_model(model)
+    source = base.generation_config if base.can_generate() else base.config.get_text_config()  # a classifier has no generation config
+    listed = getattr(source, "eos_token_id", None)  # None: there is no generation config, or no EOS in it
     ids = [*(listed if isinstance(listed, (list, tuple)) else [listed]), tokenizer.eos_token_id]
     return tuple(dict.fromkeys(int(id) for id in ids if id is not None))
 
@@ -87,7 +89,7 @@ def context_length(model: nn.Module) -> int | None:
     return getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
 
 
-def _check_exists(name: str) -> None:
+def check_exists(name: str) -> None:
     """A hub name is `name` or `owner/name`; everything else was meant as a path."""
     looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_like_a_path and not Path(name).is_dir():

@@ -53,9 +53,6 @@ class GRPOConfig(OnlineConfig):
     entropy_coef_max: float = setting(1.0, "Upper bound of the adaptive coefficient.")
     entropy_coef_delta: float = setting(0.005, "How far the adaptive coefficient moves per optimizer step.")
     entropy_target: float = setting(0.2, "Entropy in nats per token that the adaptive coefficient aims for.")
-    sync_ref_model: bool = setting(False, "Move the frozen reference towards the policy every ref_model_sync_steps.")
-    ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the synced reference.")
-    ref_model_sync_steps: int = setting(512, "Optimizer steps between two syncs of the reference.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

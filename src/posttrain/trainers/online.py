@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,23 +21,24 @@ from posttrain.data.chat import encode_prompt
 from posttrain.data.prompts import to_tasks
 from posttrain.envs import Environment
 from posttrain.errors import RewardError, UserError
-from posttrain.losses.policy import Terms
-from posttrain.models.adapters import Reference
+from posttrain.losses.policy import Objective, Terms
+from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
-from posttrain.rewards import Rubric, Scoring
+from posttrain.rewards import Scoring
 from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
+from posttrain.trainers.inputs import as_rubric, named, sized
 from posttrain.trainers.loader import PromptSampler, prompt_loader
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.recording import RolloutRecord
 from posttrain.trainers.reward_log import RewardLog
-from posttrain.trainers.stage import first_prompts, make_stage, note_episode, with_pay
-from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches
+from posttrain.trainers.stage import first_prompts, make_stage, note_episode
+from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches, weighted_rows
 from posttrain.types import Engine, Group, Task
 
 _NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
@@ -47,6 +49,7 @@ class OnlineTrainer(BaseTrainer):
     """Rollouts, rewards and the buffer between them and the updates."""
 
     args: OnlineConfig
+    objective: Objective  # how the algorithm turns log-probs into a loss, and what the loss is divided by
 
     def __init__(
         self,
@@ -63,10 +66,10 @@ class OnlineTrainer(BaseTrainer):
         environment: Environment | None = None,
     ) -> None:
         self.environment = environment
-        self.rubric = _rubric(reward_funcs, args.reward_weights, environment)
-        tasks = to_tasks(_rows(train_dataset, "train_dataset"))
+        self.rubric = as_rubric(reward_funcs, args.reward_weights, environment)
+        tasks = to_tasks(sized(train_dataset, "train_dataset"))
         self.rubric.check_columns(tasks[0].columns)
-        self.eval_tasks = {name: to_tasks(_rows(rows, "eval_dataset")) for name, rows in _named(eval_dataset).items()}
+        self.eval_tasks = {name: to_tasks(sized(rows, "eval_dataset")) for name, rows in named(eval_dataset).items()}
         for eval_tasks in self.eval_tasks.values():
             self.rubric.check_columns(eval_tasks[0].columns)
         super().__init__(
@@ -92,7 +95,8 @@ class OnlineTrainer(BaseTrainer):
         self.reward_log = RewardLog(self.recorder)
         self.buffer: GenerationBatch | None = None
         self._last_groups: list[Group] = []  # of the latest rollout, for printing
-        self.reference: Reference | None = None  # whoever needs one sets it; None: nothing is compared with it
+        self.reference: Reference | None = None  # None: nothing is compared with it
+        self.num_tokens = 0  # trained tokens of the update in progress, over all processes
 
     def _make_engine(self) -> Engine:
         if self.args.engine == "hf":
@@ -221,10 +225,13 @@ class OnlineTrainer(BaseTrainer):
         raise AssertionError(f"{type(self).__name__} does not say what it learns")
 
     def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
-        """The algorithm's normaliser: every row of this process with its weight in the update's sum."""
-        raise AssertionError(f"{type(self).__name__} does not say how it normalises")
+        """Every row of this process that has trained tokens, with its weight in the update's sum. An algorithm may leave out rows without a gradient."""
+        self.num_tokens = sum(part.num_tokens for part in chosen)
+        self.metrics.note("num_tokens", self.num_tokens / self.args.world_size, 0.0)
+        return weighted_rows(chosen, self.objective, max_completion_length=self.sampling.max_new_tokens)
 
     def window(self, micro_steps: list[list[Task]]) -> list[MicroBatch]:
+        self._move_reference()
         chosen = []
         for tasks in micro_steps:
             if tasks:
@@ -261,16 +268,28 @@ class OnlineTrainer(BaseTrainer):
             for row, logps in zip(rows, self.frozen_logps(rows, self.policy_logps, self.model_wrapped), strict=True):
                 row.old_logps = logps
 
-    def of_all_processes(self, rows: list[Row], values: list[Any]) -> tuple[list[Any], list[tuple[int, int]], list[list[int]]]:
-        """One value (JSON) for each row of this process -> those of all rows of all processes in order, the rows' places (group, index) and
-        the trained lengths of each group. Collective: every process calls it."""
-        mine = [[row.group, row.index, row.length, value] for row, value in zip(rows, values, strict=True)]
-        everyone = sorted((entry for part in gather_json(mine, self.args.device) for entry in part), key=lambda entry: entry[:2])
-        lengths: dict[int, list[int]] = {}
-        for number, _, length, _ in everyone:
-            lengths.setdefault(number, []).append(length)
-        assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
-        return [entry[3] for entry in everyone], [(entry[0], entry[1]) for entry in everyone], list(lengths.values())
+    # A reference that moves
+
+    def use_reference(self, *, needed: bool) -> None:
+        """Take the policy as it is now for reference: its adapters off, or a frozen copy."""
+        if self.args.sync_ref_model and type(self.model).__module__.startswith("peft."):
+            raise UserError(
+                "sync_ref_model: with LoRA the reference is the model without its adapter, which cannot move; train without LoRA, or leave it out"
+            )
+        self.reference = reference_for(self.model, needed)
+
+    def _move_reference(self) -> None:
+        step = self.state.global_step
+        if self.args.sync_ref_model and self.reference is not None and step and step % self.args.ref_model_sync_steps == 0:
+            self.reference.sync(self.accelerator.unwrap_model(self.model_wrapped), self.args.ref_model_mixup_alpha)
+
+    def save_tensors(self, directory: Path) -> None:
+        if self.args.sync_ref_model and self.reference is not None:
+            self.reference.save(directory / "reference.safetensors")
+
+    def load_tensors(self, directory: Path) -> None:
+        if self.args.sync_ref_model and self.reference is not None:
+            self.reference.load(directory / "reference.safetensors")
 
     # Metrics
 
@@ -289,7 +308,8 @@ class OnlineTrainer(BaseTrainer):
     def note_groups(self, groups: list[Group], metrics: Metrics) -> None:
         """What a rollout looked like: reward and its parts, signal, lengths."""
         for group in groups:
-            metrics.note("frac_reward_zero_std", not group.has_signal)
+            if len(group.rollouts) > 1:
+                metrics.note("frac_reward_zero_std", not group.has_signal)
             for rollout in group.rollouts:
                 self._note_rollout(rollout, metrics)
             scored = [reward for reward in group.rewards if reward is not None]
@@ -328,9 +348,9 @@ class OnlineTrainer(BaseTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample num_generations_eval completions of every evaluation prompt and score them. Same sampling as in training."""
-        named = self.eval_tasks if eval_dataset is None else {name: to_tasks(rows) for name, rows in _named(eval_dataset).items()}
+        datasets = self.eval_tasks if eval_dataset is None else {name: to_tasks(rows) for name, rows in named(eval_dataset).items()}
         logs: dict[str, float] = {}
-        for name, tasks in named.items():
+        for name, tasks in datasets.items():
             ids = self.eval_prompt_ids[name] if eval_dataset is None else self._encode(tasks)
             prefix = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
             start, metrics = time.perf_counter(), Metrics()
@@ -367,34 +387,3 @@ class OnlineTrainer(BaseTrainer):
             f"{rollout} = {args.generation_batch_size} · {updates:g} update{'s' if updates != 1 else ''} per rollout · "
             f"at most {tokens:,} tokens, {-(-tokens // budget)} micro-batches of {budget:,} · {self.state.max_steps or args.max_steps} steps"
         )
-
-
-def _rubric(reward_funcs: Any, weights: list[float] | None, environment: Environment | None) -> Rubric:
-    if environment is None or not environment.pays:
-        return _own_rubric(reward_funcs, weights)
-    return with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
-
-
-def _own_rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:
-    if isinstance(reward_funcs, Rubric):
-        if weights is None:
-            return reward_funcs
-        return Rubric(*reward_funcs.rewards, weights=weights)
-    functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    if not functions or functions == [None]:
-        raise UserError("reward_funcs is empty: give a function, a list of functions or a Rubric")
-    return Rubric(*functions, weights=weights)
-
-
-def _rows(dataset: Any, name: str) -> Any:
-    if dataset is None:
-        raise UserError(f"{name} is missing: give rows with a column 'prompt'")
-    if not hasattr(dataset, "__len__"):
-        raise UserError(f"{name} is a stream of unknown length, which is not built yet; pass a list of its rows, e.g. list(dataset.take(10_000))")
-    return dataset
-
-
-def _named(eval_dataset: Any) -> dict[str, Any]:
-    if eval_dataset is None:
-        return {}
-    return eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}

@@ -99,6 +99,9 @@ class OnlineConfig(BaseConfig):
         "stop", "What a reward does that breaks, where it does not say: 'stop' the run, or 'drop' the completion from its group, counted in the log."
     )
     reward_retries: int = setting(0, "Further attempts at a reward that broke, before that.")
+    sync_ref_model: bool = setting(False, "Move the frozen reference towards the policy every ref_model_sync_steps.")
+    ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the synced reference.")
+    ref_model_sync_steps: int = setting(512, "Optimizer steps between two syncs of the reference.")
     log_completions: bool = setting(False, "Print a few completions at each log (they are always in the record).")
     num_completions_to_print: int | None = setting(None, "How many of them. Default: all of one group.")
     log_unique_prompts: bool = setting(False, "Print at most one completion per prompt.")

@@ -7,15 +7,17 @@ rows in group order. Every process knows all counts, holds its own rows, and the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from posttrain.data.stream import PackItem, pack, split
+from posttrain.losses.policy import Objective
 from posttrain.trainers.base import MicroBatch
-from posttrain.types import Rollout
+from posttrain.trainers.ranks import gather_json
+from posttrain.types import Group, Rollout
 
 
 @dataclass
@@ -99,6 +101,38 @@ class Slice:
     num_rows: int  # over all processes
     num_tokens: int  # over all processes
     tokens_per_slice: float  # the rollout's tokens over its slices: what DAPO's normaliser expects of this one
+
+
+def rows_of(groups: list[tuple[int, Group]], is_trained: Callable[[Rollout], bool]) -> list[Row]:
+    """The completions of numbered groups, in order. Those that are not trained stay in the counts of rows, not of tokens."""
+    return [
+        Row.of(number, index, rollout, is_trained=is_trained(rollout)) for number, group in groups for index, rollout in enumerate(group.rollouts)
+    ]
+
+
+def gathered(rows: list[Row], values: list[Any], device: torch.device) -> tuple[list[Any], list[tuple[int, int]], list[list[int]]]:
+    """One value (JSON) for each row of this process -> those of all rows of all processes in order, the rows' places (group, index) and
+    the trained lengths of each group. Collective: every process calls it."""
+    mine = [[row.group, row.index, row.length, value] for row, value in zip(rows, values, strict=True)]
+    everyone = sorted((entry for part in gather_json(mine, device) for entry in part), key=lambda entry: entry[:2])
+    lengths: dict[int, list[int]] = {}
+    for number, _, length, _ in everyone:
+        lengths.setdefault(number, []).append(length)
+    assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
+    return [entry[3] for entry in everyone], [(entry[0], entry[1]) for entry in everyone], list(lengths.values())
+
+
+def weighted_rows(chosen: list[Slice], objective: Objective, *, max_completion_length: int) -> list[tuple[Row, float]]:
+    """This process's rows with trained tokens, each with its weight in the sum of an update that consists of the slices `chosen`."""
+    num_rows = sum(part.num_rows for part in chosen)
+    num_tokens = sum(part.num_tokens for part in chosen)
+    weighted = []
+    for part in chosen:
+        tokens = part.tokens_per_slice * len(chosen) if objective.tokens_of == "generation" else num_tokens
+        lengths = torch.tensor([row.length for row in part.rows], dtype=torch.float64)
+        weights = objective.row_weights(lengths, num_rows=num_rows, num_tokens=tokens, max_completion_length=max_completion_length)
+        weighted += [(row, weight) for row, weight in zip(part.rows, weights.tolist(), strict=True) if row.length]
+    return weighted
 
 
 class PolicyBatch(MicroBatch):

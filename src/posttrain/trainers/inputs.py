@@ -1,0 +1,41 @@
+"""What users hand to an online trainer, in the form it works with: a rubric, rows with a length, evaluation data by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain.envs.environment import Environment
+from posttrain.errors import UserError
+from posttrain.rewards import Rubric
+from posttrain.trainers.stage import with_pay
+
+
+def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Environment | None) -> Rubric:
+    if environment is None or not environment.pays:
+        return _own_rubric(reward_funcs, weights)
+    return with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
+
+
+def _own_rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:
+    if isinstance(reward_funcs, Rubric):
+        if weights is None:
+            return reward_funcs
+        return Rubric(*reward_funcs.rewards, weights=weights)
+    functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    if not functions or functions == [None]:
+        raise UserError("reward_funcs is empty: give a function, a list of functions or a Rubric")
+    return Rubric(*functions, weights=weights)
+
+
+def sized(dataset: Any, name: str) -> Any:
+    if dataset is None:
+        raise UserError(f"{name} is missing: give rows with a column 'prompt'")
+    if not hasattr(dataset, "__len__"):
+        raise UserError(f"{name} is a stream of unknown length, which is not built yet; pass a list of its rows, e.g. list(dataset.take(10_000))")
+    return dataset
+
+
+def named(eval_dataset: Any) -> dict[str, Any]:
+    if eval_dataset is None:
+        return {}
+    return eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
