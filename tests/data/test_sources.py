@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from posttrain.data.sources import column_names, load_rows
+from posttrain.data.sources import column_names, load_rows, stream_rows
 from posttrain.errors import UserError
 
 ROWS = [{"question": "2+2?", "answer": "4"}, {"question": 'ä\u2028ö,"quoted"', "answer": "x\ny"}]
@@ -30,6 +30,24 @@ def test_jsonl_json_csv_and_parquet_give_the_same_rows(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "d.parquet")
     for name in ("a.jsonl", "b.json", "c.csv", "d.parquet"):
         assert load_rows(tmp_path / name) == ROWS
+
+
+def test_a_stream_gives_the_same_rows_again_and_again(tmp_path):
+    import datasets
+
+    write(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in ROWS))
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    for name in ("a.jsonl", "saved"):
+        stream = stream_rows(tmp_path / name)
+        assert list(stream) == list(stream) == ROWS
+        assert [row["n"] for row in stream.map(lambda row, number: {**row, "n": number})] == [0, 1]
+
+
+def test_a_stream_reads_no_further_than_it_is_asked(tmp_path):
+    rows = iter(stream_rows(write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": \n')))
+    assert next(rows) == {"a": 1}
+    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+        next(rows)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
@@ -97,7 +115,7 @@ def test_a_hub_name_is_split_into_name_config_and_split(monkeypatch):
     import datasets
 
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: asked.append((name, config, split)) or ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split, streaming: asked.append((name, config, split)) or ROWS)
     for source in ("openai/gsm8k", "openai/gsm8k:main", "openai/gsm8k:main:test"):
         assert load_rows(source) == ROWS
     assert asked == [("openai/gsm8k", None, "train"), ("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]

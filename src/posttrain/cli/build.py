@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.cli.kinds import Kind
 from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe
 from posttrain.cli.values import nearest, read_settings
+from posttrain.data.mixture import load_data
 from posttrain.data.prompts import Template
 from posttrain.data.sources import Rows, load_rows
 from posttrain.errors import UserError
@@ -43,7 +44,9 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
         _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
     args = _config(config, kind.section, settings, recipe.model, default_output, output_dir)
     rubric = make_rubric(recipe) if kind.is_online else None
-    raw = load_rows(_needed(recipe.data.train, "data.train"))
+    if recipe.data.streaming and kind.is_online:
+        raise UserError(f"data.streaming: {kind.title} draws its prompts from the whole dataset; leave it out")
+    raw = load_data(_needed(recipe.data.train, "data.train"), streaming=recipe.data.streaming)
     tokenizer = make_tokenizer(recipe.model, raw)
     inputs: dict[str, Any] = {"args": args, "train_dataset": fill(raw, recipe.data, tokenizer, rubric), "processing_class": tokenizer}
     if recipe.eval.every is not None:
@@ -69,7 +72,16 @@ def make_tokenizer(model: ModelSection, raw: Any) -> PreTrainedTokenizerBase:
         return load_tokenizer(_needed(model.name, "model.name"))
     from posttrain.data.tokenizer import train_bpe
 
-    return train_bpe((value for row in raw for value in row.values() if isinstance(value, str)), model.tokenizer.vocab_size)
+    return train_bpe((text for row in raw for value in row.values() for text in _texts(value)), model.tokenizer.vocab_size)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in a value: itself, or what its messages say."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner.get("content", inner.get("value")) if isinstance(inner, dict) else inner)
 
 
 def fill(raw: Any, data: DataSection, tokenizer: Any, rubric: Rubric | None = None) -> Rows:
@@ -155,7 +167,7 @@ def _dtype(section: ModelSection) -> str | None:
     return section.dtype
 
 
-def _needed(value: str | None, where: str) -> str:
+def _needed(value: Any, where: str) -> Any:
     if value is None:
         raise UserError(f"the recipe does not say {where}; give it there or as --{where}=...")
     return value

@@ -60,7 +60,8 @@ class ModelSection:
 class DataSection:
     """Templates say how a row becomes a prompt: "{question}", "{answer|after:####}"."""
 
-    train: str | None = None  # a file, a directory saved by datasets, or "name:config:split" on the hub
+    train: str | list | None = None  # a file, a directory saved by datasets, "name:config:split" on the hub, or a list of {path, weight, rename}
+    streaming: bool = False  # read rows as they are needed; for trainers whose data hold what they learn from, with max_steps
     prompt: str | None = None  # None: the data has a column `prompt`
     answer: str | None = None  # becomes the column `answer`, which rewards read
     completion: str | None = None  # becomes the column `completion`, which SFT trains on
@@ -121,7 +122,7 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"{path} needs the sections model and data; it has: {', '.join(values) or 'none'}")
     recipe: Recipe = read_section("", values, SECTIONS)
     folder = path.parent
-    recipe.data.train = _absolute(recipe.data.train, folder)
+    recipe.data.train = _absolute_sources(recipe.data.train, folder)
     recipe.eval.data = _absolute(recipe.eval.data, folder)
     recipe.model.name = _absolute(recipe.model.name, folder)
     recipe.rubric = [_absolute_reward(entry, folder) for entry in recipe.rubric]
@@ -173,12 +174,21 @@ def _is_text(section: str, key: str) -> bool:
 
 def _absolute(source: str | None, folder: Path) -> str | None:
     """A path that exists, from here or from the recipe's folder, made absolute; anything else (a name on the hub) as it is."""
-    if source is None:
-        return None
+    if not isinstance(source, str):
+        return source
     for candidate in (Path(source).expanduser(), folder / source):
         if candidate.exists():
             return str(candidate.resolve())
     return source
+
+
+def _absolute_sources(given: Any, folder: Path) -> Any:
+    if not isinstance(given, list):
+        return _absolute(given, folder)
+    return [
+        {**one, "path": _absolute(one["path"], folder)} if isinstance(one, dict) and "path" in one else _absolute_sources(one, folder)
+        for one in given
+    ]
 
 
 def _absolute_reward(entry: Any, folder: Path) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.fields import Field
-from posttrain.data.sources import Rows, column_names
+from posttrain.data.sources import Rows, RowStream, column_names
 from posttrain.errors import UserError, did_you_mean
 from posttrain.types import Prompt, Task
 
@@ -26,23 +26,35 @@ class Template:
     columns: Mapping[str, str] = field(default_factory=dict)  # {"answer": "{answer|after:####}"}
     system: str | None = None  # put before the prompt: as a message where `chat`, else as text
 
-    def apply(self, rows: Rows | Dataset, *, chat: bool) -> Rows:
-        """The rows with `prompt` and the named columns filled. With `chat` (the tokenizer has a chat template) a system text makes conversations."""
+    def apply(self, rows: Rows | Dataset | RowStream, *, chat: bool) -> Any:
+        """The rows with `prompt` and the named columns filled; a stream stays one.
+
+        With `chat` (the tokenizer has a chat template) a system text makes conversations of text prompts.
+        """
         templates = {name: Field(text, name) for name, text in self.columns.items()}
         if self.prompt is not None:
             templates["prompt"] = Field(self.prompt, "prompt")
-        known = column_names(rows)
+
+        def filled(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+            new = {**row, **{name: template.fill(row, number) for name, template in templates.items()}}
+            return new if self.system is None else with_system(self.system, new, chat, number)
+
+        known = list(next(iter(rows), {})) if isinstance(rows, RowStream) else column_names(rows)
         for template in templates.values():
             template.check(known)
-        made = []
-        for number, row in enumerate(rows):
-            filled = {name: template.fill(row, number) for name, template in templates.items()}
-            made.append({**row, **filled})
-        if self.system is not None:
-            validate_prompts(made)
-            for row in made:
-                row["prompt"] = _with_system(self.system, row["prompt"], chat)
-        return made
+        return rows.map(filled) if isinstance(rows, RowStream) else [filled(row, number) for number, row in enumerate(rows)]
+
+
+def with_system(system: str, row: Mapping[str, Any], chat: bool, number: int) -> dict[str, Any]:
+    """`row` with the system text before its prompt, or before its conversations where the prompt is part of them."""
+    if row.get("prompt") is None:
+        whole = [name for name in ("messages", "chosen", "rejected") if isinstance(row.get(name), list)]
+        if whole:
+            return {**row, **{name: _with_system(system, row[name], chat) for name in whole}}
+    if "prompt" not in row:
+        raise UserError(f"row {number} has no column 'prompt'; it has: {', '.join(map(str, row)) or 'nothing'}.{did_you_mean('prompt', row)}")
+    _check_prompt(row["prompt"], number)
+    return {**row, "prompt": _with_system(system, row["prompt"], chat)}
 
 
 def _with_system(system: str, prompt: Prompt, chat: bool) -> Prompt:

@@ -1,6 +1,7 @@
 """Rows of data from wherever they lie: JSONL, JSON, CSV or Parquet files, a directory that `datasets` saved, or the hub ("name:config:split").
 
-Only reading and explaining what cannot be read. What the columns mean is `prompts.py`'s business.
+All at once (`load_rows`) or one after another (`stream_rows`). Only reading and explaining what cannot be read: what the columns mean is
+`prompts.py`'s business, and several sources are `mixture.py`'s.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,35 @@ def load_rows(source: str | Path) -> Rows | Dataset:
     if path.is_dir():
         rows: Rows | Dataset = _saved_directory(path)
     elif path.is_file():
-        rows = _file(path)
+        rows = list(_file_rows(path))
     else:
         rows = _hub(str(source))
     if len(rows) == 0:
         raise UserError(f"{source} has no rows")
     return rows
+
+
+class RowStream:
+    """Rows that are read anew, one after another, whenever they are iterated."""
+
+    def __init__(self, read: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        self.read = read
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.read())
+
+    def map(self, function: Callable[[dict[str, Any], int], dict[str, Any]]) -> RowStream:
+        """The stream of `function(row, number)`."""
+        return RowStream(lambda: (function(row, number) for number, row in enumerate(self)))
+
+
+def stream_rows(source: str | Path) -> RowStream:
+    """As `load_rows`, without holding them: a row is read, and what is wrong with it raised, when its turn comes."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return RowStream(lambda: _file_rows(path))
+    loaded: Any = _saved_directory(path) if path.is_dir() else _hub(str(source), streaming=True)
+    return RowStream(lambda: loaded)
 
 
 def column_names(rows: Rows | Dataset) -> list[str]:
@@ -43,37 +67,35 @@ def column_names(rows: Rows | Dataset) -> list[str]:
     return list(rows.column_names)
 
 
-def _file(path: Path) -> Rows:
+def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise UserError(f"{path}: cannot tell the format from '{path.suffix}'; name the file with one of {', '.join(READERS)}")
     try:
-        return READERS[suffix](path)
+        yield from READERS[suffix](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _jsonl(path: Path) -> Rows:
-    rows = []
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                rows.append(_object(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}"))
-    return rows
+                yield _object(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}")
 
 
-def _json(path: Path) -> Rows:
+def _json(path: Path) -> Iterator[dict[str, Any]]:
     content = _parsed(path.read_text(encoding="utf-8-sig"), str(path))
     if not isinstance(content, list):
         raise UserError(f"{path} holds {_kind(content)}; it must hold a list of objects. One object a line is called .jsonl")
-    return [_object(row, f"{path}, row {number}") for number, row in enumerate(content)]
+    yield from (_object(row, f"{path}, row {number}") for number, row in enumerate(content))
 
 
-def _csv(path: Path) -> Rows:
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(_csv_rows(file, path))
+        yield from _csv_rows(file, path)
 
 
 def _csv_rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
@@ -88,17 +110,24 @@ def _csv_rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _parquet(path: Path) -> Rows:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
 
 
 def _parsed(text: str, place: str) -> Any:
@@ -138,7 +167,7 @@ def _listing(path: Path) -> str:
     return ", ".join(names[:8]) or "there is none of a known format"
 
 
-def _hub(source: str) -> Dataset:
+def _hub(source: str, *, streaming: bool = False) -> Dataset:
     """name, name:config or name:config:split. The split is `train` unless it is named."""
     if Path(source).suffix.lower() in READERS or not _HUB.fullmatch(source) or source.startswith((".", "/", "~")):
         path = Path(source).expanduser()
@@ -148,7 +177,7 @@ def _hub(source: str) -> Dataset:
     import datasets
 
     try:
-        return datasets.load_dataset(name, config or None, split=split or "train")
+        return datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
     except Exception as error:  # the hub's client raises a dozen kinds; all mean the same to the user
         cause = " ".join(str(error).split())[:200]
         raise UserError(
