@@ -1,0 +1,234 @@
+"""Episodes in training: what is trained, what is counted, who pays. The policy's words are a script, its gradients are a real model's."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from small import weights_of
+from talk import HERMES, MISTRAL, add, build_talker
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from posttrain import GRPOConfig, GRPOTrainer, UserError
+from posttrain.envs import Environment, Single
+from posttrain.envs.chat import chat
+from posttrain.types import Completion, Env, StopReason
+
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
+WORSE = '<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>'
+SCRIPT = {0: [CALL, "5"], 1: ["4"], 2: [WORSE, CALL, "5 it is"], 3: [CALL, "x"]}  # sample index -> turns
+ROWS = [{"prompt": [{"role": "user", "content": f"What is {n}+3?"}], "answer": "5"} for n in range(4)]
+
+
+class Script:
+    """An engine that says for each sample what is written."""
+
+    def __init__(self, tokenizer, script=SCRIPT):
+        self.tokenizer, self.script, self.waiting = tokenizer, script, []
+
+    @contextlib.contextmanager
+    def serving(self, model, version):
+        yield
+
+    def submit(self, request):
+        self.waiting.append(request)
+
+    def step(self):
+        done, self.waiting = self.waiting, []
+        return [self.complete(request) for request in done]
+
+    def complete(self, request):
+        *_, index, turn = request.key
+        ids = self.tokenizer(self.script[index][turn])["input_ids"] + [self.tokenizer.eos_token_id]
+        return Completion(request.id, ids, [-1.0] * len(ids), [-1.0] * len(ids), StopReason.STOP, 0)
+
+
+def ends_with_five(completions, answer, **kwargs):
+    """TRL's shape: each completion is its messages."""
+    return [float(completion[-1]["content"] == right) for completion, right in zip(completions, answer, strict=True)]
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(template=HERMES, rows=ROWS, reward=ends_with_five, script=SCRIPT, config=None, **kwargs):
+        tokenizer = build_talker(template)
+        torch.manual_seed(0)
+        sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 1024, "eos_token_id": tokenizer.eos_token_id}
+        model = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).double()
+        settings = {
+            "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 300, "max_steps": 1,
+            "learning_rate": 1.0, "optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "save_strategy": "no", "use_cpu": True,
+        }  # fmt: skip
+        trainer = GRPOTrainer(model, reward, GRPOConfig(**settings | (config or {})), rows, processing_class=tokenizer, **kwargs)
+        trainer.engine = Script(tokenizer, script)
+        return trainer
+
+    return make
+
+
+def log_of(trainer):
+    return next(log for log in trainer.state.log_history if "reward" in log)
+
+
+def test_a_step_is_the_policy_gradient_of_sampled_tokens_alone_given_all_before_them(make):
+    trainer = make(tools=[add])
+    plain = copy.deepcopy(trainer.model)
+    trainer.train()
+    groups = trainer._last_groups
+    tokens = sum(sum(rollout.sampled) for group in groups for rollout in group.rollouts)
+    loss = torch.zeros((), dtype=torch.float64)
+    for group in groups:
+        rewards = torch.tensor(group.rewards, dtype=torch.float64)
+        for rollout, advantage in zip(group.rollouts, (rewards - rewards.mean()) / (rewards.std() + 1e-4), strict=True):
+            ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+            logps = plain(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            for place, sampled in enumerate(rollout.sampled, start=len(rollout.prompt_ids)):
+                if sampled:
+                    loss = loss - advantage * logps[place - 1, ids[0, place]] / tokens
+    loss.backward()
+    expected = torch.cat([(p - p.grad).detach().flatten() for p in plain.parameters()])
+    before = torch.cat([p.detach().flatten() for p in plain.parameters()])
+    assert not torch.allclose(before, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights_of(trainer), expected, atol=1e-9, rtol=0)
+
+
+def test_weights_do_not_depend_on_how_episodes_are_packed(make):
+    weights = []
+    for budget in (4096, 700, 50):
+        trainer = make(tools=[add], config={"max_tokens_per_micro_batch": budget})
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert all(torch.allclose(other, weights[0], atol=1e-12) for other in weights[1:])
+
+
+def test_rewards_see_the_whole_conversation_and_the_last_turn(make):
+    seen = []
+
+    def reward(completions, **kwargs):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    trainer = make(tools=[add], reward=reward)
+    trainer.train()
+    roles = [[message["role"] for message in completion] for completion in seen[:4]]
+    assert roles == [["assistant", "tool", "assistant"], ["assistant"], ["assistant", "tool", "assistant", "tool", "assistant"], ["assistant", "tool", "assistant"]]
+    assert [message["content"] for message in seen[2]][1::2] == ["error: add needs the parameter 'b'", "5"]
+    assert seen[0][0]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2, "b": 3}}
+
+    texts = []
+    trainer = make(tools=[add], reward=lambda completion: texts.append(completion) or 0.0)
+    trainer.train()
+    assert texts[:4] == ["5", "4", "5 it is", "x"]
+
+
+def test_lengths_count_what_was_sampled_and_calls_what_was_called(make):
+    trainer = make(tools=[add])
+    trainer.train()
+    log = log_of(trainer)
+    sampled = [sum(len(trainer.tokenizer(turn)["input_ids"]) + 1 for turn in turns) for turns in SCRIPT.values()]
+    assert log["completions/mean_length"] == pytest.approx(sum(sampled) / 4)
+    assert log["num_tokens"] == 2 * sum(sampled)
+    assert log["tools/call_frequency"] == pytest.approx((1 + 0 + 2 + 1) / 4)
+    assert log["tools/failure_frequency"] == pytest.approx((0 + 0.5 + 0) / 3)  # of the three that called
+    assert log["env/turns"] == pytest.approx((2 + 1 + 3 + 2) / 4)
+
+
+@pytest.mark.parametrize("limit", [{"max_turns": 2}, {"max_tool_calling_iterations": 1}])
+def test_the_turn_limit_under_both_of_its_names(make, limit):
+    trainer = make(tools=[add], config=limit)
+    trainer.train()
+    assert log_of(trainer)["env/turns"] == pytest.approx((2 + 1 + 2 + 2) / 4)
+    assert log_of(trainer)["env/out_of_turns"] == 0.25
+
+
+def test_evaluation_plays_episodes_too(make):
+    trainer = make(tools=[add], eval_dataset=ROWS[:2])
+    assert trainer.evaluate()["eval_env/turns"] == pytest.approx(2.0)
+
+
+def test_a_function_can_speak_for_the_user(make):
+    heard = []
+
+    async def respond(messages, answer):
+        heard.append([message["content"] for message in messages])
+        return None if messages[-1]["content"].startswith(answer) else "Think again."
+
+    trainer = make(env=chat(respond), script={0: ["5"], 1: ["4", "5"], 2: ["1", "2", "5 it is"], 3: ["5"]})
+    trainer.train()
+    assert ["What is 0+3?", "1", "Think again.", "2", "Think again.", "5 it is"] in heard
+    assert log_of(trainer)["env/turns"] == pytest.approx((1 + 2 + 3 + 1) / 4)
+
+
+class Account:
+    """As TRL's environments: methods are tools."""
+
+    def reset(self, answer, **columns):
+        self.answer, self.seen = int(answer), None
+        return " (in your head)"
+
+    def add(self, a: int, b: int) -> int:
+        """Add two numbers.
+
+        Args:
+            a: The first number.
+            b: The second number.
+        """
+        self.seen = a + b
+        return self.seen
+
+    async def get_reward(self):
+        return 2.0 if self.seen == self.answer else 0.0
+
+
+def test_an_object_with_state_pays_its_own_reward(make):
+    trainer = make(environment_factory=Account, reward=None)
+    trainer.train()
+    assert log_of(trainer)["rewards/environment/mean"] == pytest.approx((2 + 0 + 2 + 2) / 4)
+    assert trainer.tokenizer.decode(trainer._last_groups[0].rollouts[0].prompt_ids).count("(in your head)") == 1
+
+
+def test_what_an_environment_pays_is_added_to_the_rewards(make):
+    trainer = make(environment_factory=Account)
+    assert trainer.rubric.names == ["ends_with_five", "environment"]
+
+
+def test_a_class_of_ones_own_is_an_environment(make):
+    class Twice(Env):
+        def __init__(self, task):
+            self.task, self.said = task, 0
+
+        def start(self):
+            return self.task.prompt
+
+        def reply(self, rollout):
+            self.said += 1
+            return [{"role": "user", "content": "Again."}] if self.said < 2 else None
+
+    trainer = make(env=Twice, script={index: ["5", "6"] for index in range(4)})
+    trainer.train()
+    assert log_of(trainer)["env/turns"] == 2.0
+
+
+def test_one_question_with_one_answer_is_what_it_is_without_an_environment(make):
+    script = {0: ["5"], 1: ["4"], 2: ["5"], 3: ["x"]}
+    with_env, without = make(env=Environment(Single), script=script), make(script=script)
+    with_env.train()
+    without.train()
+    assert torch.equal(weights_of(with_env), weights_of(without))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"tools": [add], "env": Single}, "env and tools say two things"),
+        ({"env": "guess"}, "env must be an Environment"),
+        ({"tools": [add], "template": "{{ messages[0].content }}"}, "no tool calls in a known format"),
+        ({"env": Environment(Single, tools=({"type": "function", "function": {"name": "f"}},)), "template": MISTRAL}, "differently"),
+        ({"rollout_func": print}, "env="),
+        ({"tools": [add], "config": {"max_turns": 3, "max_tool_calling_iterations": 4}}, "two names for one thing"),
+        ({"tools": [add], "config": {"max_turns": 0}}, "max_turns=0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(make, arguments, says):
+    with pytest.raises(UserError, match=says):
+        make(**arguments)
