@@ -171,6 +171,10 @@ def test_probe_and_plan_import_no_trainer():
     assert [str(found) for found in ALL_IMPORTS if part_of(found.file) in ("probe", "plan") and found.part == "trainers"] == []
 
 
+# What runs a program beyond the wall of the sandbox, never in a process of ours; and the argument of `compile` is the stranger's text there.
+RUNS_PROGRAMS = {"sandbox/inside/host.py", "sandbox/inside/examiner.py"}
+
+
 def unsafe_calls(tree: ast.AST) -> list[str]:
     """Calls that run or unpickle what they are given."""
     found = []
@@ -192,8 +196,17 @@ def unsafe_calls(tree: ast.AST) -> list[str]:
 
 def test_nothing_in_the_package_pickles_or_runs_text():
     wrong = [str(found) for found in ALL_IMPORTS if found.module.split(".")[0] in UNSAFE_MODULES]
-    wrong += [f"{file.relative_to(ROOT)} {call}" for file in FILES for call in unsafe_calls(ast.parse(file.read_text()))]
+    wrong += [f"{file.relative_to(ROOT)} {call}" for file in FILES if not runs_programs(file) for call in unsafe_calls(ast.parse(file.read_text()))]
     assert wrong == []
+
+
+def runs_programs(file: Path) -> bool:
+    return file.relative_to(ROOT).as_posix() in RUNS_PROGRAMS
+
+
+def test_what_runs_programs_is_imported_beyond_the_wall_only():
+    hosts = {"posttrain.sandbox.inside"} | {f"posttrain.{name.removesuffix('.py').replace('/', '.')}" for name in RUNS_PROGRAMS}
+    assert [str(found) for found in ALL_IMPORTS if found.module in hosts and found.file.parent.name != "inside"] == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from posttrain.rewards.library.answers import exact_answer, numeric_answer
 from posttrain.rewards.library.arithmetic import arithmetic, number_detected, right_number
+from posttrain.rewards.library.code import code, passes_tests, program_given
 from posttrain.rewards.library.deepseek_r1 import deepseek_r1
 from posttrain.rewards.library.email import desired_reply, email, keywords_present, recipient_named, signature_block, too_long
 from posttrain.rewards.library.environment import environment
@@ -30,6 +31,7 @@ PRESETS: dict[str, Callable[..., list[RewardFunction]]] = {
     "deepseek-r1": deepseek_r1,
     "email": email,
     "qwen3-proximity": qwen3_proximity,
+    "code": code,
 }
 MAKERS: dict[str, Callable[..., RewardFunction]] = {
     "answer_format": answer_format,
@@ -42,6 +44,8 @@ MAKERS: dict[str, Callable[..., RewardFunction]] = {
     "keywords_present": keywords_present,
     "language": language,
     "numeric_answer": numeric_answer,
+    "passes_tests": passes_tests,
+    "program_given": program_given,
     "proximity": proximity,
     "reasoning_first": reasoning_first,
     "reasoning_present": reasoning_present,

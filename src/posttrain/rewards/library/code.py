@@ -1,0 +1,118 @@
+"""Rewards for programs: the program in a completion is run against the tests of its row, in a sandbox (docs/sandbox.md).
+
+The program is the last fenced block that is marked as Python or not marked at all. A sandbox that fails is an error and never a score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import re
+from typing import Any
+
+from posttrain.errors import RewardError, UserError, did_you_mean
+from posttrain.rewards.library.code_tests import read_tests
+from posttrain.rewards.reward import RewardFunction, reward, verifier
+from posttrain.sandbox import Job, Limits, Pool, Result, Sandbox, Verdict
+
+LANGUAGES = ("", "python", "py", "python3")
+_FENCE = re.compile(r"^ {0,3}(```+|~~~+)[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+NO_PROGRAM = Verdict((Result(False, "no program in the completion"),))
+
+
+def program_in(completion: str, fence: bool = True) -> str | None:
+    """The program of a completion, or None. A block that is cut off counts to its end. `fence=False`: without any block the whole text is it."""
+    found: str | None = None
+    opened: re.Match[str] | None = None
+    for mark in _FENCE.finditer(completion):
+        if opened is None:
+            opened = mark
+        elif not mark[2] and mark[1].startswith(opened[1]):
+            found = completion[opened.end() + 1 : mark.start()] if opened[2].lower() in LANGUAGES else found
+            opened = None
+    if opened is not None and opened[2].lower() in LANGUAGES:
+        found = completion[opened.end() + 1 :]
+    if found is None and not fence and _FENCE.search(completion) is None:
+        found = completion
+    return found if found is None or found.strip() else None
+
+
+def program_given(fence: bool = True) -> RewardFunction:
+    """1 if the completion holds a program, else 0. It is not run."""
+    return reward(name="program_given", range=(0.0, 1.0))(lambda completion: 0.0 if program_in(completion, fence) is None else 1.0)
+
+
+SCORINGS = ("all", "share")
+
+
+def passes_tests(
+    *,
+    scoring: str = "all",
+    level: str = "namespaces",
+    limits: dict[str, Any] | None = None,
+    fence: bool = True,
+    packages: bool = False,
+    tolerance: float = 1e-9,
+    workers: int | None = None,
+) -> RewardFunction:
+    """1 if the program passes every test of the column `tests`, else 0. None for a row without tests, or with tests that cannot judge.
+
+    scoring: "all", a verifier, or the "share" of tests passed. level: the isolation without which nothing is run (UserError). limits: as
+    sandbox.Limits. packages: programs may import what is installed here. tolerance: of floats. workers: programs at once. The columns
+    `entry_point` and `setup` are used when a row has them.
+    """
+    if scoring not in SCORINGS:
+        raise UserError(f"scoring={scoring!r}: use one of {', '.join(SCORINGS)}.{did_you_mean(scoring, SCORINGS)}")
+    pool = _pool(level, packages, workers)
+    bounds = Limits.from_config(limits or {})
+
+    async def judge(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> Verdict | None:
+        """None where nobody can tell. Raises RewardError when the sandbox failed."""
+        found = read_tests(tests, entry_point)
+        if not found:
+            return None
+        program = program_in(completion, fence)
+        if program is None:
+            return NO_PROGRAM
+        verdict = await asyncio.wrap_future(pool.submit(Job(program, found, setup or "", bounds, tolerance, stop_at_failure=scoring == "all")))
+        log_metric("code/unusable_tests", float(verdict.is_unusable))
+        if verdict.error is not None and not verdict.is_unusable:
+            raise RewardError(f"a program could not be judged: {verdict.error}")
+        return None if verdict.is_unusable else verdict
+
+    async def passes(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> bool | None:
+        verdict = await judge(completion, tests, log_metric, entry_point, setup)
+        return None if verdict is None else verdict.passed
+
+    async def share(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> float | None:
+        verdict = await judge(completion, tests, log_metric, entry_point, setup)
+        return None if verdict is None else verdict.fraction
+
+    # Without a time limit: every program has its own, and may have to wait for its turn.
+    if scoring == "all":
+        return verifier(name="passes_tests", timeout=math.inf)(passes)
+    return reward(name="share_of_tests", range=(0.0, 1.0), decides=True, timeout=math.inf)(share)
+
+
+def code(
+    *,
+    scoring: str = "all",
+    level: str = "namespaces",
+    limits: dict[str, Any] | None = None,
+    fence: bool = True,
+    packages: bool = False,
+    tolerance: float = 1e-9,
+    workers: int | None = None,
+) -> list[RewardFunction]:
+    """A program in a fenced block (0.1), and its tests passed (1). The settings are those of `passes_tests`."""
+    given = program_given(fence)
+    given.weight = 0.1
+    passed = passes_tests(scoring=scoring, level=level, limits=limits, fence=fence, packages=packages, tolerance=tolerance, workers=workers)
+    return [given, passed]
+
+
+@functools.cache
+def _pool(level: str, packages: bool, workers: int | None) -> Pool:
+    """One for all rewards that want the same, so that the number of programs at once is what it says."""
+    return Pool(Sandbox(level, packages=packages), workers)

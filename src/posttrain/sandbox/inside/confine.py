@@ -1,0 +1,64 @@
+"""Limits that a process puts on itself and cannot lift: setrlimit, no new privileges, no capabilities, another user."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+IS_LINUX = sys.platform.startswith("linux")
+STACK = 64 * 2**20  # deep recursion is what many programs do; the memory limit holds all the same
+
+
+def give_up_rights(user: int | None, *, has_capabilities: bool) -> None:
+    """Becomes `user` (None: stays who it is), without capabilities or groups, and can never gain any by starting a program."""
+    if IS_LINUX:
+        from . import system
+
+        if has_capabilities:
+            system.drop_bounding_set()
+            system.prctl(system.PR_CAP_AMBIENT, system.PR_CAP_AMBIENT_CLEAR_ALL)
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    if IS_LINUX:
+        system.drop_capabilities()
+        system.prctl(system.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_limits(limits: dict[str, int], others: int) -> None:
+    """`others`: processes that the system counts with the program's, as those of the same user."""
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: limits["cpu_s"],
+        resource.RLIMIT_FSIZE: limits["files"],
+        resource.RLIMIT_NOFILE: limits["open_files"],
+        resource.RLIMIT_NPROC: limits["processes"] + others,
+        resource.RLIMIT_STACK: min(STACK, limits["memory"] // 4),
+        resource.RLIMIT_AS: limits["memory"],
+    }
+    if IS_LINUX:
+        wanted |= {resource.RLIMIT_MSGQUEUE: 0, resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_SIGPENDING: 64}
+    for name, value in wanted.items():
+        _, hard = resource.getrlimit(name)
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(name, (most, most))
+        except (ValueError, OSError):
+            if IS_LINUX:  # macOS knows RLIMIT_AS and refuses to set it; the isolation level says so
+                raise
+
+
+def processes_of(user: int) -> int:
+    """Threads of all processes of a user: what RLIMIT_NPROC counts. 0 where /proc does not tell."""
+    if not os.path.isdir("/proc/self/task"):
+        return 0
+    count = 0
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == user:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:  # it ended meanwhile
+            continue
+    return count

@@ -1,0 +1,208 @@
+"""Runs assert-style tests in a process of its own. The program is elsewhere: a name that the tests do not define asks it, by value.
+
+So asserts, comparisons and exceptions are evaluated where the program has no hand: what it answers arrives as plain data, or as a `Remote`
+that can be called and asked for attributes, and that equals nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import json
+import sys
+import types
+from typing import Any, NoReturn
+
+from .host import channel
+from .plain import NotPlain, decode, encode
+
+# What a program may raise in the tests. Not StopIteration or SystemExit: those end the loops and the process of whoever called.
+RAISABLE: dict[str, type[Exception]] = {
+    each.__name__: each
+    for each in (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        ImportError,
+        IndexError,
+        KeyError,
+        LookupError,
+        ModuleNotFoundError,
+        NameError,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        PermissionError,
+        FileNotFoundError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    )
+}
+
+
+class ProgramError(Exception):
+    """An exception of the program that is not in the table."""
+
+
+class Ended(BaseException):
+    """The program is gone. No `except Exception` of a test stops this."""
+
+
+class Unsupported(BaseException):
+    """The tests hand the program something that cannot be sent: the tests' fault, not the program's."""
+
+
+class Wire:
+    """Questions to the program, and what came of them."""
+
+    def __init__(self) -> None:
+        self.answers, self.say = channel()
+        self.asked = 0
+        self.is_gone = False
+        self.unsupported: str | None = None
+
+    def ask(self, question: dict[str, Any]) -> Any:
+        self.asked += 1
+        self.say({"ask": question})
+        reply = json.loads(self.answers.readline() or '{"gone": true}')
+        if "value" in reply:
+            return decode(reply["value"], lambda number: Remote(self, number))
+        if "raised" in reply:
+            name, message = str(reply["raised"]), str(reply.get("message", ""))
+            raise RAISABLE[name](message) if name in RAISABLE else ProgramError(f"{name}: {message}")
+        self.is_gone = True
+        raise Ended
+
+    def plain(self, value: Any) -> Any:
+        try:
+            return encode(value, _number_of)
+        except NotPlain as error:
+            self.unsupported = f"the tests pass {error}, which cannot be sent to the program"
+            raise Unsupported from None
+
+
+class Remote:
+    """Something of the program's that is not plain data. It has no truth, no length and no equality here."""
+
+    __slots__ = ("_number", "_wire")
+
+    def __init__(self, wire: Wire, number: int) -> None:
+        object.__setattr__(self, "_wire", wire)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        plain = self._wire.plain
+        return self._wire.ask(
+            {"of": self._number, "args": [plain(value) for value in args], "kwargs": {name: plain(value) for name, value in kwargs.items()}}
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._wire.ask({"of": self._number, "get": name})
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise TypeError("the tests cannot set an attribute of the program's objects")
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("an object of the program is neither true nor false here; only plain data is")
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise TypeError("an object of the program cannot be compared here; only plain data can")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Named(Remote):
+    """A name of the program's, looked up when it is called or asked for an attribute."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, wire: Wire, name: str) -> None:
+        super().__init__(wire, 0)
+        object.__setattr__(self, "_name", name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._found()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._found(), name)
+
+    def _found(self) -> Any:
+        return self._wire.ask({"of": 0, "get": self._name})
+
+
+def _number_of(value: Any) -> dict[str, int]:
+    if isinstance(value, Named):
+        value = value._found()
+    if isinstance(value, Remote):
+        return {"object": value._number}
+    raise NotPlain(f"an object of the class {type(value).__name__}")
+
+
+def examine(message: dict[str, Any]) -> None:
+    """Says {"result": ...} for each test, in order; {"failed": why} for all that are left; {"broken": why} when they cannot be judged by."""
+    wire = Wire()
+    module = types.ModuleType("tests")
+    sys.modules["tests"] = module
+    sources = [message["setup"], *message["tests"]]
+    try:
+        trees = [ast.parse(source) for source in sources]
+    except (SyntaxError, ValueError) as error:
+        wire.say({"broken": f"the tests are not Python: {error}"})
+        return
+    names = _undefined(trees)
+    module.__dict__.update({name: importlib.import_module(name) for name in names & _modules(trees)})
+    module.__dict__.update({name: Named(wire, name) for name in names if name not in module.__dict__})
+    for index, tree in enumerate(trees):
+        result = _run(tree, module, wire, is_setup=index == 0)
+        if result is not None:
+            wire.say(result)
+            if "result" not in result:
+                return
+    if not wire.asked:
+        wire.say({"broken": "the tests never called the program; tests that only define `check` need the column `entry_point`"})
+
+
+def _run(tree: ast.Module, module: types.ModuleType, wire: Wire, is_setup: bool) -> dict[str, Any] | None:
+    why = None
+    try:
+        exec(compile(tree, "tests.py", "exec", dont_inherit=True), module.__dict__)
+    except BaseException as error:
+        why = f"{type(error).__name__}: {error}"[:500]
+    if wire.unsupported is not None:
+        return {"broken": wire.unsupported}
+    if is_setup:
+        return {"failed" if wire.asked else "broken": f"the setup of the tests raised {why}"} if why else None
+    if wire.is_gone:
+        why = "the program had ended"
+    return {"result": why is None, "why": why}
+
+
+def _undefined(trees: list[ast.Module]) -> set[str]:
+    """Names that the tests use and nowhere define."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    defined = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    defined |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    defined |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    return used - defined - set(dir(builtins)) - {"__name__", "__file__"}
+
+
+def _modules(trees: list[ast.Module]) -> set[str]:
+    """Names of the standard library's modules that are used as modules only (`math.isclose`): imported here, not asked for."""
+    parents: dict[str, list[bool]] = {}
+    attributes = {id(node.value) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                parents.setdefault(node.id, []).append(id(node) in attributes)
+    return {name for name, uses in parents.items() if name in sys.stdlib_module_names and all(uses)}

@@ -1,0 +1,159 @@
+"""The process above the program's: it sets up the walls, starts the program in a child, waits, and reports on a pipe that the child closes.
+
+In namespaces it is the first process of its own process namespace, and everything in there dies with it. Elsewhere it adopts what the
+program leaves behind and ends it. It holds nothing that a program might want: no tests, no answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+from . import confine
+
+IS_LINUX = sys.platform.startswith("linux")
+
+
+def confine_and_keep(config: dict[str, Any]) -> None:
+    """Returns in the confined child only. What goes wrong before the program starts is reported as {"failed": why}."""
+    report = int(config["report"])
+    os.closerange(3, report)
+    os.closerange(report + 1, 4096)
+    try:
+        _enter(config, report)
+        others = _others(config)
+        program = os.fork()
+    except OSError as error:
+        _say(report, {"failed": str(error)})
+        os._exit(1)
+    if program != 0:
+        _keep(program, report, config)
+    try:
+        _confine_program(config, others)
+        _say(report, {"ready": True})
+    except (OSError, ValueError) as error:
+        _say(report, {"failed": str(error)})
+        os._exit(1)
+    os.close(report)
+
+
+def _enter(config: dict[str, Any], report: int) -> None:
+    if not IS_LINUX:
+        return
+    from . import system
+
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever started this is gone: so are we
+    if config["wall"] != "namespaces":
+        system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
+        system.prctl(system.PR_SET_DUMPABLE, 0)
+        return
+    from . import namespaces
+
+    namespaces.enter(config["user"])
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # again: the kernel forgets it when a process becomes another user
+    first = os.fork()
+    if first != 0:
+        _say(report, {"pid": first})
+        for descriptor in (0, 1, 2, report):
+            os.close(descriptor)
+        os.waitpid(first, 0)
+        os._exit(0)
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
+    namespaces.build_root(config)
+    system.prctl(system.PR_SET_DUMPABLE, 0)
+
+
+def _others(config: dict[str, Any]) -> int:
+    """Processes that the kernel counts with the program's. In a user namespace it counts those inside only, since Linux 5.14."""
+    keepers = 2
+    if not IS_LINUX or (config["wall"] != "rlimits" and _kernel() >= (5, 14)):
+        return keepers
+    return keepers + (0 if config["user"] is not None and os.geteuid() == 0 else confine.processes_of(os.geteuid()))
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(character for character in minor if character.isdigit()) or 0)
+
+
+def _confine_program(config: dict[str, Any], others: int) -> None:
+    is_root = os.geteuid() == 0
+    user = config["user"] if is_root else None
+    if user is not None and config["wall"] == "namespaces":
+        from .namespaces import USER_INSIDE
+
+        user = USER_INSIDE
+    confine.give_up_rights(user, has_capabilities=is_root or config["wall"] == "namespaces")
+    confine.set_limits(config["limits"], others)
+    if IS_LINUX:
+        from . import system
+
+        system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _keep(program: int, report: int, config: dict[str, Any]) -> NoReturn:
+    for descriptor in (0, 1, 2):  # the program's to close
+        os.close(descriptor)
+    while True:
+        pid, status, usage = os.wait4(-1, 0)
+        if pid == program:
+            break
+    code = os.waitstatus_to_exitcode(status)
+    if config["wall"] == "rlimits":
+        end_descendants(os.getpid())
+    _say(report, {"exit": code, "cpu_s": round(usage.ru_utime + usage.ru_stime, 3), "peak_kb": usage.ru_maxrss})
+    os._exit(0)
+
+
+def end_descendants(of: int) -> None:
+    """Kills every process below `of`, which adopts those whose parents die first. Stopped before killed, so that none can fork away."""
+    for _ in range(100):
+        found = descendants(of)
+        if not found:
+            return
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in found:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+        if of == os.getpid():
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+
+
+def descendants(of: int) -> list[int]:
+    """Pids below `of`, zombies left out. Empty where there is no /proc."""
+    if not os.path.isdir("/proc/self"):
+        return []
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+        except OSError:  # it ended meanwhile
+            continue
+        if state not in (b"Z", b"X"):
+            children.setdefault(int(parent), []).append(int(name))
+    found: list[int] = []
+    waiting = [of]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def _say(report: int, message: dict[str, Any]) -> None:
+    try:
+        os.write(report, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:  # nobody listens any more: the run was given up
+        os._exit(1)

@@ -1,0 +1,98 @@
+"""Own namespaces without a helper program: a private view of files, processes, network, users. Linux 5.12 or later.
+
+Files: the interpreter's libraries, read-only, four devices, and an empty /tmp of limited size. There is no /proc, no shell, no network
+device that is up. The program's root is a directory below the namespace's root, and in such a place the kernel allows no further user
+namespace, hence no mounts of the program's own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import system
+
+USER_INSIDE = 1000
+BASE = "/tmp"  # where the new root is put together; what the host has there is out of sight
+DEVICES = ("null", "zero", "urandom", "random")
+FILES_AT_MOST = 1024
+
+
+def enter(outside_user: int) -> None:
+    """New namespaces for this process and its children. `outside_user`: who the program is, seen from outside."""
+    ready, go = os.pipe()
+    mine = os.getpid()
+    helper = os.fork()  # stays outside, where it has the right to say who is who inside
+    if helper == 0:
+        try:
+            os.close(go)
+            os._exit(0 if os.read(ready, 1) and _map_users(mine, outside_user) else 1)
+        finally:
+            os._exit(1)
+    every = system.NEWUSER | system.NEWNS | system.NEWPID | system.NEWNET | system.NEWIPC | system.NEWUTS | system.NEWCGROUP
+    try:
+        system.unshare(every)
+        os.write(go, b".")
+    finally:
+        os.close(go)
+        os.close(ready)
+        _, status = os.waitpid(helper, 0)
+    if status != 0:
+        raise OSError("the users of the namespace could not be mapped (/proc/PID/uid_map)")
+
+
+def _map_users(process: int, outside_user: int) -> bool:
+    """Root keeps its number, to mount, and the program gets another; anybody else can only be themselves."""
+    users = (os.geteuid(), os.getegid())
+    for name, user in zip(("uid_map", "gid_map"), users, strict=True):
+        if users[0] == 0:
+            text = f"0 {user} 1\n{USER_INSIDE} {outside_user} 1\n"
+        else:
+            text = f"{USER_INSIDE} {user} 1\n"
+            if name == "gid_map":
+                _write(f"/proc/{process}/setgroups", "deny")
+        _write(f"/proc/{process}/{name}", text)
+    return True
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def build_root(config: dict[str, Any]) -> None:
+    """Mounts the program's view and goes there. For the first process of the new process namespace."""
+    system.mount("none", "/", None, system.MS_REC | system.MS_PRIVATE)
+    system.mount("tmpfs", BASE, "tmpfs", system.MS_NOSUID | system.MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
+    for name in ("old", "jail"):
+        os.mkdir(f"{BASE}/{name}")
+    system.pivot_root(BASE, f"{BASE}/old")
+    os.chdir("/")
+    for path in config["visible"]:
+        _show(path)
+    os.mkdir("/jail/dev")
+    for name in DEVICES:
+        os.close(os.open(f"/jail/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
+        system.mount(f"/old/dev/{name}", f"/jail/dev/{name}", None, system.MS_BIND)
+    os.mkdir("/jail/tmp")
+    options = f"size={config['limits']['files']},nr_inodes={FILES_AT_MOST},mode=1777"
+    system.mount("tmpfs", "/jail/tmp", "tmpfs", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC, options)
+    system.unmount("/old")
+    os.rmdir("/old")
+    system.make_read_only("/", recursive=False)
+    os.chroot("/jail")
+    os.chdir("/tmp")
+
+
+def _show(path: str) -> None:
+    """A directory of the host, read-only; a link stays a link."""
+    source, target = "/old" + path, "/jail" + path
+    if os.path.lexists(target):  # below something that is visible already
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
+    os.mkdir(target)
+    system.mount(source, target, None, system.MS_BIND | system.MS_REC)
+    system.make_read_only(target)

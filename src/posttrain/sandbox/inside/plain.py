@@ -1,0 +1,93 @@
+"""Values as plain JSON: what crosses the wall, both ways. Nothing decoded here can run anything or compare itself.
+
+Lists, text, numbers, booleans and None stand for themselves; everything else is an object with one key, its kind: {"tuple": [...]},
+{"dict": [[key, value], ...]}, {"int": "0x..."} (beyond 64 bits), {"float": "nan"}. Subclasses lose their class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Plain = Any  # what json.dumps writes and json.loads reads
+
+
+SMALL = 2**63
+SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+class NotPlain(TypeError):
+    """A value that is no plain data: an open file, a generator, an instance of a class of the program."""
+
+
+def encode(value: Any, other: Callable[[Any], Plain] | None = None) -> Plain:
+    """`other` says what to write for what is not plain; without it NotPlain is raised. RecursionError for what is nested too deeply."""
+    if value is None or value is True or value is False:
+        return value
+    for kind, write in WRITERS:
+        if isinstance(value, kind):
+            return write(value, other)
+    if other is None:
+        raise NotPlain(f"an object of the class {type(value).__name__} is not plain data")
+    return other(value)
+
+
+def _write_int(value: int, other: Any) -> Plain:
+    number = int.__add__(value, 0)  # the digits of a subclass, not what it says of itself
+    return number if -SMALL < number < SMALL else {"int": hex(number)}
+
+
+def _write_float(value: float, other: Any) -> Plain:
+    number = float.__add__(value, 0.0)
+    return number if math.isfinite(number) else {"float": repr(number)}
+
+
+def _writer_of(name: str) -> Callable[[Any, Any], Plain]:
+    return lambda value, other: {name: [encode(item, other) for item in value]}
+
+
+WRITERS: tuple[tuple[type, Callable[[Any, Any], Plain]], ...] = (
+    (str, lambda value, other: str.__str__(value)),
+    (int, _write_int),
+    (float, _write_float),
+    (list, lambda value, other: [encode(item, other) for item in value]),
+    (dict, lambda value, other: {"dict": [[encode(key, other), encode(item, other)] for key, item in dict.items(value)]}),
+    *((kind, _writer_of(name)) for name, kind in SEQUENCES.items()),
+    (bytes, lambda value, other: {"bytes": value.hex()}),
+    (bytearray, lambda value, other: {"bytes": value.hex()}),
+    (complex, lambda value, other: {"complex": [encode(value.real), encode(value.imag)]}),
+)
+
+
+def decode(plain: Plain, other: Callable[[Any], Any] | None = None) -> Any:
+    """The value written. ValueError for what `encode` does not write. Hashes what it is given: for use where a flood of collisions does no harm."""
+    if plain is None or isinstance(plain, (str, int, float)):
+        return plain
+    if isinstance(plain, list):
+        return [decode(item, other) for item in plain]
+    if not isinstance(plain, dict) or len(plain) != 1:
+        raise ValueError("not an encoded value")
+    ((kind, content),) = plain.items()
+    if kind == "object" and other is not None:
+        return other(content)
+    if kind not in READERS:
+        raise ValueError(f"not an encoded value: {kind[:20]!r}")
+    try:
+        return READERS[kind](content, other)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not an encoded {kind}: {error}") from error
+
+
+def _reader_of(kind: type) -> Callable[[Any, Any], Any]:
+    return lambda content, other: kind(decode(item, other) for item in content)
+
+
+READERS: dict[str, Callable[[Any, Any], Any]] = {
+    "int": lambda content, other: int(content, 16),
+    "float": lambda content, other: float(content),
+    "dict": lambda content, other: {decode(key, other): decode(item, other) for key, item in content},
+    **{name: _reader_of(kind) for name, kind in SEQUENCES.items()},
+    "bytes": lambda content, other: bytes.fromhex(content),
+    "complex": lambda content, other: complex(decode(content[0]), decode(content[1])),
+}

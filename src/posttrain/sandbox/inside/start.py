@@ -1,0 +1,51 @@
+"""The first thing that runs beyond the wall: confine, then host the program. What the program is comes over standard input.
+
+A frame on standard input (ten digits, that many bytes of JSON) holds the program's text and what to do with it. The rest of standard input is
+the program's. Everything needed is imported before the walls close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+FRAME_DIGITS = 10
+
+
+def main() -> None:
+    """argv: the directory this package lies in, the configuration as JSON."""
+    from . import host
+
+    config = json.loads(sys.argv[2])
+    if config["do"] == "examine":
+        from . import examiner
+
+        action = examiner.examine
+    else:
+        action = {"script": host.script, "serve": host.serve}[config["do"]]
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", sys.argv[1])]
+    sys.path += config["packages"]
+    if config["posix"]:
+        from . import keeper
+
+        keeper.confine_and_keep(config)  # returns in the confined process only
+    message = _frame()
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]  # a program that imports a module of its own called `host` should not find this one
+    action(message)
+
+
+def _frame() -> dict[str, Any]:
+    return dict(json.loads(_exactly(int(_exactly(FRAME_DIGITS)))))
+
+
+def _exactly(count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        piece = os.read(0, count - len(found))
+        if not piece:
+            raise SystemExit("standard input ended before the program arrived")
+        found += piece
+    return found

@@ -1,0 +1,123 @@
+"""A program with its tests, and the verdict on it. Plain data both, with a JSON form: what a remote runner receives and sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from posttrain.errors import UserError
+from posttrain.sandbox.inside.plain import NotPlain, decode, encode
+from posttrain.sandbox.limits import Limits
+
+DEFAULT_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class InputOutput:
+    """The program reads `input` from standard input and must write `output` (compare.same_output) and end with exit code 0."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the program, called with plain data, must return `expected` (compare.same_value). "Solution.solve" is a method."""
+
+    function: str
+    args: Sequence[Any]
+    expected: Any
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asserts:
+    """Python text that must run without an exception, and that calls the program by the names it does not define itself."""
+
+    source: str
+
+
+Test = InputOutput | Call | Asserts
+TESTS: dict[str, type] = {"input_output": InputOutput, "call": Call, "asserts": Asserts}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tests are of one kind. `setup` is Python text that runs before the asserts, where they run. Raises UserError for tests that cannot be."""
+
+    program: str
+    tests: Sequence[Test]
+    setup: str = ""
+    limits: Limits = field(default_factory=Limits)
+    tolerance: float = DEFAULT_TOLERANCE  # of floats, relative or absolute
+    stop_at_failure: bool = False  # tests after the first that fails count as failed
+
+    def __post_init__(self) -> None:
+        if not self.tests or len({type(test) for test in self.tests}) != 1 or type(self.tests[0]) not in TESTS.values():
+            raise UserError("a program needs tests, all of one kind: input and output, calls, or asserts")
+
+    def to_json(self) -> dict[str, Any]:
+        kind = next(name for name, each in TESTS.items() if isinstance(self.tests[0], each))
+        try:
+            tests = [{name: encode(value) for name, value in vars(test).items()} for test in self.tests]
+        except NotPlain as error:
+            raise UserError(f"a test cannot be sent to a program: {error}") from error
+        settings = {name: getattr(self, name) for name in ("program", "setup", "tolerance", "stop_at_failure")}
+        return {**settings, "kind": kind, "tests": tests, "limits": self.limits.to_json()}
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Job:
+        kind = TESTS[said["kind"]]
+        tests = [kind(**{name: decode(value) for name, value in test.items()}) for test in said["tests"]]
+        settings = {name: said[name] for name in ("program", "setup", "tolerance", "stop_at_failure")}
+        return cls(tests=tests, limits=Limits.from_config(said["limits"]), **settings)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test: passed, or why not. `why` may quote the program: text of a stranger."""
+
+    passed: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One result for each test, in order; or `error`: nobody can tell, and it is not the program's fault.
+
+    `is_unusable`: the error is in the tests (they are not Python, or never call the program), so trying again will not help.
+    """
+
+    results: tuple[Result, ...] = ()
+    error: str | None = None
+    is_unusable: bool = False
+    seconds: float = 0.0  # on the clock
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None and bool(self.results) and all(result.passed for result in self.results)
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of tests passed; None after an error."""
+        return None if self.error is not None else sum(result.passed for result in self.results) / len(self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "results": [[result.passed, result.why] for result in self.results],
+            "error": self.error,
+            "is_unusable": self.is_unusable,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Verdict:
+        results = tuple(Result(passed is True, str(why)) for passed, why in said["results"])
+        return cls(results, None if said["error"] is None else str(said["error"]), said["is_unusable"] is True, float(said["seconds"]))
+
+
+class Runner(Protocol):
+    """Judges programs: `Sandbox` here, `CommandRunner` elsewhere, or your own. Called from many threads at once; errors go into the verdict."""
+
+    def judge(self, job: Job) -> Verdict: ...

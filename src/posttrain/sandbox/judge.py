@@ -1,0 +1,138 @@
+"""Judges a program by its tests. The program never sees what is expected, and the verdict is made where it has no hand.
+
+Outputs and answers are compared in this process, as data. Assert-style tests are text that nobody runs here either: they run in a second
+sandbox, and this process carries questions and answers between the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from posttrain.errors import UserError
+from posttrain.sandbox.compare import same_output, same_value
+from posttrain.sandbox.inside.plain import NotPlain, encode
+from posttrain.sandbox.job import Asserts, Call, InputOutput, Job, Result, Verdict
+from posttrain.sandbox.levels import require
+from posttrain.sandbox.limits import Limits
+from posttrain.sandbox.run import Outcome, Process, SandboxError, run
+
+ENDED = "the program had ended"
+EXAMINER_EXTRA_S = 0.5  # the examiner outlives the program, to say how its tests ended
+
+
+class Sandbox:
+    """Runs programs on this machine. Raises UserError when it cannot give the isolation level asked for (levels.LEVELS).
+
+    `packages`: programs may import the packages installed here. `visible`: further directories that they may read.
+    """
+
+    def __init__(self, level: str = "namespaces", *, packages: bool = False, visible: tuple[str, ...] = ()) -> None:
+        self.isolation = require(level)
+        self.packages, self.visible = packages, visible
+
+    def judge(self, job: Job) -> Verdict:
+        """The verdict on one program. A sandbox that fails is tried once more, then named in the verdict's `error`; see Job for the UserErrors."""
+        start = time.monotonic()
+        for _ in range(2):
+            try:
+                verdict = KINDS[type(job.tests[0])](self, job)
+                break
+            except SandboxError as error:
+                verdict = Verdict(error=str(error))
+        return dataclasses.replace(verdict, seconds=round(time.monotonic() - start, 3))
+
+    def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
+        """Runs a program without judging it. Raises SandboxError."""
+        message = {"do": "script", "program": program}
+        return run(self.isolation.wall, message, stdin.encode("utf-8", "replace"), limits or Limits(), packages=self.packages, visible=self.visible)
+
+    def start(self, message: dict[str, Any], limits: Limits) -> Process:
+        return Process(self.isolation.wall, message, limits, packages=self.packages, visible=self.visible)
+
+
+def _input_output(sandbox: Sandbox, job: Job) -> Verdict:
+    results: list[Result] = []
+    for test in job.tests:
+        assert isinstance(test, InputOutput)
+        if job.stop_at_failure and results and not results[-1].passed:
+            results.append(Result(False, "not run: a test before it failed"))
+            continue
+        outcome = sandbox.run(job.program, test.input, job.limits)
+        is_right = outcome.is_clean and same_output(test.output, outcome.stdout, job.tolerance)
+        results.append(Result(is_right, "" if is_right else "wrong output" if outcome.is_clean else str(outcome)))
+    return Verdict(tuple(results))
+
+
+def _calls(sandbox: Sandbox, job: Job) -> Verdict:
+    """One process for all calls: they are asked at once, and answered in order."""
+    try:
+        expected = [encode(test.expected) for test in job.tests if isinstance(test, Call)]
+        asked = [json.dumps(_question(test)).encode() + b"\n" for test in job.tests if isinstance(test, Call)]
+    except NotPlain as error:
+        raise UserError(f"a test cannot be sent to a program: {error}") from error
+    with sandbox.start({"do": "serve", "program": job.program}, job.limits) as program:
+        program.write(b"".join(asked))
+        program.write(None)
+        outcome = program.wait()
+    answers = outcome.stdout.split(b"\n")[:-1]
+    answered = [_judged(value, answer, job.tolerance) for value, answer in zip(expected, answers, strict=False)]
+    left = [Result(False, f"no answer: {outcome}")] * (len(expected) - len(answered))
+    return Verdict((*answered, *left))
+
+
+def _question(test: Call) -> dict[str, Any]:
+    return {
+        "of": 0,
+        "get": test.function,
+        "args": [encode(value) for value in test.args],
+        "kwargs": {name: encode(value) for name, value in test.kwargs.items()},
+    }
+
+
+def _judged(expected: Any, answer: bytes, tolerance: float) -> Result:
+    try:
+        said = json.loads(answer)
+    except (ValueError, RecursionError):
+        return Result(False, "the answer is not JSON")
+    if not isinstance(said, dict) or "value" not in said:
+        return Result(False, f"raised {said.get('raised')}: {said.get('message')}"[:300] if isinstance(said, dict) else "no answer")
+    return Result(True) if same_value(expected, said["value"], tolerance) else Result(False, "wrong value")
+
+
+def _asserts(sandbox: Sandbox, job: Job) -> Verdict:
+    sources = [test.source for test in job.tests if isinstance(test, Asserts)]
+    longer = dataclasses.replace(job.limits, wall_s=job.limits.wall_s + EXAMINER_EXTRA_S)
+    with (
+        sandbox.start({"do": "serve", "program": job.program}, job.limits) as program,
+        sandbox.start({"do": "examine", "setup": job.setup, "tests": sources}, longer) as examiner,
+    ):
+        results: list[Result] = []
+        was_asked = False
+        while (line := examiner.line()) is not None:
+            said = json.loads(line)
+            if "ask" in said:
+                was_asked = True
+                program.write(json.dumps(said["ask"]).encode() + b"\n")
+                examiner.write((program.line() or b'{"gone": true}') + b"\n")
+            elif "result" in said:
+                results.append(Result(said["result"] is True, _why(said["why"], program)))
+            elif "failed" in said:
+                return Verdict((*results, *[Result(False, said["failed"])] * (len(sources) - len(results))))
+            else:
+                return Verdict(error=said["broken"], is_unusable=True)
+        outcome = examiner.wait()
+    if len(results) < len(sources) and not was_asked:
+        return Verdict(error=f"the tests ended before they called the program: {outcome}", is_unusable=True)
+    left = [Result(False, f"the tests ended early: {outcome}")] * (len(sources) - len(results))
+    return Verdict((*results, *left))
+
+
+def _why(why: str | None, program: Process) -> str:
+    return f"{why}: {program.outcome}" if why == ENDED and program.outcome is not None else why or ""
+
+
+KINDS: dict[type, Callable[[Sandbox, Job], Verdict]] = {InputOutput: _input_output, Call: _calls, Asserts: _asserts}

@@ -1,0 +1,311 @@
+"""One program behind a wall: start it, talk to it, end it, and say how it ended.
+
+What is read from a program is bytes, capped, and nothing here believes them. How it ended comes from the keeper, on a pipe that the program
+does not have. A sandbox that could not be set up raises SandboxError: that is never the program's fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.sandbox.limits import Limits
+from posttrain.sandbox.walls import BOOT, HERE, Level, Wall, end, environment, interpreter, new_user, package_paths, visible_paths
+
+PIECE = 65536
+STDERR_KEPT = 4096  # bytes of standard error that an outcome keeps, the last ones
+GRACE_S = 0.5  # for the last bytes of a program that has been ended
+
+
+class SandboxError(RuntimeError):
+    """The sandbox failed, and not the program in it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended. It says nothing about right or wrong."""
+
+    ended: str  # "exit", "signal", or the limit that it reached: "wall", "cpu", "output"
+    code: int | None  # the exit code, or the signal's number; None when it was killed at a limit
+    stdout: bytes  # at most the cap
+    stderr: str  # the end of it
+    seconds: float  # on the clock
+    cpu_s: float | None = None  # of the program's main process and the children it waited for; None when it was killed
+
+    @property
+    def is_clean(self) -> bool:
+        return self.ended == "exit" and self.code == 0
+
+    def __str__(self) -> str:
+        words = {"exit": f"exit code {self.code}", "signal": f"signal {self.code}"}
+        last = self.stderr.strip().splitlines()[-1:] or [""]
+        return (words.get(self.ended) or f"the limit of {self.ended} was reached") + (f" ({last[0][:200]})" if last[0] else "")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a wall needs to know to start a program."""
+
+    limits: Limits
+    visible: list[str]
+    status: int  # the write end of the status pipe, for the keeper; -1 without one
+    wall_status: int  # the same, for the program that puts up the wall
+
+
+class Pipe(threading.Thread):
+    """Reads one pipe to its end, or to its cap. Daemon threads: a pipe that never ends holds nobody up."""
+
+    def __init__(self, descriptor: int, cap: int, changed: threading.Condition) -> None:
+        super().__init__(daemon=True, name="posttrain-sandbox-pipe")
+        self.descriptor, self.cap, self.changed = descriptor, cap, changed
+        self.content = bytearray()
+        self.is_over = False  # the cap is passed
+        self.is_done = False
+        self.start()
+
+    def run(self) -> None:
+        while not self.is_over:
+            try:
+                piece = os.read(self.descriptor, PIECE)
+            except OSError:
+                piece = b""
+            with self.changed:
+                self.content += piece[: self.cap - len(self.content)]
+                self.is_over = len(self.content) >= self.cap
+                self.is_done = not piece or self.is_over
+                self.changed.notify_all()
+            if not piece:
+                return
+
+
+class Feeder(threading.Thread):
+    """Writes to a program's standard input, which may never be read."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True, name="posttrain-sandbox-feeder")
+        self.descriptor = descriptor
+        self.waiting: deque[bytes | None] = deque()
+        self.arrived = threading.Semaphore(0)
+        self.start()
+
+    def put(self, data: bytes | None) -> None:
+        """None is the end of the input."""
+        self.waiting.append(data)
+        self.arrived.release()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):  # a broken pipe: the program has stopped reading, as it may
+            while True:
+                self.arrived.acquire()
+                data = self.waiting.popleft()
+                if data is None:
+                    break
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(self.descriptor, left) :]
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
+
+
+class Process:
+    """A program that runs. `close` ends it and all it started; leaving the `with` block does."""
+
+    def __init__(self, wall: Wall, message: dict[str, Any], limits: Limits, *, packages: bool = False, visible: tuple[str, ...] = ()) -> None:
+        self.wall, self.limits = wall, limits
+        self.started = time.monotonic()
+        self.changed = threading.Condition()
+        self.first: int | None = None  # a pidfd of the namespace's first process
+        self.report: dict[str, Any] = {}  # what the keeper said so far
+        self.outcome: Outcome | None = None
+        self._read_to = 0  # of standard output, by `line`
+        self._told_to = 0  # of the status
+        self.folder = tempfile.mkdtemp(prefix="posttrain-") if wall.level < Level.NAMESPACES else None
+        status, status_in = os.pipe() if wall.has_keeper else (-1, -1)
+        wall_status = os.dup(status_in) if wall.has_keeper else -1
+        try:
+            self.popen = self._start(Start(limits, visible_paths(packages, visible), status_in, wall_status), message["do"], packages)
+        except OSError as error:
+            _close(status)
+            self._remove_folder()
+            raise SandboxError(f"a process could not be started: {error}") from error
+        finally:
+            _close(status_in)
+            _close(wall_status)
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        assert self.popen.stderr is not None
+        cap = int(limits.output_kb * 1024)
+        self.stdout = Pipe(self.popen.stdout.fileno(), cap, self.changed)
+        self.stderr = Pipe(self.popen.stderr.fileno(), cap, self.changed)
+        self.status = Pipe(status, cap, self.changed) if status >= 0 else None
+        self.feeder = Feeder(os.dup(self.popen.stdin.fileno()))
+        self.popen.stdin.close()
+        frame = json.dumps(message).encode()
+        self.write(b"%010d" % len(frame) + frame)
+
+    def _start(self, start: Start, do: str, packages: bool) -> subprocess.Popen[bytes]:
+        user = new_user()
+        config = {
+            "posix": self.wall.has_keeper,
+            "wall": self.wall.name,
+            "report": start.status,
+            "user": user if self.wall.user == "inside" else None,
+            "do": do,
+            "packages": package_paths() if packages else [],
+            "visible": start.visible,
+            "limits": self.limits.inside(),
+        }
+        if self.folder is not None and self.wall.user == "inside":
+            os.chown(self.folder, user, user)
+        inner = [interpreter(), "-S", "-s", "-X", "utf8", "-c", BOOT, HERE, json.dumps(config)]
+        becomes = user if self.wall.user == "outside" and os.geteuid() == 0 else None
+        return subprocess.Popen(
+            self.wall.command(inner, start),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.folder or "/",
+            env=environment(),
+            start_new_session=os.name == "posix",
+            pass_fds=(start.status, start.wall_status) if self.wall.has_keeper else (),
+            bufsize=0,
+            user=becomes,
+            group=becomes,
+            extra_groups=None if becomes is None else [],
+        )
+
+    def write(self, data: bytes | None) -> None:
+        """Queues input; None ends it."""
+        self.feeder.put(data)
+
+    def line(self) -> bytes | None:
+        """The next line of standard output; None when there will be none: then `outcome` says how the program ended."""
+        with self.changed:
+            while True:
+                self._listen()
+                end_of_line = self.stdout.content.find(b"\n", self._read_to)
+                if end_of_line >= 0:
+                    found = bytes(self.stdout.content[self._read_to : end_of_line])
+                    self._read_to = end_of_line + 1
+                    return found
+                if self.stdout.is_done or self._must_stop() or not self.changed.wait(self._left()):
+                    break
+        self.wait()
+        return None
+
+    def wait(self) -> Outcome:
+        """Until the program ends or reaches a limit. Raises SandboxError when it never started."""
+        if self.outcome is None:
+            with self.changed:
+                while not self._has_ended() and not self._must_stop():
+                    self.changed.wait(min(self._left(), 0.05 if self.status is None else 60.0))
+            reached = self._limit_reached() if not self._has_ended() or self.stdout.is_over or self.stderr.is_over else None
+            self.close()
+            self.outcome = self._outcome(reached)
+        return self.outcome
+
+    def close(self) -> None:
+        """Ends everything that is left of it, and gives back what it held. May be called again."""
+        if self.popen.returncode is None or self.first is not None:
+            with self.changed:
+                self._listen()
+            end(self.popen, self.wall, self.first)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(GRACE_S)
+        pipes = [pipe for pipe in (self.stdout, self.stderr, self.status) if pipe is not None]
+        for pipe in pipes:
+            pipe.join(GRACE_S)
+        self.feeder.put(None)
+        if self.first is not None:
+            os.close(self.first)
+            self.first = None
+        if self.status is not None and not self.status.is_alive():
+            with self.changed:
+                self._listen()
+            os.close(self.status.descriptor)
+            self.status = None
+        for stream in (self.popen.stdout, self.popen.stderr):
+            if stream is not None and not any(pipe.is_alive() for pipe in pipes):
+                stream.close()
+        self._remove_folder()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _left(self) -> float:
+        return max(0.0, self.started + self.limits.wall_s - time.monotonic())
+
+    def _has_ended(self) -> bool:
+        self._listen()
+        if self.status is None:
+            return self.popen.poll() is not None
+        return self.status.is_done
+
+    def _must_stop(self) -> bool:
+        return self._left() <= 0 or self.stdout.is_over or self.stderr.is_over
+
+    def _limit_reached(self) -> str | None:
+        if self.stdout.is_over or self.stderr.is_over:
+            return "output"
+        return "wall" if self._left() <= 0 else None
+
+    def _listen(self) -> None:
+        """Reads what the keeper said since."""
+        if self.status is None:
+            return
+        content = self.status.content
+        while (end_of_line := content.find(b"\n", self._told_to)) >= 0:
+            said = json.loads(content[self._told_to : end_of_line])
+            self._told_to = end_of_line + 1
+            self.report |= said
+            pid = said.get("pid", said.get("child-pid"))
+            if pid is not None and self.first is None and self.popen.returncode is None:
+                with contextlib.suppress(OSError):  # it has ended already
+                    self.first = os.pidfd_open(pid)
+
+    def _outcome(self, reached: str | None) -> Outcome:
+        stderr = bytes(self.stderr.content[-STDERR_KEPT:]).decode("utf-8", "replace")
+        seconds = time.monotonic() - self.started
+        if self.wall.has_keeper and "ready" not in self.report:
+            why = self.report.get("failed") or (f"it was not ready within {self.limits.wall_s} s" if reached else stderr.strip() or "it ended early")
+            raise SandboxError(f"the sandbox ({self.wall.name}) could not be set up: {why}")
+        stdout = bytes(self.stdout.content)
+        if reached is not None:
+            return Outcome(reached, None, stdout, stderr, seconds)
+        code = self.report.get("exit") if self.wall.has_keeper else self.popen.returncode
+        if code is None:  # the program ended its keeper, or the system did
+            return Outcome("signal", 9, stdout, stderr, seconds)
+        cpu_s = self.report.get("cpu_s")
+        if code < 0 and cpu_s is not None and cpu_s >= self.limits.cpu_s - 0.1:
+            return Outcome("cpu", None, stdout, stderr, seconds, cpu_s)
+        return Outcome("signal" if code < 0 else "exit", abs(code), stdout, stderr, seconds, cpu_s)
+
+    def _remove_folder(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def run(wall: Wall, message: dict[str, Any], stdin: bytes, limits: Limits, *, packages: bool = False, visible: tuple[str, ...] = ()) -> Outcome:
+    """Runs one program to its end. `message` says what it is (inside/start.py)."""
+    with Process(wall, message, limits, packages=packages, visible=visible) as process:
+        process.write(stdin)
+        process.write(None)
+        return process.wait()

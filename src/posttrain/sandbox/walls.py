@@ -1,0 +1,152 @@
+"""The ways to put a program behind a wall, strongest first: how each is started, and how everything behind it is ended.
+
+This is the outer side, in the parent's process. The inner side of each wall is inside/keeper.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from posttrain.sandbox.inside.keeper import end_descendants
+
+IS_LINUX = sys.platform.startswith("linux")
+HERE = str(Path(__file__).parent)
+SHOWN_AS = "/posttrain"  # HERE, where bubblewrap shows it
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.start import main; main()"
+LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32")
+# A range of user numbers that no account has. Each program gets its own, so that programs neither see, signal nor count against each other.
+FIRST_USER, USERS = 1_500_000_000, 500_000_000
+
+
+class Level(IntEnum):
+    """How much a program is kept from. docs/sandbox.md has the table."""
+
+    PROCESS = 1  # another process, a clock, capped output, an empty directory, a bare environment
+    LIMITS = 2  # and limits of memory, processor, files and processes, as a user of its own where root starts it
+    NAMESPACES = 3  # and no network, no files but the interpreter's, no other processes
+
+
+@dataclass(frozen=True)
+class Wall:
+    """One way of starting a program. `command` makes the command line of the inner one."""
+
+    name: str
+    level: Level
+    has_keeper: bool  # reports on a pipe that the program does not have
+    user: str  # where root starts it, the program becomes a user of its own: "inside" the wall, already "outside" of it, or it stays the "same"
+    command: Callable[[list[str], Any], list[str]]
+    missing: Callable[[], str | None]  # why it cannot work here, if that can be told without a trial
+
+
+def bare(inner: list[str], start: Any) -> list[str]:
+    return inner
+
+
+def bubblewrap(inner: list[str], start: Any) -> list[str]:
+    """bwrap's arguments: nothing but the interpreter's libraries, four devices and an empty /tmp."""
+    shown = [["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path] for path in start.visible]
+    devices = [["--dev-bind", f"/dev/{name}", f"/dev/{name}"] for name in ("null", "zero", "urandom", "random")]
+    inner = [SHOWN_AS if argument == HERE else argument for argument in inner]
+    own = [["--ro-bind", inner[0], inner[0]], ["--ro-bind", HERE, SHOWN_AS]]
+    return [
+        str(shutil.which("bwrap")),
+        *("--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--cap-drop", "ALL"),
+        *("--json-status-fd", str(start.wall_status)),
+        *(argument for arguments in (*shown, *own, *devices) for argument in arguments),
+        *("--size", str(start.limits.inside()["files"]), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),
+        *("--", *inner),
+    ]
+
+
+def _no_linux() -> str | None:
+    return None if IS_LINUX else f"it needs Linux, and this is {sys.platform}"
+
+
+def _no_bubblewrap() -> str | None:
+    return _no_linux() or (None if shutil.which("bwrap") else "bubblewrap is not installed (bwrap is not on the PATH)")
+
+
+def _no_posix() -> str | None:
+    return None if os.name == "posix" else f"it needs Linux or macOS, and this is {sys.platform}"
+
+
+WALLS = {
+    wall.name: wall
+    for wall in (
+        Wall("namespaces", Level.NAMESPACES, True, "inside", bare, _no_linux),
+        Wall("bubblewrap", Level.NAMESPACES, True, "outside", bubblewrap, _no_bubblewrap),
+        Wall("own user", Level.LIMITS, True, "inside", bare, lambda: _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with")),
+        Wall("rlimits", Level.LIMITS, True, "same", bare, lambda: _no_posix() or _unlimited_root()),
+        Wall("process", Level.PROCESS, False, "same", bare, lambda: None),
+    )
+}
+
+
+def _unlimited_root() -> str | None:
+    return None if os.geteuid() != 0 else "root is not bound by the limit of processes; start it as another user"
+
+
+def visible_paths(packages: bool, more: tuple[str, ...] = ()) -> list[str]:
+    """Directories that a program in namespaces may read: the interpreter's libraries and the system's. Outer ones first."""
+    base = {"installed_base": sys.base_prefix, "platbase": sys.base_exec_prefix, "installed_platbase": sys.base_exec_prefix}
+    standard = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
+    wanted = [*LIBRARIES, *standard, sysconfig.get_config_var("LIBDIR") or "", *(package_paths() if packages else ()), *more]
+    kept: list[str] = []
+    for path in sorted({path for path in wanted if os.path.isdir(path)}, key=lambda path: path.count("/")):
+        if not any(path.startswith(outer + "/") for outer in kept if not os.path.islink(outer)):
+            kept.append(path)
+    return kept
+
+
+def package_paths() -> list[str]:
+    """Where this interpreter's installed packages lie."""
+    return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+
+
+def interpreter() -> str:
+    """The Python that a program runs in: this one, without its virtual environment."""
+    return os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]  # CPython's own name for what a virtual environment was made from
+
+
+def new_user() -> int:
+    return FIRST_USER + secrets.randbelow(USERS)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """All that a program finds in its environment. The hash seed is fixed, so that the same program says the same."""
+    names = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp", "MALLOC_ARENA_MAX": "1"}
+    if os.name != "posix":  # Windows starts no Python without it
+        names["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
+    return names
+
+
+def end(process: subprocess.Popen[bytes], wall: Wall, first: int | None) -> None:
+    """Kills all that is behind the wall. `first`: a pidfd of the first process of its process namespace, if it has one."""
+    if os.name != "posix":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], check=False, capture_output=True)
+        process.kill()
+        return
+    if first is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(first, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)  # it ends when the last process of the namespace is gone
+    elif process.poll() is None:
+        end_descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
