@@ -32,7 +32,6 @@ from posttrain.types import Group, Rollout
 __all__ = ["GRPOConfig", "GRPOTrainer"]
 
 _REFUSED = {
-    "reward_processing_classes": "reward models are not built yet; pass reward functions",
     "rollout_func": "write an environment (env=, docs/environments.md), or an Engine (posttrain.types.Engine), instead of a rollout function",
     "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
 }
@@ -42,7 +41,7 @@ class GRPOTrainer(OnlineTrainer):
     """`GRPOTrainer(model, reward_funcs, args, train_dataset).train()`. The dataset has a column `prompt`; rewards may ask for the others.
 
     model: a name, a directory or a transformers model. reward_funcs: functions `f(completions, **columns) -> list[float | None]`, functions of
-    one `completion`, or a Rubric. tools: Python functions that the model may call; env: an `envs.Environment`, or what makes an `Env` of a task;
+    one `completion`, reward models, or a Rubric. tools: Python functions that the model may call; env: an `envs.Environment`, or what makes an `Env` of a task;
     environment_factory: a class whose methods are tools, as in TRL. Raises UserError for what cannot work, RewardError when a reward breaks.
     """
 
@@ -78,6 +77,7 @@ class GRPOTrainer(OnlineTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
             environment=as_environment(env, tools, environment_factory),
+            reward_processing_classes=reward_processing_classes,
         )
         args = self.args
         self.objective: Objective = OBJECTIVES[args.loss_type]

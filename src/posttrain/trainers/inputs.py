@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from posttrain.envs.environment import Environment
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
+from posttrain.trainers.reward_model import ModelReward, with_reward_models
 from posttrain.trainers.stage import with_pay
 
 
-def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Environment | None) -> Rubric:
+def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Environment | None, tokenizers: Any = None, own: Any = None) -> Rubric:
+    """One rubric of all rewards. tokenizers: of the reward models among them, one for each reward function; own: the policy's."""
+    if not isinstance(reward_funcs, Rubric) and reward_funcs not in (None, []):
+        functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        reward_funcs = with_reward_models(functions, tokenizers, own)
     if environment is None or not environment.pays:
         return _own_rubric(reward_funcs, weights)
     return with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
@@ -25,6 +32,12 @@ def _own_rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:
     if not functions or functions == [None]:
         raise UserError("reward_funcs is empty: give a function, a list of functions or a Rubric")
     return Rubric(*functions, weights=weights)
+
+
+def place_reward_models(rubric: Rubric, device: torch.device) -> None:
+    for reward in rubric.rewards:
+        if isinstance(reward.function, ModelReward):
+            reward.function.to(device)
 
 
 def sized(dataset: Any, name: str) -> Any:

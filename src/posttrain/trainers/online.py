@@ -30,7 +30,7 @@ from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
-from posttrain.trainers.inputs import as_rubric, named, sized
+from posttrain.trainers.inputs import as_rubric, named, place_reward_models, sized
 from posttrain.trainers.loader import PromptSampler, prompt_loader
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.online_config import OnlineConfig
@@ -64,9 +64,10 @@ class OnlineTrainer(BaseTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         environment: Environment | None = None,
+        reward_processing_classes: Any = None,
     ) -> None:
         self.environment = environment
-        self.rubric = as_rubric(reward_funcs, args.reward_weights, environment)
+        self.rubric = as_rubric(reward_funcs, args.reward_weights, environment, reward_processing_classes, processing_class)
         tasks = to_tasks(sized(train_dataset, "train_dataset"))
         self.rubric.check_columns(tasks[0].columns)
         self.eval_tasks = {name: to_tasks(sized(rows, "eval_dataset")) for name, rows in named(eval_dataset).items()}
@@ -82,6 +83,7 @@ class OnlineTrainer(BaseTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        place_reward_models(self.rubric, self.args.device)
         self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
         self.stage = self._make_stage()
         self.prompt_ids = self._encode(tasks)

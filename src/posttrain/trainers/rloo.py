@@ -1,0 +1,143 @@
+"""REINFORCE Leave-One-Out (Ahmadian et al. 2024, arXiv:2402.14740). GRPO's neighbour: the baseline is the mean of a completion's siblings without
+itself, which leaves the policy gradient unbiased, and the distance to the reference is a part of the reward.
+
+    R_i = reward_i - beta * sum_t (log p_old - log p_ref)        A_i = R_i - mean of R_j over the other completions j of the group
+    loss = mean over i of -min(r_i A_i, clip(r_i, 1 - eps, 1 + eps) A_i),   r_i = p(completion i) / p_old(completion i)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from posttrain.errors import UserError
+from posttrain.losses.kl import k1_penalty
+from posttrain.losses.policy import RLOO, PolicyOptions, policy_terms
+from posttrain.losses.rloo import leave_one_out
+from posttrain.trainers.config import refuse, setting, settings
+from posttrain.trainers.online import OnlineTrainer
+from posttrain.trainers.online_config import OnlineConfig
+from posttrain.trainers.stage import as_environment
+from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.types import Group
+
+_REFUSED = {
+    "rollout_func": "write an environment (env=), or an Engine (posttrain.types.Engine), instead of a rollout function",
+    "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
+}
+
+
+@settings
+@dataclass
+class RLOOConfig(OnlineConfig):
+    """Names and defaults are TRL's where the concept is the same."""
+
+    why_so_many = "a completion's baseline is the mean of its siblings"
+
+    learning_rate: float = setting(1e-6, "AdamW's learning rate.")
+    num_generations: int = setting(2, "G, the completions drawn for each prompt. At least 2: the others are a completion's baseline.")
+    beta: float = setting(0.05, "What a nat of the completion's log-ratio to the reference costs, in reward. 0 needs no reference.")
+    epsilon: float = setting(0.2, "Lower clip of a completion's ratio, and the upper one unless epsilon_high is set.")
+    epsilon_high: float | None = setting(None, "Upper clip.")
+    normalize_advantages: bool = setting(False, "Standardise advantages over the whole rollout.")
+    reward_clip_range: Any = setting(None, "[low, high]: rewards are held within it, before the reference's part.")
+    mask_truncated_completions: bool = setting(
+        False, "Completions cut at max_completion_length teach nothing; they stay in their siblings' baseline."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 0:
+            raise UserError(f"beta={self.beta}: a negative price would push the policy away from its reference; set it to 0 or more")
+        if self.reward_clip_range is not None:
+            if not isinstance(self.reward_clip_range, (list, tuple)) or len(self.reward_clip_range) != 2:
+                raise UserError(f"reward_clip_range={self.reward_clip_range!r}: give two numbers, the lowest and the highest reward")
+            low, high = self.reward_clip_range
+            if not low < high:
+                raise UserError(f"reward_clip_range={self.reward_clip_range!r}: the first number must be below the second")
+        if self.sync_ref_model and not self.beta:
+            raise UserError("sync_ref_model moves a reference, but beta=0.0 uses none; set beta, or leave sync_ref_model out")
+
+
+class RLOOTrainer(OnlineTrainer):
+    """`RLOOTrainer(model, reward_funcs, args, train_dataset).train()`: data, rewards and environments as for GRPOTrainer."""
+
+    args: RLOOConfig
+    objective = RLOO
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: RLOOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+        env: Any = None,
+    ) -> None:
+        refuse(_REFUSED, locals())
+        super().__init__(
+            model,
+            reward_funcs,
+            args or RLOOConfig(),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            environment=as_environment(env, tools, environment_factory),
+        )
+        self.options = PolicyOptions(epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high, kl_estimator="k1")
+        self.use_reference(needed=self.args.beta != 0)
+
+    def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
+        rows = rows_of(groups, lambda rollout: not (self.args.mask_truncated_completions and rollout.is_truncated))
+        self.freeze(rows, old=not self.args.on_policy or self.reference is not None)
+        given = [rollout.reward for _, group in groups for rollout in group.rollouts]
+        rewards = [None if reward is None else self._held(reward) - self._distance(row) for reward, row in zip(given, rows, strict=True)]
+        everyone, places, lengths = gathered(rows, rewards, self.args.device)
+        table = torch.tensor([torch.nan if reward is None else reward for reward in everyone], dtype=torch.float64)
+        compared = leave_one_out(table, [len(group) for group in lengths], normalize=self.args.normalize_advantages)
+        by_row = dict(zip(places, compared.tolist(), strict=True))
+        for row in rows:
+            row.advantage = by_row[row.group, row.index]
+            row.old_logps = None if self.args.on_policy else row.old_logps  # one update per rollout: the new ones, detached
+        self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
+        return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
+
+    def _held(self, reward: float) -> float:
+        if self.args.reward_clip_range is None:
+            return reward
+        low, high = self.args.reward_clip_range
+        return min(max(reward, low), high)
+
+    def _distance(self, row: Row) -> float:
+        """What the log-ratio of the completion's trained tokens to the reference costs."""
+        if self.reference is None:
+            return 0.0
+        old, ref, mask = (torch.tensor([values], dtype=torch.float64) for values in (row.old_logps, row.ref_logps, row.trained))
+        return self.args.beta * float(k1_penalty(old, ref, mask))
+
+    def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
+        """A row whose gradient is exactly 0 is left out of the forward, never out of the counts."""
+        return [(row, weight) for row, weight in super().row_weights(chosen) if row.advantage != 0.0]
+
+    def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
+        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=False)[:2]  # (B, T)
+        terms = policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=RLOO, options=self.options, ref_logps=batch.ref_logps)
+        self.note_update(batch, logps, entropy, terms)
+        return (terms.per_token * batch.weights[:, None]).sum() * self.args.world_size
