@@ -5,43 +5,25 @@ Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input can
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from posttrain.cli import runs
+from posttrain.cli import data as data_commands
+from posttrain.cli import rewards
 from posttrain.cli.kinds import KINDS
-from posttrain.cli.recipe import Recipe, read_recipe
-from posttrain.cli.values import nearest
-from posttrain.errors import RewardError, TrainingError, UserError
+from posttrain.cli.options import SETTINGS, overrides, sentences
+from posttrain.cli.recipe import read_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a language model into one that reasons: GRPO and SFT."
 )
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
-EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2}
-
-
-@contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """Errors that are the user's to mend are printed as a sentence, without a traceback."""
-    try:
-        yield
-    except tuple(EXIT_CODES) as error:
-        if os.environ.get("POSTTRAIN_TRACEBACK") == "1":
-            raise
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from error
+app.add_typer(rewards.app, name="reward")
+app.add_typer(data_commands.app, name="data")
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe: arithmetic, gsm8k, gsm8k-tiny.")]
@@ -120,57 +102,18 @@ def evaluate(
 
 
 def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool) -> None:
-    recipe = read_recipe(name, _overrides(ctx))
-    from posttrain.cli import build
+    recipe = read_recipe(name, overrides(ctx))
+    from posttrain.cli import build, training
 
     build.hide_progress_bars()
-    kind, section = KINDS[command], KINDS[command].section
-    default_output = f"runs/{Path(name).stem}" + ("" if command == "grpo" else f"-{command}")
+    kind = KINDS[command]
     if dry_run:
-        with tempfile.TemporaryDirectory() as nowhere:
-            trainer = build.make_trainer(kind, recipe, default_output=default_output, output_dir=nowhere)
-            typer.echo(trainer.plan())
-            typer.echo("the recipe is ready to train: nothing was written")
+        typer.echo(training.dry_run(kind, recipe))
+        typer.echo("the recipe is ready to train: nothing was written")
         return
-    output_dir = str(getattr(recipe, section).get("output_dir") or default_output)
-    goes_on = runs.may_start(output_dir, section=section, resume=resume, overwrite=overwrite)
-    trainer = build.make_trainer(kind, recipe, default_output=default_output)
-    with trainer.args.main_process_first():
-        if trainer.args.process_index == 0:
-            _begin(output_dir, recipe, overwrite)
-    if resume and not goes_on:
-        typer.echo(f"no complete checkpoint in {output_dir} yet: starting from the beginning")
-    trainer.train(resume_from_checkpoint=goes_on or None)
-    trainer.save_model(str(Path(output_dir) / runs.MODEL))
-    if trainer.args.process_index == 0:
-        typer.echo(f"the model is in {output_dir}/{runs.MODEL}" + (f"   examine it: posttrain eval {output_dir}" if kind.is_online else ""))
-
-
-def _begin(output_dir: str, recipe: Recipe, overwrite: bool) -> None:
-    if overwrite:
-        runs.clear(output_dir)
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(output_dir) / runs.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-
-
-def _overrides(ctx: typer.Context) -> list[str]:
-    """["train.beta=0.1", ...] from what the command's own options left over: --train.beta=0.1 or --train.beta 0.1."""
-    rest, found = list(ctx.args), []
-    sections = Recipe.__dataclass_fields__
-    while rest:
-        given = rest.pop(0)
-        name, equals, value = given.removeprefix("--").partition("=")
-        if not given.startswith("--") or name.partition(".")[0] not in sections:
-            options = [option for parameter in ctx.command.params for option in parameter.opts] + [f"--{section}" for section in sections]
-            raise UserError(
-                f"{given} is not an option; settings carry their section, as in --train.learning_rate=1e-6.{nearest(given.split('.')[0], options)}"
-            )
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(f"{given} has no value; write {given}=...")
-            value = rest.pop(0)
-        found.append(f"{name}={value}")
-    return found
+    default_output = f"runs/{Path(name).stem}" + ("" if command == "grpo" else f"-{command}")
+    output_dir = str(getattr(recipe, kind.section).get("output_dir") or default_output)
+    training.train_run(kind, recipe, output_dir, resume=resume, overwrite=overwrite)
 
 
 def run() -> None:

@@ -1,0 +1,51 @@
+"""What commands share: settings as options (--train.beta=0.1), and errors that become one sentence on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import typer
+
+from posttrain.cli.recipe import Recipe
+from posttrain.cli.values import nearest
+from posttrain.errors import RewardError, TrainingError, UserError
+
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
+EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2}
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Errors that are the user's to mend are printed as a sentence, without a traceback."""
+    try:
+        yield
+    except tuple(EXIT_CODES) as error:
+        if os.environ.get("POSTTRAIN_TRACEBACK") == "1":
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from error
+
+
+def overrides(ctx: typer.Context) -> list[str]:
+    """["train.beta=0.1", ...] from what the command's own options left over: --train.beta=0.1 or --train.beta 0.1."""
+    rest, found = list(ctx.args), []
+    sections = Recipe.__dataclass_fields__
+    while rest:
+        given = rest.pop(0)
+        name, equals, value = given.removeprefix("--").partition("=")
+        if not given.startswith("--") or name.partition(".")[0] not in sections:
+            options = [option for parameter in ctx.command.params for option in parameter.opts] + [f"--{section}" for section in sections]
+            raise UserError(
+                f"{given} is not an option; settings carry their section, as in --train.learning_rate=1e-6.{nearest(given.split('.')[0], options)}"
+            )
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{given} has no value; write {given}=...")
+            value = rest.pop(0)
+        found.append(f"{name}={value}")
+    return found

@@ -1,0 +1,211 @@
+"""What a trainer would see of the data: rows as tokens, each read or trained, and what share of them is trained. No model is loaded.
+
+The rows of a recipe are prepared as the trainer prepares them, and all of them are counted; a few are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from posttrain.cli.build import fill, make_tokenizer
+from posttrain.cli.kinds import KINDS, Kind
+from posttrain.cli.recipe import Recipe
+from posttrain.cli.values import read_settings
+from posttrain.data.chat import encode_example, encode_preference, encode_prompt
+from posttrain.data.convert import maybe_extract_prompt
+from posttrain.data.examples import ExampleMaker
+from posttrain.data.formats import PREFERENCE, FormatCheck, tools_of
+from posttrain.data.mixture import load_data
+from posttrain.errors import UserError
+
+
+@dataclass
+class Piece:
+    """A run of tokens of a row with its name: prompt, completion, chosen, rejected."""
+
+    name: str
+    ids: list[int]
+    trained: list[bool]
+    is_cut: bool = False  # it was longer than max_length allows
+
+
+@dataclass
+class Preview:
+    """Counts over all rows, and the first rows themselves."""
+
+    kind: Kind
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    shown: list[list[Piece]] = field(default_factory=list)
+    rows: int = 0
+    tokens: int = 0
+    trained: int = 0
+    ended: int = 0  # runs of trained tokens that hold a stop token
+    runs: int = 0  # pieces with trained tokens
+    cut: int = 0
+    longest: int = 0  # tokens of a row's longest reading: its prompt with one completion
+
+    def add(self, pieces: list[Piece]) -> None:
+        self.rows += 1
+        read = sum(len(piece.ids) for piece in pieces if not any(piece.trained))
+        for piece in pieces:
+            self.tokens += len(piece.ids)
+            self.trained += sum(piece.trained)
+            self.longest = max(self.longest, len(piece.ids) + (read if any(piece.trained) else 0))
+            if any(piece.trained):
+                self.runs += 1
+                self.cut += piece.is_cut
+                self.ended += any(trained and id in self.stop_ids for id, trained in zip(piece.ids, piece.trained, strict=True))
+
+
+def preview(recipe: Recipe, kind: Kind, count: int) -> Preview:
+    """Raises UserError for whatever is wrong with the data, a row without a trained token included."""
+    settings = read_settings(kind.section, getattr(recipe, kind.section), kind.config_class(), kind.title)
+    if recipe.data.train is None:
+        raise UserError("the recipe does not say data.train; give it there or as --data.train=...")
+    raw = load_data(recipe.data.train, streaming=recipe.data.streaming)
+    tokenizer = make_tokenizer(recipe.model, raw)
+    with_template(tokenizer, settings)
+    found = Preview(kind, tokenizer, stop_ids_of(recipe.model.name, tokenizer))
+    encode = _encoder(kind, found, settings)
+    for row in fill(raw, recipe.data, tokenizer):
+        pieces = encode(row)
+        found.add(pieces)
+        if len(found.shown) < count:
+            found.shown.append(pieces)
+    if not found.rows:
+        raise UserError("the data have no rows")
+    return found
+
+
+def kind_of_recipe(recipe: Recipe, wanted: str | None) -> Kind:
+    """The trainer whose data are asked for: the one named, or the only one that the recipe has settings for; with a rubric alone GRPO."""
+    if wanted is not None:
+        if wanted not in KINDS:
+            raise UserError(f"--kind {wanted} is not known; use one of {', '.join(KINDS)}")
+        return KINDS[wanted]
+    with_settings = [kind for kind in KINDS.values() if getattr(recipe, kind.section)]
+    if len(with_settings) == 1:
+        return with_settings[0]
+    if not with_settings:
+        return KINDS["grpo" if recipe.rubric else "sft"]
+    names = ", ".join(name for name, kind in KINDS.items() if kind in with_settings)
+    raise UserError(f"the recipe has settings for several trainers ({names}); say which data to show: --kind {names.split(", ")[0]}")
+
+
+def with_template(tokenizer: Any, settings: dict[str, Any]) -> None:
+    """The chat template and end token that the settings ask for, as the trainer sets them."""
+    from posttrain.models.templates import set_chat_template, set_eos_token
+
+    if settings.get("chat_template_path"):
+        set_chat_template(tokenizer, settings["chat_template_path"], settings.get("reply_opening"))
+    if settings.get("eos_token"):
+        set_eos_token(tokenizer, settings["eos_token"])
+
+
+def stop_ids_of(model: str | None, tokenizer: Any) -> tuple[int, ...]:
+    """As `models.load.stop_token_ids`, from the files beside the weights."""
+    from transformers import GenerationConfig
+
+    ids = [tokenizer.eos_token_id]
+    if model is not None:
+        try:
+            listed = GenerationConfig.from_pretrained(model).eos_token_id
+        except OSError:  # the model has none
+            listed = None
+        ids = [*(listed if isinstance(listed, list) else [listed]), *ids]
+    return tuple(dict.fromkeys(id for id in ids if id is not None))
+
+
+Encoder = Callable[[dict[str, Any]], list[Piece]]
+
+
+def _encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -> Encoder:
+    if kind.is_online:
+        return _prompt_encoder(found, settings)
+    if kind is KINDS["sft"]:
+        return _example_encoder(found, kind.config_class()(**{**settings, "report_to": "none"}).examples)
+    return _completions_encoder(kind, found, settings)
+
+
+def _example_encoder(found: Preview, options: Any) -> Encoder:
+    make = ExampleMaker(found.tokenizer, options, found.stop_ids)
+
+    def encode(row: dict[str, Any]) -> list[Piece]:
+        example = make(row)
+        is_full = options.max_length is not None and len(example.ids) == options.max_length
+        return [Piece("row", list(example.ids), list(map(bool, example.trained)), is_full and not make.ends(example))]
+
+    return encode
+
+
+def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -> Encoder:
+    trainer, limit = kind.trainer_class(), settings.get("max_length", getattr(kind.config_class(), "max_length", None))
+    check = FormatCheck(trainer.formats, kind.title)
+
+    def encode(row: dict[str, Any]) -> list[Piece]:
+        number = check.seen
+        is_pair = "chosen" in check(row).texts
+        row = maybe_extract_prompt(row)
+        options = {"stop_ids": found.stop_ids, **(row.get("chat_template_kwargs") or {})}
+        if (tools := tools_of(row)) is not None:
+            options["tools"] = tools
+        if is_pair:
+            prompt, *completions = encode_preference(found.tokenizer, row["prompt"], row["chosen"], row["rejected"], **options)
+            names = PREFERENCE.replies
+        else:
+            prompt, completion = encode_example(found.tokenizer, row["prompt"], row["completion"], **options)
+            completions, names = [completion], ("good completion" if row["label"] else "bad completion",)
+        room = None if limit is None else limit - len(prompt)
+        if room is not None and room < 1:
+            raise UserError(f"row {number}: its prompt has {len(prompt)} tokens, which leaves no room for a completion within max_length={limit}")
+        pieces = [Piece("prompt", prompt, [False] * len(prompt))]
+        for name, ids in zip(names, completions, strict=True):
+            pieces.append(Piece(name, ids[:room], [True] * len(ids[:room]), room is not None and len(ids) > room))
+        return pieces
+
+    return encode
+
+
+def _prompt_encoder(found: Preview, settings: dict[str, Any]) -> Encoder:
+    from posttrain.data.prompts import validate_prompts
+
+    def encode(row: dict[str, Any]) -> list[Piece]:
+        validate_prompts([row])
+        options = {} if isinstance(row["prompt"], str) else settings.get("chat_template_kwargs") or {}
+        ids = encode_prompt(found.tokenizer, row["prompt"], **options)
+        return [Piece("prompt", ids, [False] * len(ids))]
+
+    return encode
+
+
+def report(found: Preview) -> list[str]:
+    """The counts, a sentence each."""
+    lines = [f"{found.rows:,} rows, {found.tokens:,} tokens; the longest row has {found.longest:,}"]
+    if found.kind.is_online:
+        return [*lines, "prompts are only read; what the model samples after them is trained, up to and with its stop token"]
+    lines.append(f"{found.trained / found.tokens:.1%} of the tokens are trained")
+    without = found.runs - found.ended
+    lines.append(
+        "a stop token is trained in every completion"
+        if not without
+        else f"a stop token is trained in {found.ended / found.runs:.1%} of the completions; {without:,} do not teach where to stop"
+    )
+    if found.cut:
+        lines.append(f"{found.cut:,} completions are cut at max_length")
+    return lines
+
+
+def stretches(piece: Piece, tokenizer: Any, stop_ids: Iterable[int]) -> list[tuple[str, str]]:
+    """(text, "read" | "trained" | "stop") of runs of tokens. A character that several tokens share goes with the last of them."""
+    stops = set(stop_ids)
+    styles = ["stop" if trained and id in stops else "trained" if trained else "read" for id, trained in zip(piece.ids, piece.trained, strict=True)]
+    found, at = [], 0
+    for style, members in groupby(styles):
+        length = len(list(members))
+        found.append((str(tokenizer.decode(piece.ids[at : at + length])), style))
+        at += length
+    return found
