@@ -92,8 +92,8 @@ def kind_of_recipe(recipe: Recipe, wanted: str | None) -> Kind:
         return with_settings[0]
     if not with_settings:
         return KINDS["grpo" if recipe.rubric else "sft"]
-    names = ", ".join(name for name, kind in KINDS.items() if kind in with_settings)
-    raise UserError(f"the recipe has settings for several trainers ({names}); say which data to show: --kind {names.split(", ")[0]}")
+    names = [name for name, kind in KINDS.items() if kind in with_settings]
+    raise UserError(f"the recipe has settings for several trainers ({', '.join(names)}); say which data to show: --kind {names[0]}")
 
 
 def with_template(tokenizer: Any, settings: dict[str, Any]) -> None:
