@@ -1,0 +1,92 @@
+"""`posttrain reward check`, as a user types it."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from posttrain.cli.main import app
+
+MINE = """
+def lenient(completion, answer):
+    return float(answer in completion)
+
+def sound(completion, answer, points=1.0):
+    return points * (completion.strip() == answer)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"What is 3 + {n}?", "solution": f"3+{n}={3 + n} #### {3 + n}"}) for n in (14, 28, 96))
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        'model: {name: none}\nrubric: [gsm8k]\ndata: {train: rows.jsonl, prompt: "{question}", answer: "{solution|after:####}"}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["reward", "check", *arguments])
+
+
+def test_a_sound_reward_passes_with_its_range_shown(folder):
+    result = run("arithmetic")
+    assert result.exit_code == 0, result.output
+    assert "reward                -4 to +4" in result.output
+    assert result.output.splitlines()[-1] == "passed"
+
+
+def test_a_weak_reward_fails_with_exit_code_1(folder):
+    result = run("mine.py:lenient")
+    assert result.exit_code == 1
+    assert "FAIL  substrings" in result.output
+    assert "checks failed" in result.output.splitlines()[-1]
+
+
+def test_settings_are_read_as_yaml_and_findings_as_json(folder):
+    result = run("soft_format", "--set", "legacy=true", "--json")
+    found = json.loads(result.output)
+    assert result.exit_code == 1
+    assert found["passed"] is False
+    assert [finding["name"] for finding in found["findings"] if finding["verdict"] == "FAIL"] == ["reasoning in lines"]
+
+
+def test_rows_of_the_user_with_templates(folder):
+    result = run(
+        "mine.py:sound", "--data", "rows.jsonl", "--prompt", "{question}", "--answer", "{solution|after:####}", "--rows", "2", "--set", "points=2.5"
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 rows" in result.output
+    assert "gold answers earn 2.5 to 2.5" in result.output
+
+
+def test_a_recipe_brings_its_rubric_and_rows(folder):
+    result = run("recipe.yaml")
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 earn 4" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gsm9k"], "Did you mean 'gsm8k'?"),
+        (["mine.py:lenien"], "Did you mean 'lenient'?"),
+        (["mine.py:sound", "--data", "rows.jsonl"], "asks for the column 'answer'"),
+        (["arithmetic", "--set", "legacy"], "--set legacy has no value"),
+        (["recipe.yaml", "--set", "legacy=true"], "a recipe holds the settings"),
+        (["arithmetic", "--form", "nowhere"], "does not say where the {answer} stands"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence_with_exit_code_2(folder, arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_text_of_a_reward_is_no_markup(folder):
+    result = run("arithmetic", "--form", "[bold]\x1b[31m{answer}")
+    assert "[bold]\\x1b[31m{answer}" in result.output
