@@ -155,6 +155,7 @@ class LocalLane:
             attempt.scores, attempt.answer, attempt.notes = timed_out(attempt.call, seconds), None, Notes()
             if self._loop is loop and not await _answers(loop):
                 self._loop = None
+                loop.call_soon_threadsafe(loop.stop)  # should it ever turn again
             return
         attempt.answer, error = running.result()
         if error is not None:
@@ -174,7 +175,12 @@ def home() -> asyncio.AbstractEventLoop:
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+
+    def turn() -> None:
+        loop.run_forever()
+        loop.close()
+
+    threading.Thread(target=turn, name=name, daemon=True).start()
     return loop
 
 

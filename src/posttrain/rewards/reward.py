@@ -48,6 +48,7 @@ class RewardFunction:
     decides: bool = False  # full marks mean that the answer is right: what an evaluation counts
     is_verifier: bool = False  # answers True, False or None only
     policy: FailurePolicy = OPEN  # what is left open is said by the rubric or the trainer
+    prepare: Callable[[], Any] | None = None  # done once in each worker before its first call, outside of any time limit: slow imports
     source: Source | None = None  # None: it was passed as an object, so that no other process can find it
     shape: str = field(init=False)  # a key of OFFERED
     required: tuple[str, ...] = field(init=False)  # columns it cannot be called without
@@ -109,7 +110,13 @@ class RewardFunction:
 def reward(function: Callable[..., Any]) -> RewardFunction: ...
 @overload
 def reward(
-    *, name: str | None = None, weight: float = 1.0, range: tuple[float, float] | None = None, decides: bool = False, **policy: Any
+    *,
+    name: str | None = None,
+    weight: float = 1.0,
+    range: tuple[float, float] | None = None,
+    decides: bool = False,
+    prepare: Callable[[], Any] | None = None,
+    **policy: Any,
 ) -> Callable[[Callable[..., Any]], RewardFunction]: ...
 def reward(
     function: Callable[..., Any] | None = None,
@@ -118,16 +125,17 @@ def reward(
     weight: float = 1.0,
     range: tuple[float, float] | None = None,
     decides: bool = False,
+    prepare: Callable[[], Any] | None = None,
     **policy: Any,
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
     """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores.
 
-    policy: timeout, on_error, retries, workers (see policy.py). Raises UserError for a worker that could not find the function.
+    prepare: done once in each worker before its first call. policy: timeout, on_error, retries, workers (see policy.py). Raises UserError for a worker that could not find the function.
     """
     governed = FailurePolicy.of(policy)
 
     def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
-        made = RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides, policy=governed)
+        made = RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides, policy=governed, prepare=prepare)
         return made if governed.workers is None else replace(made, source=_source_of(wrapped))
 
     return wrap if function is None else wrap(function)
@@ -136,14 +144,19 @@ def reward(
 @overload
 def verifier(function: Callable[..., Any]) -> RewardFunction: ...
 @overload
-def verifier(*, name: str | None = None, weight: float = 1.0, **policy: Any) -> Callable[[Callable[..., Any]], RewardFunction]: ...
+def verifier(*, name: str | None = None, weight: float = 1.0, **settings: Any) -> Callable[[Callable[..., Any]], RewardFunction]: ...
 def verifier(
-    function: Callable[..., Any] | None = None, *, name: str | None = None, weight: float = 1.0, **policy: Any
+    function: Callable[..., Any] | None = None, *, name: str | None = None, weight: float = 1.0, **settings: Any
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
-    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell. policy: as `reward`."""
+    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell.
+
+    settings: prepare, timeout, on_error, retries, workers, as for `reward`.
+    """
+
+    decorate = reward(name=name, weight=weight, range=(0.0, 1.0), decides=True, **settings)
 
     def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
-        return replace(reward(name=name, weight=weight, range=(0.0, 1.0), decides=True, **policy)(wrapped), is_verifier=True)
+        return replace(decorate(wrapped), is_verifier=True)
 
     return wrap if function is None else wrap(function)
 
@@ -158,7 +171,7 @@ def as_reward(function: Callable[..., Any]) -> RewardFunction:
     while isinstance(inner, functools.partial):
         inner = inner.func
     if isinstance(inner, RewardFunction):  # a partial of a decorated reward keeps what the decorator said
-        return RewardFunction(function, inner.name, inner.weight, inner.range, inner.decides, inner.is_verifier, inner.policy)
+        return RewardFunction(function, inner.name, inner.weight, inner.range, inner.decides, inner.is_verifier, inner.policy, inner.prepare)
     return RewardFunction(function, name_of(function))
 
 

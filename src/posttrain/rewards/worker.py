@@ -64,7 +64,9 @@ def _load(name: str, settings: dict[str, Any], folder: str | None, index: int | 
     loaded = load_reward(name, settings, folder=folder)
     if isinstance(loaded, list):
         assert index is not None
-        return loaded[index]
+        loaded = loaded[index]
+    if loaded.prepare is not None:
+        loaded.prepare()
     return loaded
 
 

@@ -24,6 +24,7 @@ from posttrain.rewards.lanes import Attempt
 from posttrain.rewards.reward import OFFERED, Source
 
 START_SECONDS = 120.0  # for starting Python and importing the reward
+START_TRIES = 3
 LINE_BYTES = 2**26  # the longest answer that is read
 _alive: set[Process] = set()
 
@@ -53,16 +54,16 @@ class WorkerLane:
             for deaths in (0, 1):  # a death may have had nothing to do with the call: one more try is free
                 attempt.call.retried += deaths
                 try:
-                    attempt.scores = await self._ask(attempt, line, seconds) or []
+                    attempt.scores = await self._ask(attempt, line, seconds, fresh=deaths > 0) or []
                 except (OSError, ValueError) as error:  # no process can be started, or its answer has no end
                     attempt.scores = raised(attempt.call, error)
                 if attempt.scores:
                     return
         attempt.scores = failed(attempt.call, "raised", "ended its worker twice (out of memory, a crash, os._exit?)")
 
-    async def _ask(self, attempt: Attempt, line: bytes, seconds: float | None) -> Scores | None:
-        """None: the process died."""
-        process = self._idle.pop() if self._idle else await self._start()
+    async def _ask(self, attempt: Attempt, line: bytes, seconds: float | None, *, fresh: bool) -> Scores | None:
+        """None: the process died. fresh: one that has not been idle, for it cannot have died meanwhile."""
+        process = self._idle.pop() if self._idle and not fresh else await self._start()
         answer = None
         try:
             answer = await asyncio.wait_for(_exchange(process, line), seconds)
@@ -77,6 +78,27 @@ class WorkerLane:
                 await _end(process)
 
     async def _start(self) -> Process:
+        """A process that has imported the reward. Raises OSError."""
+        for _ in range(START_TRIES):
+            process = await self._spawn()
+            said = None
+            try:
+                said = await asyncio.wait_for(_exchange(process, _line(asdict(self.source))), START_SECONDS)
+            except asyncio.TimeoutError:
+                raise OSError(f"its worker did not start within {START_SECONDS:g} s") from None
+            finally:
+                if said is None:
+                    await _end(process)
+            if said is not None:
+                break
+        else:
+            raise OSError(f"its worker died {START_TRIES} times while it started")
+        if "raised" in (report := json.loads(said)):
+            await _end(process)
+            raise OSError(f"its worker cannot import {self.source.name}: {report['raised']}")
+        return process
+
+    async def _spawn(self) -> Process:
         environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "posttrain.rewards.worker"),
@@ -87,19 +109,6 @@ class WorkerLane:
             start_new_session=True,  # Ctrl-C is the trainer's; and what the reward starts can be killed with it
         )
         _alive.add(process)
-        said = None
-        try:
-            said = await asyncio.wait_for(_exchange(process, _line(asdict(self.source))), START_SECONDS)
-        except asyncio.TimeoutError:
-            pass  # as if it had died: below
-        finally:
-            if said is None:
-                await _end(process)
-        if said is None:
-            raise OSError(f"its worker did not start within {START_SECONDS:g} s")
-        if "raised" in (report := json.loads(said)):
-            await _end(process)
-            raise OSError(f"its worker cannot import {self.source.name}: {report['raised']}")
         return process
 
 

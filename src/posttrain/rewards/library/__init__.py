@@ -16,6 +16,7 @@ from posttrain.rewards.library.environment import environment
 from posttrain.rewards.library.gsm8k import correctness, gsm8k, integer, soft_format, strict_format, tag_count
 from posttrain.rewards.library.language import language
 from posttrain.rewards.library.length import brevity, cosine_length, soft_overlong
+from posttrain.rewards.library.math import math_answer
 from posttrain.rewards.library.patterns import keywords, regex
 from posttrain.rewards.library.proximity import proximity
 from posttrain.rewards.library.qwen3_proximity import qwen3_proximity
@@ -69,6 +70,7 @@ FUNCTIONS: dict[str, RewardFunction] = {
         tag_count,
         desired_reply,
         environment,
+        math_answer,
         recipient_named,
         signature_block,
     )
