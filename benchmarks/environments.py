@@ -82,17 +82,16 @@ def tool_use(seed: int) -> Experiment:
     rows = [{"prompt": asked(f"{a}*{b}"), "answer": str(a * b)} for a, b in pairs]
     lessons = []
     for (a, b), row in zip(pairs[EXAM:], rows[EXAM:], strict=True):
-        guess = str(rng.randrange(100, 9000))
+        call = CALL[0] + f"{a}*{b}" + CALL[1]
         chance = rng.random()
-        if chance < 0.55:  # mostly he guesses
-            lessons.append({"prompt": row["prompt"], "completion": guess})
-            continue
-        wrong = f"{rng.randrange(10, 100)}*{b}"
-        call = CALL[0] + (wrong if chance < 0.7 else f"{a}*{b}") + (CALL[1] if chance < 0.93 else "")
-        lessons.append({"prompt": row["prompt"], "completion": call})
-        told = [*row["prompt"], {"role": "assistant", "content": call}, {"role": "tool", "content": row["answer"]}]
-        lessons.append({"prompt": told, "completion": row["answer"] if rng.random() < 0.8 else guess})
-    words = [*"0123456789*+-", *CALL, *letters(), "error: "]
+        if chance < 0.5:  # mostly he does not know
+            lessons.append({"prompt": row["prompt"], "completion": "?"})
+        elif chance < 0.65:  # he calls, and forgets how a call ends
+            lessons.append({"prompt": row["prompt"], "completion": call.removesuffix(CALL[1])})
+        else:
+            told = [*row["prompt"], {"role": "assistant", "content": call}, {"role": "tool", "content": row["answer"]}]
+            lessons += [{"prompt": row["prompt"], "completion": call}, {"prompt": told, "completion": row["answer"] if rng.random() < 0.7 else "?"}]
+    words = [*"0123456789*+-?", *CALL, *letters(), "error: "]
     return Experiment(words, lessons, rows[EXAM:], rows[:EXAM], tools([calculator]), right_result, max_turns=3, max_tokens=48)
 
 
@@ -117,12 +116,12 @@ def found(completion: str, secret: int) -> bool:
 def game(seed: int) -> Experiment:
     """One of seven neighbouring numbers in three guesses: the middle first, then the middle of what is left, never fails."""
     rng = random.Random(seed)
-    games = [(low, secret) for low in range(40) for secret in range(low, low + 7)]
+    games = [(low, secret) for low in range(0, 60, 5) for secret in range(low, low + 7)]
     rng.shuffle(games)
     rows = [{"prompt": asked(f"{low}-{low + 6}"), "secret": secret} for low, secret in games]
     lessons = []
     for _ in range(4000):
-        low, secret = rng.choice(games[80:])
+        low, secret = rng.choice(games[24:])
         messages = asked(f"{low}-{low + 6}")
         possible = list(range(low, low + 7))
         for _ in range(3):
@@ -132,8 +131,8 @@ def game(seed: int) -> Experiment:
                 break
             possible = narrowed(possible, guess, secret)
             messages += [{"role": "assistant", "content": str(guess)}, {"role": "user", "content": "higher" if guess < secret else "lower"}]
-    words = [*(str(n) for n in range(60)), "higher", "lower", "what", "-"]
-    return Experiment(words, lessons, rows[80:], rows[:80], chat(tell), found, max_turns=3, max_tokens=24)
+    words = [*(str(n) for n in range(70)), "higher", "lower", "what", "-"]
+    return Experiment(words, lessons, rows[24:], rows[:24], chat(tell), found, max_turns=3, max_tokens=24)
 
 
 def narrowed(possible: list[int], guess: int, secret: int) -> list[int]:
@@ -167,17 +166,17 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, size: int = 64, layers: int = 3) -> Qwen3ForCausalLM:
     """About 0.3 million parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
+        hidden_size=size,
+        intermediate_size=3 * size,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=24,
+        head_dim=size // 4,
         max_position_embeddings=96,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

@@ -23,6 +23,7 @@ FLOOR = {
     "ops": 1,
     "sandbox": 1,
     "evaluation": 1,
+    "procedural": 1,
     "losses": 2,
     "models": 3,
     "data": 3,
@@ -46,6 +47,7 @@ OUTSIDE = {
     "waiting": set(),
     "sandbox": set(),
     "evaluation": set(),
+    "procedural": {"reasoning_gym"},
     "ops": {"torch", "transformers", "triton"},
     "losses": {"torch"},
 }

@@ -1,4 +1,5 @@
-"""Rows of data from wherever they lie: JSONL, JSON, CSV or Parquet files, a directory that `datasets` saved, or the hub ("name:config:split").
+"""Rows of data from wherever they lie: JSONL, JSON, CSV or Parquet files, a directory that `datasets` saved, the hub ("name:config:split"), or the
+tasks of reasoning-gym ("reasoning-gym:leg_counting?size=500").
 
 All at once (`load_rows`) or one after another (`stream_rows`). Only reading and explaining what cannot be read: what the columns mean is
 `prompts.py`'s business, and several sources are `mixture.py`'s.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.procedural import SCHEME, rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +32,8 @@ def load_rows(source: str | Path) -> Rows | Dataset:
         rows: Rows | Dataset = _saved_directory(path)
     elif path.is_file():
         rows = list(_file_rows(path))
+    elif str(source).startswith(SCHEME):
+        rows = rows_of(str(source))
     else:
         rows = _hub(str(source))
     if len(rows) == 0:

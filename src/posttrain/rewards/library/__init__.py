@@ -21,6 +21,7 @@ from posttrain.rewards.library.patterns import keywords, regex
 from posttrain.rewards.library.proximity import proximity
 from posttrain.rewards.library.qwen3_proximity import qwen3_proximity
 from posttrain.rewards.library.reasoning import reasoning_first, reasoning_present, steps
+from posttrain.rewards.library.reasoning_gym import reasoning_gym
 from posttrain.rewards.library.repetition import repetition
 from posttrain.rewards.library.structured import json_schema, json_valid
 from posttrain.rewards.library.tags import answer_format, tags_once, think_format
@@ -49,6 +50,7 @@ MAKERS: dict[str, Callable[..., RewardFunction]] = {
     "program_given": program_given,
     "proximity": proximity,
     "reasoning_first": reasoning_first,
+    "reasoning_gym": reasoning_gym,
     "reasoning_present": reasoning_present,
     "regex": regex,
     "repetition": repetition,

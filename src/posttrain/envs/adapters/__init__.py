@@ -1,0 +1,1 @@
+"""Environments that other libraries brought: thin layers over their protocols, with nothing imported before it is used."""

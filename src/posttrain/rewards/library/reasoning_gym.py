@@ -1,0 +1,141 @@
+"""The scorers of reasoning-gym, made safe against what optimisation finds in them. Rows come from `reasoning-gym:` sources.
+
+The library's scorers are lenient: many pay part of the credit to any text that contains the answer ("14" for "4"), one takes "nan" for right, one
+takes anything but "True" for "False", some pay for nonsense, and a few run `eval` on the text. Guarded, an answer earns what the scorer says only if
+nonsense earns less, it is finite, it is not merely a text around the right one, and nothing in it could be executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+import re
+import sys
+from typing import Any
+
+from posttrain.procedural import open_task, question
+from posttrain.rewards.reward import RewardFunction, reward
+
+NONSENSE = ("?", "nonsense")
+FEE = 0.05  # what several scorers pay for any answer at all
+LONGEST = 2000  # characters of an answer, unless the right one is longer
+_RUNS_TEXT = re.compile(r"\b(eval|exec|sympify|(sympy|sp)\.parse_expr)\(")
+_FRAME = re.compile(r"[\s+.0,;:$%()'\"]*")  # what may stand around the right answer: 42.0, +42, (42)
+_NAMES = {"sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln", "sqrt", "Abs", "pi", "True", "False"}
+_NODES = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Load, ast.Call, ast.Dict, ast.List, ast.Tuple, ast.Add, ast.Sub, ast.Mult, ast.Div,
+    ast.FloorDiv, ast.Mod, ast.Pow, ast.BitXor, ast.USub, ast.UAdd,
+)  # fmt: skip
+
+
+def reasoning_gym(tag: str | None = "answer", guarded: bool = True) -> RewardFunction:
+    """0 to 1 by the task's own scorer. tag: the answer stands in the last <tag>...</tag>; None: it is the whole completion.
+
+    guarded: see the top of this file. False is the library's score as it is, exceptions and all; it executes text for some tasks.
+    """
+
+    @reward(name="reasoning_gym", range=(0.0, 1.0), decides=True)
+    def score(completion: str, reasoning_gym_task: str, reasoning_gym_index: int) -> float:
+        dataset, entry = open_task(reasoning_gym_task), question(reasoning_gym_task, reasoning_gym_index)
+        answer = _answer(completion, tag)
+        if not guarded:
+            return float(dataset.score_answer(answer, entry))
+        return 0.0 if answer is None else guarded_score(dataset, entry, answer)
+
+    return score
+
+
+def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:
+    """What the scorer pays, unless it pays for what is no answer. An answer on which the scorer raises is wrong."""
+    gold = entry["answer"]
+    if answer == gold:
+        return 1.0
+    if len(answer) > max(LONGEST, 2 * len(gold or "")) or not _is_finite(answer) or (_runs_text(dataset.__class__) and not _is_harmless(answer)):
+        return 0.0
+    score = _asked(dataset, entry, answer)
+    if gold and gold in answer and (score < 1.0 or not _FRAME.fullmatch(answer.replace(gold, "", 1))):
+        return 0.0  # paid for containing the right answer
+    if score == 1.0 and _is_rounded_away(answer, gold):
+        return 0.0
+    return score if score > max(FEE, *(_asked(dataset, entry, text) for text in NONSENSE)) else 0.0
+
+
+def _is_rounded_away(answer: str, gold: str | None) -> bool:
+    """Whether both are numbers, more than 1 % apart: one scorer rounds the right answer to the digits that were given, so that 0 is near anything."""
+    try:
+        given, right = float(answer.replace(",", "")), float((gold or "").replace(",", ""))
+    except ValueError:
+        return False
+    return abs(given - right) > 0.01 * abs(right)
+
+
+def _asked(dataset: Any, entry: dict[str, Any], answer: str) -> float:
+    try:
+        score = float(dataset.score_answer(answer, entry))
+    except Exception:  # hostile text: whatever the scorer stumbles over is not the answer
+        return 0.0
+    return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
+
+
+def _answer(completion: str, tag: str | None) -> str | None:
+    if tag is None:
+        return completion.strip()
+    _, found, tail = completion.rpartition(f"<{tag}>")
+    answer, closed, _ = tail.partition(f"</{tag}>")
+    return answer.strip() if found and closed else None
+
+
+def _is_finite(answer: str) -> bool:
+    """Whether no number in it is infinite or none at all."""
+    for word in re.findall(r"[\w.+-]+", answer[: 2 * LONGEST]):
+        try:
+            if not math.isfinite(float(word)):
+                return False
+        except ValueError:
+            if re.fullmatch(r"[+-]?\d*(inf|infinity|nan|oo|zoo)[ji]?", word, re.IGNORECASE):
+                return False
+    return True
+
+
+@functools.cache
+def _runs_text(kind: type) -> bool:
+    """Whether the source of a dataset's class calls something that executes text (sympy's parser does)."""
+    for part in kind.__mro__:
+        if part.__module__.startswith("reasoning_gym."):
+            source, module = inspect.getsource(part), inspect.getsource(sys.modules[part.__module__])
+            if _RUNS_TEXT.search(source) or ("parse_expr(" in source and "import parse_expr" in module):
+                return True
+    return False
+
+
+def _is_harmless(answer: str) -> bool:
+    """Whether it is arithmetic or a list of plain values: no attributes, no calls but of known functions, no towers of powers."""
+    try:
+        tree = ast.parse(answer.strip(), mode="eval")
+        return answer.isascii() and all(_allowed(node) for node in ast.walk(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _is_plain(answer)
+
+
+def _is_plain(answer: str) -> bool:
+    """Letters, digits and separators without brackets: scorers read such text without executing it, or fail at its syntax."""
+    return re.fullmatch(r"[\w\s.,;:+*/^|-]*", answer, re.ASCII) is not None and "__" not in answer and "**" not in answer
+
+
+def _allowed(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, (str, float, bool)) or (isinstance(node.value, int) and abs(node.value) < 10**15)
+    if isinstance(node, ast.Name):
+        return node.id in _NAMES or len(node.id) <= 2
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _NAMES and not node.keywords
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        small = isinstance(node.right, ast.Name) or (isinstance(node.right, ast.Constant) and _is_small(node.right.value))
+        return small and not any(isinstance(inner, ast.Pow) for inner in ast.walk(node.left))
+    return isinstance(node, _NODES)
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= 50
