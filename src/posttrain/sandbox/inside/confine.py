@@ -7,17 +7,17 @@ import resource
 import sys
 
 IS_LINUX = sys.platform.startswith("linux")
+if IS_LINUX:
+    from . import system
+
 STACK = 64 * 2**20  # deep recursion is what many programs do; the memory limit holds all the same
 
 
 def give_up_rights(user: int | None, *, has_capabilities: bool) -> None:
     """Becomes `user` (None: stays who it is), without capabilities or groups, and can never gain any by starting a program."""
-    if IS_LINUX:
-        from . import system
-
-        if has_capabilities:
-            system.drop_bounding_set()
-            system.prctl(system.PR_CAP_AMBIENT, system.PR_CAP_AMBIENT_CLEAR_ALL)
+    if IS_LINUX and has_capabilities:
+        system.drop_bounding_set()
+        system.prctl(system.PR_CAP_AMBIENT, system.PR_CAP_AMBIENT_CLEAR_ALL)
     if user is not None:
         os.setgroups([])
         os.setresgid(user, user, user)

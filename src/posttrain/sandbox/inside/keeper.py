@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from . import confine
 
 IS_LINUX = sys.platform.startswith("linux")
+if IS_LINUX:  # here, since beyond the wall these files are out of sight
+    from . import namespaces, syscalls, system
 
 
 def confine_and_keep(config: dict[str, Any]) -> None:
@@ -43,15 +45,11 @@ def confine_and_keep(config: dict[str, Any]) -> None:
 def _enter(config: dict[str, Any], report: int) -> None:
     if not IS_LINUX:
         return
-    from . import system
-
     system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever started this is gone: so are we
     if config["wall"] != "namespaces":
         system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
         system.prctl(system.PR_SET_DUMPABLE, 0)
         return
-    from . import namespaces
-
     namespaces.enter(config["user"])
     system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # again: the kernel forgets it when a process becomes another user
     first = os.fork()
@@ -68,10 +66,12 @@ def _enter(config: dict[str, Any], report: int) -> None:
 
 def _others(config: dict[str, Any]) -> int:
     """Processes that the kernel counts with the program's. In a user namespace it counts those inside only, since Linux 5.14."""
+    if config["user"] is not None and os.geteuid() == 0:
+        return 0  # the program gets a user number of its own
     keepers = 2
-    if not IS_LINUX or (config["wall"] != "rlimits" and _kernel() >= (5, 14)):
+    if IS_LINUX and config["wall"] != "rlimits" and _kernel() >= (5, 14):
         return keepers
-    return keepers + (0 if config["user"] is not None and os.geteuid() == 0 else confine.processes_of(os.geteuid()))
+    return keepers + confine.processes_of(os.geteuid())
 
 
 def _kernel() -> tuple[int, int]:
@@ -83,15 +83,12 @@ def _confine_program(config: dict[str, Any], others: int) -> None:
     is_root = os.geteuid() == 0
     user = config["user"] if is_root else None
     if user is not None and config["wall"] == "namespaces":
-        from .namespaces import USER_INSIDE
-
-        user = USER_INSIDE
+        user = namespaces.USER_INSIDE
     confine.give_up_rights(user, has_capabilities=is_root or config["wall"] == "namespaces")
     confine.set_limits(config["limits"], others)
     if IS_LINUX:
-        from . import system
-
         system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.refuse()
 
 
 def _keep(program: int, report: int, config: dict[str, Any]) -> NoReturn:
