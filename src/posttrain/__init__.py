@@ -20,9 +20,17 @@ _HOME = {
     "KTOConfig": "posttrain.trainers.kto",
     "KTOTrainer": "posttrain.trainers.kto",
     "LocalEngine": "posttrain.rollout.local.engine",
+    "ModelReward": "posttrain.trainers.reward_model",
     "ORPOConfig": "posttrain.trainers.orpo",
     "ORPOTrainer": "posttrain.trainers.orpo",
+    "PPOConfig": "posttrain.trainers.ppo",
+    "PPOTrainer": "posttrain.trainers.ppo",
+    "Policy": "posttrain.policy",
+    "RLOOConfig": "posttrain.trainers.rloo",
+    "RLOOTrainer": "posttrain.trainers.rloo",
+    "RewardConfig": "posttrain.trainers.reward",
     "RewardError": "posttrain.errors",
+    "RewardTrainer": "posttrain.trainers.reward",
     "Rubric": "posttrain.rewards",
     "SFTConfig": "posttrain.trainers.sft",
     "SFTTrainer": "posttrain.trainers.sft",
@@ -31,7 +39,7 @@ _HOME = {
     "extract_prompt": "posttrain.data.convert",
     "is_conversational": "posttrain.data.formats",
     "linear_logprobs": "posttrain.ops",
-    "load_policy": "posttrain.models.load",
+    "load_policy": "posttrain.policy",
     "maybe_apply_chat_template": "posttrain.data.convert",
     "maybe_convert_to_chatml": "posttrain.data.convert",
     "maybe_extract_prompt": "posttrain.data.convert",
@@ -51,9 +59,17 @@ __all__ = [
     "KTOConfig",
     "KTOTrainer",
     "LocalEngine",
+    "ModelReward",
     "ORPOConfig",
     "ORPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "Policy",
+    "RLOOConfig",
+    "RLOOTrainer",
+    "RewardConfig",
     "RewardError",
+    "RewardTrainer",
     "Rubric",
     "SFTConfig",
     "SFTTrainer",
@@ -85,14 +101,18 @@ if TYPE_CHECKING:
     )
     from posttrain.data.formats import is_conversational
     from posttrain.errors import RewardError, UserError
-    from posttrain.models.load import load_policy
     from posttrain.ops import linear_logprobs
+    from posttrain.policy import Policy, load_policy
     from posttrain.rewards import Rubric, reward, verifier
     from posttrain.rollout.local.engine import LocalEngine
     from posttrain.trainers.dpo import DPOConfig, DPOTrainer
     from posttrain.trainers.grpo import GRPOConfig, GRPOTrainer
     from posttrain.trainers.kto import KTOConfig, KTOTrainer
     from posttrain.trainers.orpo import CPOConfig, CPOTrainer, ORPOConfig, ORPOTrainer
+    from posttrain.trainers.ppo import PPOConfig, PPOTrainer
+    from posttrain.trainers.reward import RewardConfig, RewardTrainer
+    from posttrain.trainers.reward_model import ModelReward
+    from posttrain.trainers.rloo import RLOOConfig, RLOOTrainer
     from posttrain.trainers.sft import SFTConfig, SFTTrainer
 
 

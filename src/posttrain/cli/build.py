@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cli.kinds import Kind
-from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe
+from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, is_reward_model
 from posttrain.cli.values import nearest, read_settings
 from posttrain.data.mixture import load_data
 from posttrain.data.prompts import Template
@@ -39,6 +39,8 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
     settings = read_settings(kind.section, given, config, kind.title)
     if kind.is_online:
         _join(settings, kind.section, "engine", recipe.engine.kind, "engine.kind", default="local")
+        for name, value in recipe.env.settings().items():
+            _join(settings, kind.section, name, value, f"env.{name}", default=None)
     if recipe.eval.every is not None:
         _join(settings, kind.section, "eval_strategy", "steps", "eval.every", default=None)
         _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
@@ -53,6 +55,10 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
         inputs["eval_dataset"] = evaluation_rows(recipe, tokenizer, rubric)
     if rubric is not None:
         inputs["reward_funcs"] = rubric
+    if (environment := recipe.env.make()) is not None:
+        if not kind.takes_env:
+            raise UserError(f"env: {kind.title} does not play in environments; leave the section out")
+        inputs["env"] = environment
     model = make_model(recipe.model, tokenizer, args.seed)
     with _no_empty_folder(args.output_dir):
         return kind.trainer_class()(model, peft_config=lora_config(recipe.model), **inputs)
@@ -61,7 +67,19 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
 def make_rubric(recipe: Recipe) -> Rubric:
     if not recipe.rubric:
         raise UserError("the recipe has no rubric: name a preset (rubric: [arithmetic]) or your own function (rubric: [my_rewards.py:is_right])")
-    return Rubric.from_config(recipe.rubric)
+    return Rubric(*map(_scorer, recipe.rubric))
+
+
+def _scorer(entry: Any) -> Any:
+    """A reward of the library or of a file, or a trained reward model by its directory."""
+    named = entry if isinstance(entry, dict) else {"reward": entry}
+    if not is_reward_model(named["reward"] if isinstance(named.get("reward"), str) else None):
+        return Rubric.from_config([entry])
+    if unknown := sorted(named.keys() - {"reward", "weight"}):
+        raise UserError(f"rubric: {unknown[0]} is not a setting of a reward model; it has a weight only")
+    from posttrain.trainers.reward_model import ModelReward
+
+    return ModelReward(named["reward"]), named.get("weight", 1.0)
 
 
 def make_tokenizer(model: ModelSection, raw: Any) -> PreTrainedTokenizerBase:

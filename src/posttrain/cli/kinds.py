@@ -77,4 +77,27 @@ KINDS = {
         trainer="posttrain.trainers.orpo:CPOTrainer",
         help="CPO and SimPO: preferences without a reference (data with `chosen` and `rejected`). Any setting can follow: --cpo.loss_type=simpo",
     ),
+    "reward-model": Kind(
+        title="a reward model",
+        section="reward",
+        config="posttrain.trainers.reward:RewardConfig",
+        trainer="posttrain.trainers.reward:RewardTrainer",
+        help="Train a reward model on preferences (data with `chosen` and `rejected`). Any setting can follow: --reward.learning_rate=1e-5",
+    ),
+    "ppo": Kind(
+        title="PPO",
+        section="ppo",
+        config="posttrain.trainers.ppo_config:PPOConfig",
+        trainer="posttrain.trainers.ppo:PPOTrainer",
+        help="Train with PPO, values on the policy's backbone. Any setting can follow: --ppo.kl_coef=0.02",
+        is_online=True,
+    ),
+    "rloo": Kind(
+        title="RLOO",
+        section="rloo",
+        config="posttrain.trainers.rloo:RLOOConfig",
+        trainer="posttrain.trainers.rloo:RLOOTrainer",
+        help="Train with RLOO: each completion against the mean of its siblings. Any setting can follow: --rloo.beta=0.01",
+        is_online=True,
+    ),
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from posttrain.cli.environments import EnvSection
 from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
@@ -93,6 +94,7 @@ class Recipe:
     model: ModelSection
     data: DataSection
     rubric: list = field(default_factory=list)
+    env: EnvSection = field(default_factory=EnvSection)
     engine: EngineSection = field(default_factory=EngineSection)
     train: dict = field(default_factory=dict)  # settings of GRPO
     sft: dict = field(default_factory=dict)  # settings of SFT, for `posttrain sft`
@@ -100,6 +102,9 @@ class Recipe:
     kto: dict = field(default_factory=dict)  # of KTO,
     orpo: dict = field(default_factory=dict)  # of ORPO,
     cpo: dict = field(default_factory=dict)  # of CPO and SimPO
+    reward: dict = field(default_factory=dict)  # of a reward model, for `posttrain reward-model`
+    ppo: dict = field(default_factory=dict)  # of PPO,
+    rloo: dict = field(default_factory=dict)  # of RLOO
     eval: EvalSection = field(default_factory=EvalSection)
 
     def to_yaml(self) -> str:
@@ -108,7 +113,7 @@ class Recipe:
 
 SECTIONS: dict[str, type] = {
     "recipe": Recipe, "model": ModelSection, "model.lora": Lora, "model.tokenizer": TokenizerSection,
-    "data": DataSection, "engine": EngineSection, "eval": EvalSection,
+    "data": DataSection, "env": EnvSection, "engine": EngineSection, "eval": EvalSection,
 }  # fmt: skip
 
 
@@ -126,6 +131,8 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     recipe.eval.data = _absolute(recipe.eval.data, folder)
     recipe.model.name = _absolute(recipe.model.name, folder)
     recipe.rubric = [_absolute_reward(entry, folder) for entry in recipe.rubric]
+    recipe.env.tools = [_absolute_reward(entry, folder) for entry in recipe.env.tools]
+    recipe.env.name = _absolute_reward(recipe.env.name, folder)
     return recipe
 
 
@@ -192,9 +199,20 @@ def _absolute_sources(given: Any, folder: Path) -> Any:
 
 
 def _absolute_reward(entry: Any, folder: Path) -> Any:
+    """The file of a function, or the directory of a reward model, made absolute."""
     name = entry.get("reward") if isinstance(entry, dict) else entry
-    if not isinstance(name, str) or ".py:" not in name:
+    if not isinstance(name, str):
         return entry
-    file, _, function = name.rpartition(":")
-    whole = f"{_absolute(file, folder)}:{function}"
+    if ".py:" in name:
+        file, _, function = name.rpartition(":")
+        whole = f"{_absolute(file, folder)}:{function}"
+    elif is_reward_model(found := _absolute(name, folder)):
+        whole = str(found)
+    else:
+        return entry
     return {**entry, "reward": whole} if isinstance(entry, dict) else whole
+
+
+def is_reward_model(name: str | None) -> bool:
+    """Whether an entry of the rubric is a directory with a model."""
+    return name is not None and (Path(name) / "config.json").is_file()

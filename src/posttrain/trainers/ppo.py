@@ -98,7 +98,7 @@ class PPOTrainer(OnlineTrainer):
         )
         self.options = PolicyOptions(epsilon=self.args.cliprange, kl_estimator=self.args.kl_estimator)  # type: ignore[arg-type]
         self.use_reference(needed=self.args.kl_coef != 0)
-        self._add_values(value_model)
+        self._add_values(value_model if value_model is not None else self.args.value_model_path)
 
     # Values
 

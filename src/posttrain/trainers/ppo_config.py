@@ -28,7 +28,7 @@ class PPOConfig(OnlineConfig):
         "total_episodes": (None, "set max_steps or num_train_epochs, as in the other trainers"),
         "local_rollout_forward_batch_size": (64, "max_tokens_per_micro_batch says how much goes through the model at once; leave it out"),
         "num_sample_generations": (10, "every completion is in the record; log_completions prints some"),
-        "reward_model_path": (None, "give the directory as reward_model to PPOTrainer"),
+        "reward_model_path": (None, "give the directory as reward_model to PPOTrainer, or in a recipe as an entry of the rubric"),
         "sft_model_path": (None, "give the directory as model to PPOTrainer"),
         "dataset_num_proc": (None, "prompts are tokenized in this process; leave it out"),
         "exp_name": (None, "name the run with output_dir"),
@@ -49,6 +49,9 @@ class PPOConfig(OnlineConfig):
     temperature: float = setting(0.7, "Divides the logits in sampling and in training.")
     num_ppo_epochs: int = setting(4, "How often a rollout is trained on.")
     num_mini_batches: int = setting(1, "Optimizer steps that one pass over a rollout is divided into.")
+    value_model_path: str | None = setting(
+        None, "A model of its own for the values: a reward model or language model by name or directory. Default: a head on the policy's backbone."
+    )
     kl_coef: float = setting(0.05, "What a nat of log-ratio to the reference costs at each token, in reward. 0 needs no reference.")
     kl_estimator: str = setting("k1", "'k1': log p - log ref, unbiased. 'k3': exp(log ref - log p) - 1 + (log p - log ref), never negative.")
     cliprange: float = setting(0.2, "Clip of a token's ratio on both sides.")
