@@ -1,4 +1,4 @@
-"""The tables of docs/grpo.md, made from the fields of GRPOConfig: name, default and help stand once, in the source.
+"""The tables of settings in the pages of this folder, made from the configs' fields: name, default and help stand once, in the source.
 
 `python docs/settings.py` rewrites what stands between the markers; tests/test_docs.py fails while it is out of date.
 """
@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.losses.policy import OBJECTIVES
+from posttrain.losses.preference import LOSSES
 from posttrain.trainers.config import BaseConfig
+from posttrain.trainers.dpo import DPOConfig
 from posttrain.trainers.grpo_config import GRPOConfig
+from posttrain.trainers.kto import KTOConfig
+from posttrain.trainers.offline_config import OfflineConfig, ReferenceConfig
 from posttrain.trainers.online_config import OnlineConfig
+from posttrain.trainers.orpo import CPOConfig, ORPOConfig
 
-PAGE = Path(__file__).parent / "grpo.md"
+FOLDER = Path(__file__).parent
 
 
 def settings_of(cls: type) -> str:
@@ -26,10 +31,10 @@ def settings_of(cls: type) -> str:
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
 
 
-def refused() -> str:
+def refused(cls: Any) -> str:
     """Names grouped by their reason, each with the value that is let through."""
     by_reason: dict[str, list[str]] = {}
-    for name, (harmless, why) in GRPOConfig.refused.items():
+    for name, (harmless, why) in cls.refused.items():
         by_reason.setdefault(why, []).append(f"`{name}` ({_short(harmless)})")
     rows = [f"| {', '.join(names)} | {_cell(why)} |" for why, names in by_reason.items()]
     return "\n".join(["| name (the value that changes nothing) | why, and what to use |", "|---|---|", *rows])
@@ -44,23 +49,40 @@ def objectives() -> str:
     return "\n".join(["| loss_type | surrogate | ratio of a | row weight | tokens counted over |", "|---|---|---|---|---|", *rows])
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "objectives": objectives,
-    "objective-settings": lambda: settings_of(GRPOConfig),
-    "rollout-settings": lambda: settings_of(OnlineConfig),
-    "run-settings": lambda: settings_of(BaseConfig),
-    "refused": refused,
+def preference_losses() -> str:
+    rows = [f"| `{name}` | {_cell(' '.join((loss.__doc__ or '').split()))} |" for name, loss in LOSSES.items()]
+    return "\n".join(["| loss_type | loss of a pair |", "|---|---|", *rows])
+
+
+# Page -> marker -> table.
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "grpo.md": {
+        "objectives": objectives,
+        "objective-settings": lambda: settings_of(GRPOConfig),
+        "rollout-settings": lambda: settings_of(OnlineConfig),
+        "run-settings": lambda: settings_of(BaseConfig),
+        "refused": lambda: refused(GRPOConfig),
+    },
+    "dpo.md": {
+        "losses": preference_losses,
+        "dpo-settings": lambda: settings_of(DPOConfig),
+        "reference-settings": lambda: settings_of(ReferenceConfig),
+        "data-settings": lambda: settings_of(OfflineConfig),
+        "refused": lambda: refused(DPOConfig),
+    },
+    "kto.md": {"kto-settings": lambda: settings_of(KTOConfig)},
+    "orpo.md": {"orpo-settings": lambda: settings_of(ORPOConfig), "cpo-settings": lambda: settings_of(CPOConfig)},
 }
 
 
-def filled(text: str) -> str:
-    """The page with every table brought up to date."""
-    for name, table in TABLES.items():
+def filled(page: str, text: str) -> str:
+    """The page's text with every table brought up to date."""
+    for name, table in TABLES[page].items():
         start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
         before, found, rest = text.partition(start)
         _, closed, after = rest.partition(end)
         if not found or not closed:
-            sys.exit(f"{PAGE.name} has no {start} ... {end}")
+            sys.exit(f"{page} has no {start} ... {end}")
         text = f"{before}{start}\n{table()}\n{end}{after}"
     return text
 
@@ -74,4 +96,6 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        path = FOLDER / page
+        path.write_text(filled(page, path.read_text(encoding="utf-8")), encoding="utf-8")
