@@ -32,6 +32,7 @@ from posttrain.exam import Paper, sit_exam
 from posttrain.types import Task
 
 EXAM = 200
+SFT_STEPS, GRPO_STEPS = 300, 80
 CALL = ('<tool_call>{"name": "calculator", "arguments": {"expression": "', '"}}</tool_call>')
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% for c in m.tool_calls or [] %}"
@@ -98,6 +99,9 @@ def tool_use(seed: int) -> Experiment:
 # A game
 
 
+LAST, GUESSES = 30, 5
+
+
 def tell(messages: list[dict[str, Any]], secret: int) -> str | None:
     """The game's master: higher, lower, or nothing more to say."""
     said = messages[-1]["content"].strip()
@@ -105,7 +109,7 @@ def tell(messages: list[dict[str, Any]], secret: int) -> str | None:
         return None
     if not said.isdecimal():
         return "what"
-    return "higher" if int(said) < secret else "lower"
+    return ("higher than " if int(said) < secret else "lower than ") + said
 
 
 @verifier
@@ -114,29 +118,25 @@ def found(completion: str, secret: int) -> bool:
 
 
 def game(seed: int) -> Experiment:
-    """One of seven neighbouring numbers in three guesses: the middle first, then the middle of what is left, never fails."""
+    """A number from 0 to 30 in five guesses: the middle of what is left, each time, never fails. Eight secrets are kept for the exam."""
     rng = random.Random(seed)
-    games = [(low, secret) for low in range(0, 60, 5) for secret in range(low, low + 7)]
-    rng.shuffle(games)
-    rows = [{"prompt": asked(f"{low}-{low + 6}"), "secret": secret} for low, secret in games]
+    secrets = rng.sample(range(LAST + 1), LAST + 1)
+    kept, known = secrets[:8], secrets[8:]
     lessons = []
-    for _ in range(4000):
-        low, secret = rng.choice(games[24:])
-        messages = asked(f"{low}-{low + 6}")
-        possible = list(range(low, low + 7))
-        for _ in range(3):
-            guess = rng.choice(possible if rng.random() < 0.5 else range(low, low + 7))  # half of the time he was not listening
+    for _ in range(3000):
+        secret, messages, possible = rng.choice(known), asked("guess"), list(range(LAST + 1))
+        for _ in range(GUESSES):
+            guess = rng.choice(possible if rng.random() < 0.6 else range(LAST + 1))  # at other times he was not listening
             lessons.append({"prompt": list(messages), "completion": str(guess)})
             if guess == secret:
                 break
-            possible = narrowed(possible, guess, secret)
-            messages += [{"role": "assistant", "content": str(guess)}, {"role": "user", "content": "higher" if guess < secret else "lower"}]
-    words = [*(str(n) for n in range(70)), "higher", "lower", "what", "-"]
-    return Experiment(words, lessons, rows[24:], rows[:24], chat(tell), found, max_turns=3, max_tokens=24)
-
-
-def narrowed(possible: list[int], guess: int, secret: int) -> list[int]:
-    return [n for n in possible if (n > guess if guess < secret else n < guess)] or possible
+            messages += [{"role": "assistant", "content": str(guess)}]
+            messages += [{"role": "user", "content": str(tell(messages, secret))}]
+            possible = [n for n in possible if (n > guess if guess < secret else n < guess)] or possible
+    rows = [{"prompt": asked("guess"), "secret": secret} for secret in known for _ in range(10)]
+    exam = [{"prompt": asked("guess"), "secret": secret} for secret in kept for _ in range(25)]
+    words = [*(str(n) for n in range(LAST + 1)), "higher", "lower", " than ", "what", "guess"]
+    return Experiment(words, lessons, rows, exam, chat(tell), found, max_turns=GUESSES, max_tokens=72)
 
 
 EXPERIMENTS: dict[str, Callable[[int], Experiment]] = {"tool use": tool_use, "guess the number": game}
@@ -192,14 +192,14 @@ def run(name: str, seed: int, quick: bool, out: Path) -> dict[str, Any]:
     tokenizer = build_tokenizer(experiment.words)
     model = build_model(tokenizer, seed)
     sft = SFTConfig(
-        output_dir=str(out / "sft"), seed=seed, max_steps=5 if quick else 300, per_device_train_batch_size=64, learning_rate=3e-3,
+        output_dir=str(out / "sft"), seed=seed, max_steps=5 if quick else SFT_STEPS, per_device_train_batch_size=64, learning_rate=4e-3,
         lr_scheduler_type="cosine", save_strategy="no", logging_steps=50, use_cpu=True,
     )  # fmt: skip
     SFTTrainer(model, sft, train_dataset=experiment.lessons, processing_class=tokenizer).train()
     taught = time.perf_counter() - started
     before = exams(model, tokenizer, experiment)
     grpo = GRPOConfig(
-        output_dir=str(out / "grpo"), seed=seed, max_steps=3 if quick else 100, per_device_train_batch_size=128, num_generations=16, loss_type="dapo",
+        output_dir=str(out / "grpo"), seed=seed, max_steps=3 if quick else GRPO_STEPS, per_device_train_batch_size=128, num_generations=16, loss_type="dapo",
         max_completion_length=experiment.max_tokens, max_turns=experiment.max_turns, learning_rate=3e-4, save_strategy="no", logging_steps=10, use_cpu=True,
     )  # fmt: skip
     trainer = GRPOTrainer(model, experiment.right, grpo, experiment.rows, processing_class=tokenizer, env=experiment.environment)

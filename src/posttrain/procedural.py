@@ -40,6 +40,9 @@ def open_task(task: str) -> Any:
         some = f"it has {len(DATASETS)}, such as leg_counting, basic_arithmetic, spell_backward"
         raise UserError(f"reasoning-gym has no task '{parts.path}'; {some}.{did_you_mean(parts.path, DATASETS)}")
     settings = {"size": SIZE, "seed": SEED} | {name: _value(text) for name, text in parse_qsl(parts.query, keep_blank_values=True)}
+    for name in ("size", "seed"):
+        if not isinstance(settings[name], int):
+            raise UserError(f"reasoning-gym refuses {task}: {name} is a whole number, not {settings[name]!r}")
     try:
         return reasoning_gym.create_dataset(parts.path, **settings)
     except (TypeError, ValueError, AssertionError) as error:

@@ -131,7 +131,7 @@ def test_good_and_bad_calls_of_one_turn_are_all_answered():
 
 
 def test_a_turn_with_hundreds_of_calls_is_not_obeyed():
-    contents, counted = answered([add], said(*[call("add", a=1, b=2)] * 300))
+    contents, _ = answered([add], said(*[call("add", a=1, b=2)] * 300))
     assert contents[:MAX_CALLS] == ["3"] * MAX_CALLS
     assert "284 further calls" in contents[MAX_CALLS]
     assert len(contents) == MAX_CALLS + 1

@@ -63,7 +63,8 @@ def evaluate(question: Question, samples: int | None) -> dict[str, Any]:
         rows = fill(rows, question.recipe.data, tokenizer)
     tasks = to_tasks(rows)
     rubric.check_columns(tasks[0].columns)
-    paper = sit_exam(_load(question.model, question.recipe), tokenizer, tasks, rubric, max_new_tokens=question.max_new_tokens)
+    played: dict[str, Any] = {"environment": question.recipe.env.make(), **question.recipe.env.settings()} if question.recipe else {}
+    paper = sit_exam(_load(question.model, question.recipe), tokenizer, tasks, rubric, max_new_tokens=question.max_new_tokens, **played)
     rewards = [rollout.reward for rollout in paper.rollouts if rollout.reward is not None]
     result: dict[str, Any] = {"questions": len(tasks), "truncated": paper.truncated, "mean_reward": sum(rewards) / len(rewards) if rewards else None}
     if rubric.can_decide():

@@ -34,7 +34,7 @@ def _load(name: Any, settings: dict[str, Any], folder: str | None) -> list[Rewar
     if not isinstance(name, str):
         raise UserError(f"a reward is named by text, not {name!r}")
     if ":" in name:
-        function = _function(name, folder)
+        function = load_function(name, folder)
         return as_reward(_with_settings(function, settings, name) if settings else function)
     from posttrain.rewards.library import FUNCTIONS, MAKERS, PRESETS
 
@@ -78,7 +78,8 @@ def _check_complete(maker: Callable[..., Any], settings: dict[str, Any], name: s
             raise UserError(f"the reward '{name}' needs the setting '{key}', as in {{reward: {name}, {key}: ...}}")
 
 
-def _function(name: str, folder: str | None) -> Callable[..., Any]:
+def load_function(name: str, folder: str | None = None) -> Callable[..., Any]:
+    """What "file.py:function" or "module:function" names. Raises UserError for a file or a name that is not there."""
     place, _, function_name = name.rpartition(":")
     module = _from_file(place, folder) if place.endswith(".py") else _from_module(place)
     functions = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
@@ -95,7 +96,7 @@ def _from_file(place: str, folder: str | None) -> ModuleType:
     path = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
     if path is None:
         near = did_you_mean(Path(place).name, [found.name for found in candidates[0].parent.glob("*.py")])
-        raise UserError(f"the reward's file {place} does not exist (looked in {', '.join(str(c.parent.resolve()) for c in candidates)}).{near}")
+        raise UserError(f"the file {place} does not exist (looked in {', '.join(str(c.parent.resolve()) for c in candidates)}).{near}")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # a reward may import what lies beside it, as if its file were run
     module_name = f"_posttrain_reward_{path.stem}_{abs(hash(str(path)))}"
@@ -110,7 +111,7 @@ def _from_file(place: str, folder: str | None) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise UserError(f"the reward's file {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"the file {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -120,4 +121,4 @@ def _from_module(place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except Exception as error:
-        raise UserError(f"the reward's module '{place}' cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"the module '{place}' cannot be imported: {type(error).__name__}: {error}") from error
