@@ -167,3 +167,23 @@ def test_visible_text_keeps_letters_of_every_script():
 
 def test_a_line_without_speed_has_no_empty_parts():
     assert line({"reward": 1.0}, "step 1/2") == "step 1/2  reward 1.00"
+
+
+def test_a_warning_is_shown_and_goes_into_the_record_too():
+    noted = []
+    screen = io.StringIO()
+    view = TerminalView(Console(file=screen, width=200), note=lambda kind, text: noted.append((kind, text)))
+    args, control, state = TrainingArguments(output_dir="unused", report_to=[], use_cpu=True), TrainerControl(), TrainerState(max_steps=99)
+    view.on_train_begin(args, state, control)
+    for step in range(40):
+        view.on_log(args, state, control, logs={**LOGS, "completions/repeated": 0.1 if step < 20 else 0.8})
+    [(kind, text)] = noted
+    assert kind == "warning"
+    assert "have said before" in text
+    assert f"warning: {text}" in screen.getvalue()
+
+
+def test_evaluations_are_heard_by_the_alarms():
+    steps = [{**LOGS, "reward": 1.0 if step < 20 else 3.0} for step in range(40)]
+    evaluated = [part for index, log in enumerate(steps) for part in (({"eval_reward": 1.0, "eval_solved": 0.3}, log) if index % 10 == 0 else (log,))]
+    assert "held-out prompts solved went from 30 % to 30 %" in show(evaluated)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from posttrain.tracking.alarms import Alarms
+from posttrain.tracking.lines import visible
+
 CUT_SHARE = 0.9  # above it, rewards for an answer at the end can hardly be earned
 SILENT_LOGS = 5  # so many logs in a row without any signal are no accident
 
@@ -15,13 +18,14 @@ class Advisor:
         self.max_completion_length = max_completion_length
         self._said: set[str] = set()
         self._silent = 0
+        self._alarms = Alarms()
 
     def read(self, logs: Mapping[str, float]) -> list[str]:
         """New advice, usually none."""
-        found = {"cut": self._cut(logs), "silent": self._no_signal(logs), "unscored": self._unscored(logs)}
+        found = {"cut": self._cut(logs), "silent": self._no_signal(logs), "unscored": self._unscored(logs), "broken": self._broken(logs)}
         new = {kind: sentence for kind, sentence in found.items() if sentence is not None and kind not in self._said}
         self._said.update(new)
-        return list(new.values())
+        return [*new.values(), *self._alarms.read(logs)]
 
     def _cut(self, logs: Mapping[str, float]) -> str | None:
         cut = logs.get("completions/clipped_ratio", 0.0)
@@ -46,3 +50,9 @@ class Advisor:
         if share <= 0.5:
             return None
         return f"{100 * share:.0f} % of completions could not be scored (every reward said None); they are left out of training. Check the rewards."
+
+    def _broken(self, logs: Mapping[str, float]) -> str | None:
+        counts = [f"{value:.0f} {visible(name)}" for name, value in logs.items() if name.startswith("rewards/") and "/failed_" in name]
+        if not counts:
+            return None
+        return f"completions were dropped because a reward broke over them: {', '.join(counts)}. The first traceback is in the notes of run.sqlite."

@@ -47,6 +47,7 @@ class Field:
 # Reward leads and the loss is last: the loss of an on-policy, centred objective is about 0 whatever happens.
 FIELDS = (
     Field("reward", "reward"),
+    Field("solved", "solved", share),
     Field("preferred", "rewards/accuracies", share),
     Field("margin", "rewards/margins"),
     Field("signal", "frac_reward_zero_std", lambda without: share(1 - without)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -28,7 +28,9 @@ SHOWN = 400  # characters of a completion that `samples` prints
 class TerminalView(TrainerCallback):
     """Shows what the logs hold, for any trainer. `close()` gives the terminal back after training failed or was interrupted."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, note: Callable[[str, str], None] | None = None) -> None:
+        """`note(kind, text)` hears every warning too: the run's record."""
+        self._note: Callable[[str, str], None] = note or (lambda kind, text: None)
         self.console = Console(highlight=False) if console is None else console
         self._live: Live | None = None  # None: plain lines, or not training
         self._advisor = Advisor()
@@ -63,15 +65,17 @@ class TerminalView(TrainerCallback):
         logs = logs or {}
         if not state.is_world_process_zero or not is_worth_a_line(logs):
             return
-        if any(name.startswith("eval_") for name in logs):
+        is_evaluation = any(name.startswith("eval_") for name in logs)
+        if is_evaluation:
             self._print(Text(line(logs, f"eval after step {state.global_step}")))
-            return
-        self._logs = logs
-        if self._live is None:
+        elif self._live is None:
             self._print(Text(line(logs, f"step {state.global_step}/{state.max_steps}", f"eta {self._eta(state)}")))
         for sentence in self._advisor.read(logs):
-            self._print(Text(f"warning: {sentence}", style="yellow"))
-        self._redraw(state)
+            self._print(Text(f"warning: {visible(sentence)}", style="yellow"))
+            self._note("warning", sentence)
+        if not is_evaluation:
+            self._logs = logs
+            self._redraw(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:

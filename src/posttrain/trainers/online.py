@@ -25,6 +25,7 @@ from posttrain.losses.policy import Objective, Terms
 from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Scoring
+from posttrain.rewards.library.repetition import repeated_share
 from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
@@ -325,6 +326,9 @@ class OnlineTrainer(BaseTrainer):
             if score is not None:
                 metrics.note(f"rewards/{name}/mean", score)
             metrics.note("unscored", score is None)
+        is_right = self.rubric.is_right(rollout)
+        if is_right is not None:
+            metrics.note("solved", is_right)
         if self.stage is not None:
             note_episode(rollout, metrics)
         length = sum(rollout.sampled)
@@ -332,6 +336,7 @@ class OnlineTrainer(BaseTrainer):
         metrics.note_extreme("completions/min_length", "min", length)
         metrics.note_extreme("completions/max_length", "max", length)
         metrics.note("completions/clipped_ratio", rollout.is_truncated)
+        metrics.note("completions/repeated", repeated_share(rollout.token_ids, 3))
         if not rollout.is_truncated:
             metrics.note("completions/mean_terminated_length", length)
 
@@ -387,5 +392,6 @@ class OnlineTrainer(BaseTrainer):
         budget = args.token_budget
         return (
             f"{rollout} = {args.generation_batch_size} · {updates:g} update{'s' if updates != 1 else ''} per rollout · "
-            f"at most {tokens:,} tokens, {-(-tokens // budget)} micro-batches of {budget:,} · {self.state.max_steps or args.max_steps} steps"
+            f"at most {tokens:,} tokens, {-(-tokens // budget)} micro-batches of {budget:,} · {self.state.max_steps or args.max_steps} steps · "
+            f"reward {self.rubric.span()}"
         )
