@@ -77,7 +77,7 @@ class BaseTrainer(Trainer):
                     module.p = 0.0
         self.metrics = Metrics()
         self.recorder = Recorder(token_groups=args.record_tokens_of, max_token_bytes=args.record_megabytes * 2**20)
-        self.view = TerminalView()
+        self.view = TerminalView(note=self.recorder.note)
         self.interrupt = Interrupt()
         super().__init__(
             model=model,
