@@ -12,9 +12,7 @@ def calls_of(message):
     return [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
 
 
-@pytest.mark.parametrize(
-    ("template", "name"), [(HERMES, "hermes"), (THINKING, "hermes"), (LLAMA, "plain"), (MISTRAL, "mistral"), (XML, "xml")]
-)
+@pytest.mark.parametrize(("template", "name"), [(HERMES, "hermes"), (THINKING, "hermes"), (LLAMA, "plain"), (MISTRAL, "mistral"), (XML, "xml")])
 def test_a_models_format_is_found_in_its_template_and_reads_what_the_template_writes(template, name):
     tokenizer = build_talker(template)
     parse = find_parser(tokenizer)
@@ -60,7 +58,7 @@ def test_mistrals_newer_calls_are_read():
     assert calls_of(FORMATS["mistral"].parse('[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{}')) == [("f", {"a": 1}), ("g", {})]
 
 
-@pytest.mark.parametrize("text", ["The answer is 4.", "", '{"answer": 4}', "[1, 2]", "```json\n{\"x\": 1}\n```"])
+@pytest.mark.parametrize("text", ["The answer is 4.", "", '{"answer": 4}', "[1, 2]", '```json\n{"x": 1}\n```'])
 @pytest.mark.parametrize("name", FORMATS)
 def test_words_are_no_call(name, text):
     assert FORMATS[name].parse(text) == {"content": text.strip()}
@@ -94,7 +92,22 @@ def test_a_malformed_call_is_a_sentence(name, text, says):
 @pytest.mark.parametrize("name", FORMATS)
 def test_hostile_text_never_raises(name):
     rng = random.Random(0)
-    pieces = ["<tool_call>", "</tool_call>", "<function=", ">", "</function>", "<arg_key>", "</arg_key>", "[TOOL_CALLS]", "[ARGS]", "{", "}", '"name"', ":", "[" * 30000]
+    pieces = [
+        "<tool_call>",
+        "</tool_call>",
+        "<function=",
+        ">",
+        "</function>",
+        "<arg_key>",
+        "</arg_key>",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "{",
+        "}",
+        '"name"',
+        ":",
+        "[" * 30000,
+    ]
     pieces += ["\0", "\ud800", "é", "9" * 6000, '{"name": "f", "arguments": {}}', "NaN", "Infinity", "<|python_tag|>", ";", "```json"]
     for _ in range(300):
         message = FORMATS[name].parse("".join(rng.choices(pieces, k=rng.randrange(1, 9))))

@@ -56,7 +56,7 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
     if rubric is not None:
         inputs["reward_funcs"] = rubric
     if (environment := recipe.env.make()) is not None:
-        if not kind.takes_env:
+        if not kind.is_online:
             raise UserError(f"env: {kind.title} does not play in environments; leave the section out")
         inputs["env"] = environment
     model = make_model(recipe.model, tokenizer, args.seed)
