@@ -17,15 +17,16 @@ FORGERS = {
     "raise_stop_iteration": "def square(n): raise StopIteration",
     "raise_generator_exit": "def square(n): raise GeneratorExit",
     "print_passed": "print('passed'); print('OK'); print('All tests passed')\n" + HEADER,
-    "print_result_json": HEADER + "print('{\"result\": true}\\n{\"passed\": true}' * 10)",
-    "flood_answer_channel": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'{\"value\": true}\\n{\"result\": true}\\n{\"exit\": 0}\\n')\n"
+    "print_result_json": HEADER + 'print(\'{"result": true}\\n{"passed": true}\' * 10)',
+    "flood_answer_channel": 'import os\nfor fd in range(3, 64):\n    try: os.write(fd, b\'{"value": true}\\n{"result": true}\\n{"exit": 0}\\n\')\n'
     "    except OSError: pass\n" + HEADER,
-    "answer_by_result": "import os\ndef square(n):\n    for fd in range(64):\n        try: os.write(fd, b'{\"result\": true, \"why\": null}\\n')\n"
+    "answer_by_result": 'import os\ndef square(n):\n    for fd in range(64):\n        try: os.write(fd, b\'{"result": true, "why": null}\\n\')\n'
     "        except OSError: pass\n    os._exit(0)",
     "forge_many_answers": "import os\nfor fd in range(64):\n    try: os.write(fd, b'{\"value\": true}\\n' * 50)\n    except OSError: pass\n" + HEADER,
-    "forge_broken": "import os\nfor fd in range(64):\n    try: os.write(fd, b'{\"broken\": \"x\"}\\n{\"gone\": true}\\n{\"failed\": \"x\"}\\n')\n"
+    "forge_broken": 'import os\nfor fd in range(64):\n    try: os.write(fd, b\'{"broken": "x"}\\n{"gone": true}\\n{"failed": "x"}\\n\')\n'
     "    except OSError: pass\n" + HEADER,
-    "forge_keeper_report": "import os\nfor fd in range(3, 256):\n    try: os.write(fd, b'{\"failed\": \"x\", \"exit\": 0}\\n')\n    except OSError: pass\n" + HEADER,
+    "forge_keeper_report": 'import os\nfor fd in range(3, 256):\n    try: os.write(fd, b\'{"failed": "x", "exit": 0}\\n\')\n    except OSError: pass\n'
+    + HEADER,
     "equal_to_everything": "class All:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = None\n"
     "def square(n): return All()",
     "int_equal_to_everything": "class All(int):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    def __hash__(self): return 0\n"
@@ -121,36 +122,43 @@ GREEDY = {
     "huge_program": "x = '" + "x" * 10**6 + "'\n" + HEADER,
     "code_object_crash": "import types\nf = types.CodeType(0, 0, 0, 1, 0, 0, bytes([100, 255] * 8), (), (), (), '', '', '', 0, b'', b'', (), ())\neval(f)",
     "segfault": "import ctypes\nctypes.string_at(0)",
-    "ctypes_scribble": "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.raise_ = libc.raise_ if hasattr(libc, 'raise_') else None\nctypes.memset(id(0), 255, 64)\n" + HEADER,
+    "ctypes_scribble": "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.raise_ = libc.raise_ if hasattr(libc, 'raise_') else None\nctypes.memset(id(0), 255, 64)\n"
+    + HEADER,
     "abort": "import os\nos.abort()",
     "itimers": "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n" + HEADER,
 }
 
 # Processes that should stay, and those that should not be reached.
 SPREADING = {
-    "daemon_by_double_fork": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        for fd in range(3): os.close(fd)\n        time.sleep(10**6)\n    os._exit(0)\n" + HEADER,
+    "daemon_by_double_fork": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        for fd in range(3): os.close(fd)\n        time.sleep(10**6)\n    os._exit(0)\n"
+    + HEADER,
     "daemon_that_holds_stdout": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(10**6)\n" + HEADER,
     "zombies": "import os, time\nfor _ in range(3):\n    if os.fork() == 0: os._exit(0)\ntime.sleep(0.2)\n" + HEADER,
-    "child_answers": "import os\nif os.fork() == 0:\n    for fd in range(64):\n        try: os.write(fd, b'{\"value\": true}\\n')\n        except OSError: pass\n    os._exit(0)\n" + HEADER,
+    "child_answers": "import os\nif os.fork() == 0:\n    for fd in range(64):\n        try: os.write(fd, b'{\"value\": true}\\n')\n        except OSError: pass\n    os._exit(0)\n"
+    + HEADER,
     "parent_exits_child_stays": "import os, time\nif os.fork(): os._exit(0)\ntime.sleep(10**6)",
     "orphans_in_a_chain": "import os, time\nfor _ in range(4):\n    if os.fork(): os._exit(0)\n    os.setsid()\ntime.sleep(10**6)",
     "fork_bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     "vfork_loop": "import subprocess, sys\nwhile True:\n    try: subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n    except OSError: break\nwhile True: pass",
     "shell": "import os\nos.system('sleep 1000 &')\nos.system('touch /tmp/posttrain-hostile-shell')\n" + HEADER,
     "exec_other": "import os\nos.execv('/bin/sh', ['/bin/sh', '-c', 'echo 49'])",
-    "kill_parent": "import os, signal\nfor number in (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1):\n    try: os.kill(os.getppid(), number)\n    except OSError: pass\n" + HEADER,
+    "kill_parent": "import os, signal\nfor number in (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1):\n    try: os.kill(os.getppid(), number)\n    except OSError: pass\n"
+    + HEADER,
     "kill_everybody": "import os, signal\ntry: os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\n" + HEADER,
     "kill_process_group": "import os, signal\ntry: os.killpg(0, signal.SIGKILL)\nexcept OSError: pass\n" + HEADER,
     "kill_host_pids": "import os, signal\nfor pid in {pids}:\n    try: os.kill(pid, signal.SIGUSR1)\n    except OSError: pass\n" + HEADER,
-    "stop_keeper": "import os, signal\ntry: os.kill(1, signal.SIGSTOP)\nexcept OSError: pass\ntry: os.kill(os.getppid(), signal.SIGSTOP)\nexcept OSError: pass\n" + HEADER,
-    "ptrace_keeper": "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor pid in (1, os.getppid()): libc.ptrace(16, pid, 0, 0)\n" + HEADER,
+    "stop_keeper": "import os, signal\ntry: os.kill(1, signal.SIGSTOP)\nexcept OSError: pass\ntry: os.kill(os.getppid(), signal.SIGSTOP)\nexcept OSError: pass\n"
+    + HEADER,
+    "ptrace_keeper": "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor pid in (1, os.getppid()): libc.ptrace(16, pid, 0, 0)\n"
+    + HEADER,
     "write_keeper_memory": "import ctypes, os\nlibc = ctypes.CDLL(None)\nb = ctypes.create_string_buffer(b'x' * 64)\n"
     "class V(ctypes.Structure): _fields_ = [('p', ctypes.c_void_p), ('n', ctypes.c_size_t)]\n"
     "v = V(ctypes.addressof(b), 64)\nlibc.process_vm_writev(1, ctypes.byref(v), 1, ctypes.byref(v), 1, 0)\n" + HEADER,
     "renice": "import os\ntry: os.nice(-20)\nexcept OSError: pass\n" + HEADER,
     "lift_limits": "import resource\nfor name in ('AS', 'CPU', 'NPROC', 'FSIZE'):\n    which = getattr(resource, 'RLIMIT_' + name)\n    try: resource.setrlimit(which, (-1, -1))\n"
     "    except (OSError, ValueError): pass\nx = bytearray(2**31)",
-    "limits_of_parent": "import resource, os\nfor pid in (1, os.getppid()):\n    try: resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0))\n    except (OSError, ValueError): pass\n" + HEADER,
+    "limits_of_parent": "import resource, os\nfor pid in (1, os.getppid()):\n    try: resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0))\n    except (OSError, ValueError): pass\n"
+    + HEADER,
     "new_user_namespace": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nok = libc.unshare(0x10000000 | 0x20000) == 0\n"
     "if ok: libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, b'size=1g')\ndef square(n): return n * n if ok else -1",
     "become_root": "import os\nok = False\nfor call in (os.setuid, os.setgid):\n    try: call(0); ok = True\n    except OSError: pass\ndef square(n): return n * n if ok else -1",
@@ -178,7 +186,8 @@ REACHING = {
     "def square(n): return n * n if len(found) > 2 else -1",
     "tcp_localhost": "import socket\nok = False\ntry: socket.create_connection(('127.0.0.1', {port}), 1).send(b'x'); ok = True\nexcept OSError: pass\ndef square(n): return n * n if ok else -1",
     "tcp_ipv6": "import socket\nok = False\ntry: socket.create_connection(('::1', {port}), 1).send(b'x'); ok = True\nexcept OSError: pass\ndef square(n): return n * n if ok else -1",
-    "udp_localhost": "import socket\ntry: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {udp}))\nexcept OSError: pass\n" + HEADER,
+    "udp_localhost": "import socket\ntry: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {udp}))\nexcept OSError: pass\n"
+    + HEADER,
     "dns": "import socket\nok = False\ntry: socket.getaddrinfo('example.com', 80); ok = True\nexcept OSError: pass\ndef square(n): return n * n if ok else -1",
     "abstract_socket": "import socket\nok = False\ntry:\n    s = socket.socket(socket.AF_UNIX); s.connect('\\0{abstract}'); ok = True\nexcept OSError: pass\ndef square(n): return n * n if ok else -1",
     "unix_socket": "import socket\nok = False\ntry:\n    s = socket.socket(socket.AF_UNIX); s.connect('{unix}'); ok = True\nexcept OSError: pass\ndef square(n): return n * n if ok else -1",
@@ -193,7 +202,8 @@ REACHING = {
     "close_every_descriptor": "import os\nos.closerange(0, 1024)\n" + HEADER,
     "close_descriptors_in_call": "import os\ndef square(n): os.closerange(0, 1024)",
     "swap_descriptors": "import os\nfor fd in range(3, 20):\n    try: os.dup2(2, fd)\n    except OSError: pass\n" + HEADER,
-    "stdin_stolen": "import os, threading\nthreading.Thread(target=lambda: [os.read(fd, 10**6) for fd in range(3, 8)], daemon=True).start()\n" + HEADER,
+    "stdin_stolen": "import os, threading\nthreading.Thread(target=lambda: [os.read(fd, 10**6) for fd in range(3, 8)], daemon=True).start()\n"
+    + HEADER,
 }
 
 PROGRAMS = {**FORGERS, **GREEDY, **SPREADING, **REACHING}

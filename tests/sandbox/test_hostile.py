@@ -9,7 +9,7 @@ import hostile
 import pytest
 
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Pool, Sandbox, strongest
-from posttrain.sandbox.inside.keeper import descendants
+from posttrain.sandbox.inside.tree import descendants
 from posttrain.sandbox.walls import Level
 
 LIMITS = Limits(wall_s=3.0, cpu_s=1.0, memory_mb=128, processes=6, files_mb=1, output_kb=64)

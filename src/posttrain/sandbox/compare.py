@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 Plain = Any
+_WORDS = re.compile(r"(\s+)")  # keeps the white space between them
 
 
 def same_value(expected: Plain, got: Plain, tolerance: float) -> bool:
@@ -114,7 +116,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _same_words(line: str, answer: str, tolerance: float) -> bool:
-    words, said = line.split(), answer.split()
+    words, said = _WORDS.split(line), _WORDS.split(answer)
     return len(words) == len(said) and all(word == other or _same_decimal(word, other, tolerance) for word, other in zip(words, said, strict=True))
 
 

@@ -20,7 +20,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from posttrain.sandbox.inside.keeper import end_descendants
+from posttrain.sandbox.inside.tree import end_descendants
 
 IS_LINUX = sys.platform.startswith("linux")
 HERE = str(Path(__file__).parent)

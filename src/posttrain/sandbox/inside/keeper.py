@@ -13,6 +13,7 @@ import sys
 from typing import Any, NoReturn
 
 from . import confine
+from .tree import end_descendants
 
 IS_LINUX = sys.platform.startswith("linux")
 if IS_LINUX:  # here, since beyond the wall these files are out of sight
@@ -103,50 +104,6 @@ def _keep(program: int, report: int, config: dict[str, Any]) -> NoReturn:
         end_descendants(os.getpid())
     _say(report, {"exit": code, "cpu_s": round(usage.ru_utime + usage.ru_stime, 3), "peak_kb": usage.ru_maxrss})
     os._exit(0)
-
-
-def end_descendants(of: int) -> None:
-    """Kills every process below `of`, which adopts those whose parents die first. Stopped before killed, so that none can fork away."""
-    for _ in range(100):
-        found = descendants(of)
-        if not found:
-            return
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in found:
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
-        if of == os.getpid():
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                return
-
-
-def descendants(of: int) -> list[int]:
-    """Pids below `of`, zombies left out. Empty where there is no /proc."""
-    if not os.path.isdir("/proc/self"):
-        return []
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-        except OSError:  # it ended meanwhile
-            continue
-        if state not in (b"Z", b"X"):
-            children.setdefault(int(parent), []).append(int(name))
-    found: list[int] = []
-    waiting = [of]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
 
 
 def _say(report: int, message: dict[str, Any]) -> None:

@@ -1,0 +1,99 @@
+"""Equality outside of the program: that of Python for plain data, but for tuples in lists and for tolerance."""
+
+import itertools
+import math
+import time
+
+import pytest
+
+from posttrain.sandbox.compare import same_output, same_value
+from posttrain.sandbox.inside.plain import encode
+
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    -1,
+    1.0,
+    0.5,
+    "1",
+    "",
+    "a",
+    [],
+    [1],
+    [1, 2],
+    [2, 1],
+    {},
+    {"a": 1},
+    {"a": 2},
+    {1: 1},
+    {1, 2},
+    {2, 1, 3},
+    b"a",
+    2**70,
+    2**70 + 1,
+    1j,
+]
+
+
+@pytest.mark.parametrize(("expected", "got"), itertools.product(VALUES, VALUES), ids=repr)
+def test_it_agrees_with_python(expected, got):
+    assert same_value(encode(expected), encode(got), 0.0) == (expected == got)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "is_same"),
+    [
+        ([1, [2]], (1, (2,)), True),
+        ({"a": [1]}, {"a": (1,)}, True),
+        ({(1, 2)}, {(1, 2)}, True),
+        (math.nan, math.nan, True),
+        (0.3, 0.1 + 0.2, True),
+        (1e300, math.inf, False),
+        (math.inf, 1e308, False),
+        (0.0, math.nan, False),
+        (10**400, 1e300, False),
+        (1.0, 1.0 + 1e-6, False),
+        ({1.0: "a"}, {True: "a"}, True),
+    ],
+)
+def test_tuples_stand_for_lists_and_floats_have_a_tolerance(expected, got, is_same):
+    assert same_value(encode(expected), encode(got), 1e-9) == is_same
+
+
+@pytest.mark.parametrize("said", [{"tuple": 5}, {"set": None}, {"dict": [[1]]}, {"int": "zz"}, {"object": 1}, {"a": 1, "b": 2}, {}, {"float": "x"}])
+def test_what_is_no_value_equals_nothing(said):
+    assert not any(same_value(encode(value), said, 1e-9) for value in VALUES)
+
+
+def test_a_flood_of_colliding_numbers_is_compared_quickly():
+    """As keys of a set or dict these would take a quadratic number of comparisons."""
+    numbers = [{"int": hex(i * (2**61 - 1))} for i in range(20_000)]
+    start = time.perf_counter()
+    assert not same_value({"set": numbers[1:]}, {"set": numbers[:-1]}, 1e-9)
+    assert not same_value({"dict": [[n, 0] for n in numbers[1:]]}, {"dict": [[n, 0] for n in numbers[:-1]]}, 1e-9)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "is_same"),
+    [
+        ("1\n2\n", b"1\n2", True),
+        ("1 \n2", b"1\r\n2\n\n", True),
+        ("1\n2", b"1 2", False),
+        ("0.30", b"0.3", True),
+        ("0.3", b"0.30000000000000004", True),
+        ("3", b"3.0", False),
+        ("a.b", b"a.c", False),
+        ("1.0", b"nan", False),
+        ("", b"", True),
+        ("x", b"", False),
+        ("x", b"\xff", False),
+        ("  x", b"x", False),
+    ],
+)
+def test_outputs_are_compared_by_lines(expected, got, is_same):
+    assert same_output(expected, got, 1e-9) == is_same

@@ -1,0 +1,146 @@
+"""Verdicts on honest programs, right and wrong, by each kind of test; and on tests that cannot judge."""
+
+import pytest
+
+from posttrain.errors import UserError
+from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Sandbox, strongest
+from posttrain.sandbox.walls import Level
+
+pytestmark = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
+
+PROGRAM = """
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item)
+    def pop(self): return self.items.pop()
+class Solution:
+    def twice(self, x): return 2 * x
+def add(a, b=1): return a + b
+def pairs(d): return {(k, v) for k, v in d.items()}
+def refuse(x): raise ValueError(f"not {x}")
+def odd(x): raise type("Odd", (Exception,), {})("odd")
+"""
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    return Sandbox("namespaces")
+
+
+def results(sandbox, tests, program=PROGRAM, **settings):
+    verdict = sandbox.judge(Job(program, tests, **settings))
+    assert verdict.error is None
+    return [result.passed for result in verdict.results]
+
+
+def test_calls_pass_plain_values_both_ways(sandbox):
+    tests = [
+        Call("add", [1], 2),
+        Call("add", [1], 3),
+        Call("add", ["a"], "ab", {"b": "b"}),
+        Call("Solution.twice", [10**30], 2 * 10**30),
+        Call("pairs", [{1: (2, 3)}], {(1, (2, 3))}),
+        Call("refuse", [1], None),
+        Call("missing", [], None),
+    ]
+    assert results(sandbox, tests) == [True, False, True, True, True, False, False]
+
+
+def test_the_tests_after_an_exception_still_count_and_those_after_an_end_do_not(sandbox):
+    program = "import os\ndef f(x):\n    if x == 1: raise ValueError\n    if x == 3: os._exit(0)\n    return x"
+    assert results(sandbox, [Call("f", [x], x) for x in range(5)], program) == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("source", "passes"),
+    [
+        ("assert add(1) == 2", True),
+        ("assert add(1) == 3", False),
+        ("def check(f):\n    for i in range(50):\n        assert f(i, i) == 2 * i\ncheck(add)", True),
+        ("s = Stack()\ns.push((1, 2))\nassert s.pop() == (1, 2)", True),
+        ("assert Solution().twice(4) == 8", True),
+        ("try:\n    refuse(7)\n    raise AssertionError\nexcept ValueError as error:\n    assert str(error) == 'not 7'", True),
+        ("try:\n    odd(7)\nexcept ValueError:\n    pass", False),
+        ("assert math.isclose(add(0.1, 0.2), 0.3)", True),
+        ("import math\nassert abs(add(0.1, 0.2) - 0.3) < 1e-9 and math", True),
+        ("assert add", False),
+        ("assert Stack() == Stack()", False),
+        ("assert Stack() != 3", False),
+        ("assert [x for x in map(add, [1, 2])] == [2, 3]", True),
+        ("assert pairs({1: 2}) == {(1, 2)}", True),
+    ],
+)
+def test_asserts_are_evaluated_as_python(sandbox, source, passes):
+    assert results(sandbox, [Asserts("assert add(0) == 1"), Asserts(source)]) == [True, passes]
+
+
+def test_tests_share_their_names_and_the_setup_runs_first(sandbox):
+    assert results(sandbox, [Asserts("x = add(two)"), Asserts("assert x == 3")], setup="two = 2") == [True, True]
+
+
+def test_input_and_output_need_a_clean_end(sandbox):
+    program = "n = int(input())\nprint(2 * n)\nif n == 3: raise SystemExit(1)"
+    tests = [InputOutput("1\n", "2\n"), InputOutput("2", "5"), InputOutput("3", "6")]
+    assert results(sandbox, tests, program) == [True, False, False]
+
+
+def test_tests_after_the_first_failure_are_not_run_when_only_all_count(sandbox):
+    verdict = sandbox.judge(Job("print(1)", [InputOutput("", "2"), InputOutput("", "1")], stop_at_failure=True))
+    assert [result.passed for result in verdict.results] == [False, False]
+    assert "not run" in verdict.results[1].why
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("assert (", "not Python"),
+        ("def check(candidate):\n    assert candidate(1) == 2", "never called the program"),
+        ("assert add(lambda: 1) == 2", "cannot be sent"),
+        ("import sys, os\nos._exit(0)", "before they called"),
+    ],
+)
+def test_tests_that_cannot_judge_are_an_error_and_no_failure(sandbox, source, cause):
+    verdict = sandbox.judge(Job(PROGRAM, [Asserts(source)]))
+    assert cause in verdict.error
+    assert verdict.is_unusable
+    assert not verdict.passed
+    assert verdict.fraction is None
+
+
+def test_a_setup_that_breaks_is_an_error(sandbox):
+    verdict = sandbox.judge(Job(PROGRAM, [Asserts("assert add(1) == 2")], setup="1 / 0"))
+    assert "ZeroDivisionError" in verdict.error
+
+
+def test_a_program_that_waits_for_the_clock_ends_with_it(sandbox):
+    verdict = sandbox.judge(Job("while True: pass", [Asserts("add(1)"), Asserts("add(1)")], limits=Limits(wall_s=1.5)))
+    assert [result.passed for result in verdict.results] == [False, False]
+    assert verdict.seconds < 2.5
+
+
+def test_the_same_program_says_the_same(sandbox):
+    outputs = {sandbox.run("print({str(i) for i in range(20)}, list(map(hash, 'abc')))").stdout for _ in range(3)}
+    assert len(outputs) == 1
+
+
+def test_the_program_starts_in_an_empty_writable_directory(sandbox):
+    said = (
+        sandbox.run("import os\nprint(os.listdir('.'), sorted(os.environ))\nopen('x', 'w').write('x')\nprint(os.listdir('.'))")
+        .stdout.decode()
+        .split("\n")
+    )
+    assert said[0].startswith("[] ")
+    assert "PATH" not in said[0]
+    assert said[1] == "['x']"
+
+
+@pytest.mark.parametrize("tests", [[], [Call("f", [], 1), Asserts("f()")], ["assert f()"]], ids=["none", "mixed", "text"])
+def test_a_job_without_tests_of_one_kind_is_refused(tests):
+    with pytest.raises(UserError, match="all of one kind"):
+        Job("x", tests)
+
+
+@pytest.mark.parametrize("limits", [{"wall_s": 0}, {"memory_mb": 8}, {"cpu_s": float("nan")}, {"processes": True}, {"walls": 3}])
+def test_limits_that_cannot_be_meant_are_refused(limits):
+    with pytest.raises(UserError):
+        Limits.from_config(limits)
