@@ -90,3 +90,11 @@ def test_what_cannot_be_asked_is_one_sentence_with_exit_code_2(folder, arguments
 def test_text_of_a_reward_is_no_markup(folder):
     result = run("arithmetic", "--form", "[bold]\x1b[31m{answer}")
     assert "[bold]\\x1b[31m{answer}" in result.output
+
+
+def test_a_dry_run_shows_what_each_reward_can_add(folder):
+    recipe = ["gsm8k-tiny", "--data.train=rows.jsonl", "--data.answer={solution|after:####}", "--data.completion={solution}", "--dry-run"]
+    result = CliRunner().invoke(app, ["grpo", *recipe])
+    assert result.exit_code == 0, result.output
+    assert "steps · reward 0 to +4" in result.output
+    assert "correctness    x 1  0 to +2    decides right or wrong, reads 'answer'" in result.output

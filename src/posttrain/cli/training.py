@@ -13,11 +13,13 @@ from posttrain.cli.recipe import Recipe
 
 
 def dry_run(kind: Kind, recipe: Recipe) -> str:
-    """Build everything and train nothing; the plan of a step. Raises UserError for whatever cannot work."""
+    """Build everything and train nothing; the plan of a step and the rubric's table. Raises UserError for whatever cannot work."""
     from posttrain.cli import build
+    from posttrain.trainers.online import OnlineTrainer
 
     with tempfile.TemporaryDirectory() as nowhere:
-        return build.make_trainer(kind, recipe, default_output="runs/run", output_dir=nowhere).plan()
+        trainer = build.make_trainer(kind, recipe, default_output="runs/run", output_dir=nowhere)
+        return trainer.plan() + (f"\n{trainer.rubric.describe()}" if isinstance(trainer, OnlineTrainer) else "")
 
 
 def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, overwrite: bool) -> Path:

@@ -100,7 +100,7 @@ def _import() -> Any:
     try:
         import jsonschema
     except ImportError as error:
-        raise UserError("json_schema needs the package jsonschema: pip install 'posttrain[rewards]'") from error
+        raise UserError("json_schema needs the package jsonschema: pip install 'posttrain[json]'") from error
     return jsonschema
 
 
