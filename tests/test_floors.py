@@ -34,6 +34,8 @@ FLOOR = {
     "trainers": 4,
     "probe": 4,
     "plan": 4,
+    "policy": 4,
+    "export": 5,
     "exam": 5,
     "demo": 5,
     "cli": 6,

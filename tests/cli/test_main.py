@@ -108,7 +108,7 @@ def sentence(result, code=2):
         ("--rubric=[]", "the recipe has no rubric"),
         ("--rubric=[gsm9k]", "Did you mean 'gsm8k'?"),
         ("--model.name=/no/such/model", "there is no model directory '/no/such/model'"),
-        ("--model.load_in_4bit=true", "4-bit weights are not built yet"),
+        ("--model.load_in_4bit=true", "4-bit weights of a pretrained model"),
         ("--train.num_generations=1", "num_generations=1"),
         ("--train.num_generations=3", "do not divide into groups"),
         ("--train.learning_rate=fast", "train.learning_rate must be a number, not 'fast'"),
@@ -184,7 +184,7 @@ def test_resume_and_overwrite_exclude_each_other(folder):
 
 
 def test_sft_trains_on_the_completion_column(folder):
-    assert "no column 'completion'" in sentence(call("sft", folder / "recipe.yaml"))
+    assert "SFT needs rows with the columns (prompt, completion)" in sentence(call("sft", folder / "recipe.yaml"))
     result = call("sft", folder / "recipe.yaml", "--data.completion={answer}")
     assert result.exit_code == 0, result.output
     assert (folder / "sft" / "model" / "model.safetensors").is_file()

@@ -78,7 +78,7 @@ def test_paths_beside_the_recipe_become_absolute(recipe_file, tmp_path):
         ("model: {nam: x}\ndata: {}\n", r"model\.nam is not a setting; .* Did you mean model\.name\?"),
         (MINIMAL + "eval: {evry: 5}", r"Did you mean eval\.every\?"),
         ("model: {name: x, lora: {rank: 4, alpah: 3}}\ndata: {}", r"model\.lora\.rank is not a setting"),
-        ("model: {name: x, load_in_4bit: true}\ndata: {}", "4-bit weights are not built yet"),
+        ("model: {name: x, load_in_4bit: true}\ndata: {}", "4-bit weights of a pretrained model"),
         ("model: {}\ndata: {}", "model needs one of"),
         ("model: {name: x, from_scratch: {}}\ndata: {}", "model needs one of"),
         ("model: {from_scratch: {}}\ndata: {}", "belong together"),

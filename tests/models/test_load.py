@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlavaConfig, PreTrainedTokenizerFast, T5Config
 
 from posttrain.errors import UserError
-from posttrain.models.load import context_length, load_model, load_policy, load_tokenizer, prepare_model, stop_token_ids
+from posttrain.models.load import context_length, load_model, load_tokenizer, prepare_model, stop_token_ids
 from posttrain.ops.attention import NAME
+from posttrain.policy import load_policy
 
 
 @pytest.fixture

@@ -127,6 +127,10 @@ def chosen(rows: Any, section: EvalSection) -> Any:
 
 def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTrainedModel:
     """The model's name, which the trainer loads; or a model with random weights."""
+    if section.load_in_4bit:
+        from posttrain.models.load import four_bits, load_model
+
+        return load_model(_needed(section.name, "model.name"), dtype=_dtype(section) or "float32", quantization_config=four_bits(has_adapters=True))
     if section.from_scratch is None:
         return _needed(section.name, "model.name")
     import torch

@@ -6,7 +6,7 @@ A run brings its own questions (exam.jsonl), templates and rubric (recipe.yaml) 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from posttrain.data.prompts import to_tasks
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError
 from posttrain.rewards.rubric import Rubric
-from posttrain.types import Rollout, Sampling, Task
+from posttrain.types import Rollout, Sampling
 
 DEFAULT_TOKENS = 256
 
@@ -92,52 +92,23 @@ def report(result: dict[str, Any]) -> str:
 
 def complete(target: str, text: str, system: str | None, n: int, sampling: Sampling, seed: int) -> list[Rollout]:
     """n completions of one prompt; a conversation where the tokenizer has a chat template."""
-    from dataclasses import replace
-
-    from posttrain.data.chat import encode_prompt
-    from posttrain.models.load import load_tokenizer, stop_token_ids
-    from posttrain.rollout.local.engine import LocalEngine
-    from posttrain.rollout.play import play
+    from posttrain.models.load import load_tokenizer
+    from posttrain.policy import Policy
 
     name = runs.model_of(target)
     tokenizer = load_tokenizer(name)
-    messages = [{"role": "system", "content": system}] if system else []
-    chat = bool(tokenizer.chat_template)
-    if system and not chat:
+    if system and not tokenizer.chat_template:
         raise UserError(f"{target} has no chat template, so there is no place for --system; put it into the prompt")
-    task = Task(0, [*messages, {"role": "user", "content": text}] if chat else text)
-    prompt_ids = encode_prompt(tokenizer, task.prompt)
-    model, engine = _load(name, None), LocalEngine(tokenizer)
-    drawn = replace(sampling, stop_token_ids=stop_token_ids(model, tokenizer))
-    with engine.serving(model, version=0):
-        groups = play(
-            [task],
-            [prompt_ids],
-            engine,
-            drawn,
-            num_generations=n,
-            seed=seed,
-            step=0,
-            decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
-        )
-    return groups[0].rollouts
+    messages = [{"role": "system", "content": system}] if system else []
+    prompt = [*messages, {"role": "user", "content": text}] if tokenizer.chat_template else text
+    return Policy(_load(name, None), tokenizer).sample(prompt, n=n, seed=seed, **asdict(sampling))[0].rollouts
 
 
 def _load(name: str, recipe: Recipe | None) -> Any:
     """The model in evaluation mode; adapters on the model that they were trained on."""
     import torch
 
-    from posttrain.models.load import load_model
+    from posttrain.models.merge import load_trainable
 
-    dtype = (recipe.model.dtype if recipe is not None else None) or "float32"
-    adapter = Path(name) / "adapter_config.json"
-    if adapter.is_file():
-        from peft import PeftModel
-
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        if not base:
-            raise UserError(f"{name} holds adapters, but not the name of the model they belong to; set base_model_name_or_path in {adapter.name}")
-        model: Any = PeftModel.from_pretrained(load_model(base, dtype=dtype), name)
-    else:
-        model = load_model(name, dtype=dtype)
+    model: Any = load_trainable(name, dtype=(recipe.model.dtype if recipe is not None else None) or "float32")
     return model.to("cuda") if torch.cuda.is_available() else model

@@ -15,6 +15,7 @@ import typer
 
 from posttrain.cli import data as data_commands
 from posttrain.cli import rewards
+from posttrain.cli.export import export
 from posttrain.cli.kinds import KINDS
 from posttrain.cli.options import SETTINGS, overrides, sentences
 from posttrain.cli.recipe import read_recipe
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(rewards.app, name="reward")
 app.add_typer(data_commands.app, name="data")
+app.command()(export)
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe: arithmetic, gsm8k, gsm8k-tiny.")]

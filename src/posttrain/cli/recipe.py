@@ -47,8 +47,8 @@ class ModelSection:
     load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
-        if self.load_in_4bit:
-            raise UserError("model.load_in_4bit: 4-bit weights are not built yet; use model.lora with model.dtype: bfloat16 to save memory")
+        if self.load_in_4bit and (self.lora is None or self.from_scratch is not None):
+            raise UserError("model.load_in_4bit: 4-bit weights of a pretrained model stay as they are beside adapters; give model.lora too (lora: {})")
         if (self.name is None) == (self.from_scratch is None):
             raise UserError("model needs one of: name (a directory or a name on the hub), from_scratch (a config, for random weights)")
         if (self.tokenizer is None) != (self.from_scratch is None):

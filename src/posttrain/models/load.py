@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
-from posttrain.models.adapters import add_lora
 from posttrain.models.head import base_model
 from posttrain.ops.attention import install
 
@@ -64,17 +63,6 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def load_policy(
-    name: str, *, lora: Any = None, dtype: torch.dtype | str = torch.float32, load_in_4bit: bool = False, trust_remote_code: bool = False
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """(model, tokenizer), with LoRA adapters if `lora` is a peft.LoraConfig. `load_in_4bit` (QLoRA) needs bitsandbytes and a `lora`."""
-    quantised = {"quantization_config": _four_bits(lora)} if load_in_4bit else {}
-    model: nn.Module = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **quantised)
-    if lora is not None:
-        model = add_lora(model, lora)
-    return model, load_tokenizer(name, trust_remote_code=trust_remote_code)
-
-
 def stop_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a completion: the generation config's, which may be several, and the tokenizer's EOS."""
     base = base_model(model)
@@ -104,8 +92,9 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
         raise UserError(f"'{name}' takes more than text ({config.model_type} has a {other[0]}); load its text model on its own")
 
 
-def _four_bits(lora: Any) -> Any:
-    if lora is None:
+def four_bits(*, has_adapters: bool) -> Any:
+    """QLoRA's quantisation (Dettmers et al. 2023): NF4, doubly quantised, computed in bf16. Raises UserError where it cannot work."""
+    if not has_adapters:
         raise UserError("load_in_4bit needs lora=peft.LoraConfig(...): 4-bit weights cannot be trained, only adapters beside them")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("load_in_4bit needs bitsandbytes: install it with `pip install posttrain[gpu]`")

@@ -27,7 +27,8 @@ from posttrain.data.stream import PackItem, Stream, pack
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.adapters import add_lora
 from posttrain.models.forward import StreamLogprobs, make_logprobs
-from posttrain.models.load import load_model, load_tokenizer, prepare_model
+from posttrain.models.load import load_tokenizer, prepare_model
+from posttrain.models.merge import load_trainable
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
 from posttrain.trainers import checkpoints
@@ -65,7 +66,7 @@ class BaseTrainer(Trainer):
         _refuse_devices(args)
         name = model if isinstance(model, str) else model.config._name_or_path
         if isinstance(model, str):
-            model = load_model(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
+            model = load_trainable(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
         else:
             prepare_model(model)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name)

@@ -32,7 +32,7 @@ from posttrain.trainers.reference import ReferenceLogps
 REFUSED_ARGUMENTS = {
     "data_collator": "rows become streams without padding; leave it out",
     "compute_metrics": "metrics are sums over streams; read the log, or override `loss`",
-    "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
+    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 

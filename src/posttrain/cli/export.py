@@ -1,0 +1,65 @@
+"""`posttrain export`: a run's model as a directory that others load, compared with the model that was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posttrain.cli import runs
+from posttrain.cli.options import sentences
+
+
+def export(
+    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A run's directory, or that of a model or of adapters.")],
+    directory: Annotated[str, typer.Argument(metavar="DIRECTORY", help="Where the exported model goes; it must not be there yet.")],
+    format: Annotated[str, typer.Option(help="merged: all weights, adapters folded in. adapter: the adapters alone.")] = "merged",
+    dtype: Annotated[str, typer.Option(help="Of the merged weights: bfloat16, float16 or float32.")] = "bfloat16",
+    base: Annotated[str | None, typer.Option(help="For adapters: the name under which others find the model they belong to.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A file of rows with `prompt` to compare on. Default: the run's exam, else a few of ours.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare/--no-compare", help="Ask the trained and the exported model the same prompts.")] = True,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it afterwards.")] = None,
+    public: Annotated[bool, typer.Option(help="With --push-to-hub: everybody may see it.")] = False,
+) -> None:
+    """Write a model that transformers, vLLM and llama.cpp's converter load, with a card and a report on whether it says the same."""
+    with sentences():
+        from posttrain import export as library
+        from posttrain.cli.build import hide_progress_bars
+        from posttrain.models.merge import is_adapter
+
+        hide_progress_bars()
+        run = Path(source) if (Path(source) / runs.RECIPE).is_file() else None
+        model = runs.model_of(source)
+        four_bits = is_adapter(model) and _was_in_4bit(run)
+        library.export_model(model, directory, format=format, dtype=dtype, load_in_4bit=four_bits, base=base)
+        parity = None
+        if compare and format == "merged":
+            parity = library.check_parity(model, directory, _prompts(prompts, run) or library.PROMPTS, load_in_4bit=four_bits)
+            typer.echo(str(parity))
+        library.write_card(directory, source=model, run=run, parity=parity)
+        typer.echo(f"exported to {directory}")
+        if push_to_hub is not None:
+            typer.echo(f"pushed to {library.push_to_hub(directory, push_to_hub, private=not public)}")
+
+
+def _was_in_4bit(run: Path | None) -> bool:
+    from posttrain.cli.recipe import read_recipe
+
+    return run is not None and read_recipe(str(run / runs.RECIPE)).model.load_in_4bit
+
+
+def _prompts(given: str | None, run: Path | None) -> list[Any]:
+    """At most 20 prompts, from the file that was named or the exam that the run wrote."""
+    from posttrain.data.prompts import validate_prompts
+    from posttrain.data.sources import load_rows
+
+    source = given or (str(run / runs.EXAM) if run is not None and (run / runs.EXAM).is_file() else None)
+    if source is None:
+        return []
+    rows = load_rows(source)
+    chosen = [rows[index] for index in range(min(20, len(rows)))]
+    validate_prompts(chosen)
+    return [row["prompt"] for row in chosen]

@@ -1,0 +1,159 @@
+"""A trained model leaves: merged weights or adapters, a model card, and a report whether the exported model says what the trained one says.
+
+The exported directory is loaded with plain transformers and asked the same prompts, greedily. Rounding to 16 bits may change a token where
+two were nearly equal; that is counted, and more than `MOST_DISAGREEMENT` of it is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrain.data.chat import encode_prompt
+from posttrain.errors import TrainingError, UserError
+from posttrain.models.load import context_length, four_bits, load_tokenizer, stop_token_ids
+from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
+from posttrain.policy import Policy
+from posttrain.types import Prompt
+
+FORMATS = ("merged", "adapter")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PROMPTS = ("The capital of France is", "1, 2, 3,", "Once upon a time", "Q: What is 12 + 30?\nA:")  # where the user gives none
+MOST_DISAGREEMENT = 0.1  # of greedy tokens, each behind the same tokens before it
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The trained and the exported model, asked the same prompts greedily."""
+
+    prompts: int
+    identical: int  # completions with the same token ids
+    tokens: int
+    agreeing: float  # share of the trained model's tokens that the exported one would choose behind the same tokens
+    mean_logprob_difference: float  # of those tokens, in nats
+    max_logprob_difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.identical} of {self.prompts} greedy completions identical, {self.agreeing:.1%} of {self.tokens} tokens agree, "
+            f"log-probs differ by {self.mean_logprob_difference:.2g} on average and {self.max_logprob_difference:.2g} at most"
+        )
+
+
+def export_model(
+    source: str, directory: str | Path, *, format: str = "merged", dtype: str = "bfloat16", load_in_4bit: bool = False, base: str | None = None
+) -> None:
+    """Write the model in `source` (weights or adapters) to `directory`. load_in_4bit: the adapters were trained beside 4-bit weights.
+
+    base: the name of the model that exported adapters belong to, where it is known elsewhere under another one than here. Raises UserError.
+    """
+    out = Path(directory)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and not empty; name another directory")
+    if format not in FORMATS:
+        raise UserError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    if format == "adapter":
+        _copy_adapter(source, out, base)
+        return
+    quantised = {"quantization_config": four_bits(has_adapters=is_adapter(source))} if load_in_4bit else {}
+    save_plain(load_merged(source, **quantised), load_tokenizer(source), out, dtype=DTYPES[dtype])
+
+
+def _copy_adapter(source: str, out: Path, base: str | None) -> None:
+    if not is_adapter(source):
+        raise UserError(f"{source} holds no adapters, so format='adapter' has nothing to write; use format='merged'")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in Path(source).iterdir():
+        if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt") and path.name != "trainer_state.json":
+            shutil.copyfile(path, out / path.name)
+    config = json.loads((out / ADAPTER).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base or base_of(source)
+    (out / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def check_parity(
+    source: str, directory: str | Path, prompts: Sequence[Prompt] = PROMPTS, *, max_new_tokens: int = 64, load_in_4bit: bool = False
+) -> Parity:
+    """Ask both, on the CPU in float32 (the exported one in its own dtype where it is smaller). Raises TrainingError where they disagree."""
+    quantised = {"quantization_config": four_bits(has_adapters=is_adapter(source))} if load_in_4bit else {}
+    trained = Policy(load_trainable(source, **quantised).eval(), load_tokenizer(source))
+    longest = max(len(encode_prompt(trained.tokenizer, prompt)) for prompt in prompts)
+    max_new_tokens = max(1, min(max_new_tokens, (context_length(trained.model) or max_new_tokens + longest) - longest))
+    groups = trained.sample(list(prompts), max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
+    plain, tokenizer = _plain(directory)
+    identical, agreeing, tokens = 0, 0, 0
+    differences: list[float] = []
+    for group in groups:
+        prompt_ids, ids = group.rollouts[0].prompt_ids, group.rollouts[0].token_ids
+        answer = plain.generate(
+            torch.tensor([prompt_ids]),
+            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_token_ids(plain, tokenizer)),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        identical += answer[0, len(prompt_ids) :].tolist() == ids
+        ours, theirs = (_choices(model, prompt_ids, ids) for model in (trained.model, plain))
+        agreeing += int((theirs.argmax(-1) == torch.tensor(ids)).sum())
+        tokens += len(ids)
+        chosen = torch.tensor(ids)[:, None]
+        differences += (ours.gather(1, chosen) - theirs.gather(1, chosen)).abs().flatten().tolist()
+    parity = Parity(len(groups), identical, tokens, agreeing / tokens, sum(differences) / tokens, max(differences))
+    if 1 - parity.agreeing > MOST_DISAGREEMENT:
+        raise TrainingError(f"the exported model in {directory} says something else than the trained one: {parity}. Do not use it; try dtype float32")
+    return parity
+
+
+def _plain(directory: str | Path) -> tuple[Any, Any]:
+    """As somebody without this library would load it."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+    return model, AutoTokenizer.from_pretrained(directory)
+
+
+@torch.no_grad()
+def _choices(model: Any, prompt_ids: list[int], ids: list[int]) -> torch.Tensor:
+    """(R, V) log-probs at each place of a completion, behind the same tokens."""
+    device = next(model.parameters()).device
+    logits = model(input_ids=torch.tensor([[*prompt_ids, *ids]], device=device), use_cache=False).logits[0]
+    return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1).cpu()
+
+
+def write_card(directory: str | Path, *, source: str, run: Path | None, parity: Parity | None) -> None:
+    """README.md with what is known: the model it began as, what it was trained with, how its last step looked, and the parity report."""
+    from posttrain import __version__
+
+    lines = ["---", "library_name: transformers" if not is_adapter(directory) else "library_name: peft"]
+    base = base_of(directory) if is_adapter(directory) else base_of(source) if is_adapter(source) else None
+    lines += [f"base_model: {base}"] if base is not None and not Path(base).exists() else []  # a path here means nothing elsewhere
+    lines += ["tags: [posttrain]", "---", "", f"# {Path(directory).resolve().name}", "", f"Trained with posttrain {__version__}."]
+    if run is not None and (run / "recipe.yaml").is_file():
+        lines += ["", "## Recipe", "", "```yaml", (run / "recipe.yaml").read_text(encoding="utf-8").strip(), "```"]
+    if run is not None and (run / "summary.json").is_file():
+        lines += ["", "## Last step", "", "```json", (run / "summary.json").read_text(encoding="utf-8").strip(), "```"]
+    if parity is not None:
+        lines += ["", "## Is it the model that was trained?", "", f"Asked greedily: {parity}."]
+        (Path(directory) / "parity.json").write_text(json.dumps(asdict(parity), indent=1), encoding="utf-8")
+    (Path(directory) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def push_to_hub(directory: str | Path, repository: str, *, private: bool = True) -> str:
+    """Upload an exported directory; returns its address. The token is the hub client's own. Raises UserError with what the hub said."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(folder_path=str(directory), repo_id=repository)
+    except Exception as error:  # the client raises a dozen kinds; all mean the same to the user
+        raise UserError(f"could not push to {repository}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    return str(address)

@@ -1,0 +1,181 @@
+"""Models leave and come back: merged, as adapters, in 4 bits. What was trained, what was exported and what samples say the same."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from small import build_model, build_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrain import SFTConfig, SFTTrainer, load_policy
+from posttrain.errors import TrainingError, UserError
+from posttrain.export import check_parity, export_model, push_to_hub, write_card
+
+ROWS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}"} for a in range(6) for b in range(3)]
+PROMPTS = [row["prompt"] for row in ROWS]
+LORA = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory with a base model, and adapters that SFT trained on it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    model = build_model(tokenizer, tie_word_embeddings=True)
+    model.generation_config.eos_token_id = [0, 12]
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    train(str(folder / "base"), folder / "adapter", LORA)
+    return folder
+
+
+def train(model, directory, peft_config=None, steps=30):
+    args = SFTConfig(
+        output_dir=str(directory / "run"), use_cpu=True, save_strategy="no", learning_rate=3e-2, max_steps=steps, per_device_train_batch_size=8
+    )
+    trainer = SFTTrainer(model, args, train_dataset=ROWS, peft_config=peft_config)
+    trainer.train()
+    trainer.save_model(str(directory))
+    return trainer
+
+
+def plain_greedy(directory, prompt_ids, max_new_tokens=8):
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    out = model.generate(torch.tensor([prompt_ids]), do_sample=False, max_new_tokens=max_new_tokens)
+    return out[0, len(prompt_ids) :].tolist()
+
+
+def test_merged_weights_in_plain_transformers_say_what_the_engine_says_of_the_trained_model(trained, tmp_path):
+    export_model(str(trained / "adapter"), tmp_path / "out", dtype="float32")
+    policy = load_policy(str(trained / "adapter"))
+    assert isinstance(policy.model, PeftModel)
+    for group in policy.sample(PROMPTS, temperature=0.0, max_new_tokens=8):
+        rollout = group.rollouts[0]
+        assert plain_greedy(tmp_path / "out", rollout.prompt_ids) == rollout.token_ids
+    base = load_policy(str(trained / "base")).generate(PROMPTS, temperature=0.0, max_new_tokens=8)
+    assert base != policy.generate(PROMPTS, temperature=0.0, max_new_tokens=8)  # the adapters matter
+
+
+def test_the_exported_directory_is_complete(trained, tmp_path):
+    export_model(str(trained / "adapter"), tmp_path / "out")
+    config, generation = (json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "generation_config.json"))
+    assert config["dtype"] == "bfloat16"
+    assert config["tie_word_embeddings"] is True
+    assert "quantization_config" not in config
+    assert generation["eos_token_id"] == [0, 12]  # every token that ends a reply
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{% for message in messages %}{{ message.content }}{% endfor %}"
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+        assert not any("lora" in name for name in names)
+        assert "lm_head.weight" not in names  # tied: stored once
+        assert weights.get_tensor("model.embed_tokens.weight").dtype == torch.bfloat16
+
+
+def test_a_head_that_was_trained_apart_is_no_longer_tied(trained, tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    train(str(trained / "base"), tmp_path / "adapter", config, steps=4)
+    export_model(str(tmp_path / "adapter"), tmp_path / "out", dtype="float32")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert check_parity(str(tmp_path / "adapter"), tmp_path / "out", PROMPTS[:4]).identical == 4
+
+
+def test_the_parity_report_counts_what_agrees(trained, tmp_path):
+    export_model(str(trained / "adapter"), tmp_path / "out", dtype="float32")
+    parity = check_parity(str(trained / "adapter"), tmp_path / "out", PROMPTS, max_new_tokens=8)
+    assert (parity.prompts, parity.identical, parity.agreeing) == (len(PROMPTS), len(PROMPTS), 1.0)
+    assert parity.max_logprob_difference < 1e-4
+
+
+def test_another_model_does_not_pass_for_the_trained_one(trained):
+    with pytest.raises(TrainingError, match="says something else than the trained one"):
+        check_parity(str(trained / "adapter"), trained / "base", PROMPTS, max_new_tokens=8)
+
+
+def test_adapters_are_exported_for_peft_and_training_goes_on_from_them(trained, tmp_path):
+    export_model(str(trained / "adapter"), tmp_path / "out", format="adapter")
+    base = AutoModelForCausalLM.from_pretrained(trained / "base")
+    theirs = PeftModel.from_pretrained(base, tmp_path / "out")
+    ours = load_policy(str(tmp_path / "out"))
+    ids = torch.tensor([[3, 11, 4, 12]])
+    assert torch.allclose(theirs(ids).logits, ours.model(input_ids=ids).logits, atol=1e-5)
+    trainer = train(str(tmp_path / "out"), tmp_path / "more", steps=2)
+    after = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert after
+    assert all("lora" in name for name in after)
+    before = dict(ours.model.named_parameters())
+    assert any(not torch.equal(before[name], p) for name, p in after.items())
+    assert json.loads((tmp_path / "more" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(trained / "base")
+
+
+def test_the_name_of_the_base_can_be_the_one_that_others_know(trained, tmp_path):
+    export_model(str(trained / "adapter"), tmp_path / "out", format="adapter", base="owner/name")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
+
+
+def test_new_adapters_on_adapters_are_refused(trained, tmp_path):
+    with pytest.raises(UserError, match="already has adapters"):
+        train(str(trained / "adapter"), tmp_path, LORA)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"format": "gguf"}, "format='gguf' is not known; use one of merged, adapter"), ({"dtype": "int8"}, "dtype='int8' is not known")],
+)
+def test_what_is_not_built_is_refused(trained, tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        export_model(str(trained / "adapter"), tmp_path / "out", **options)
+
+
+def test_nothing_is_overwritten_and_adapters_must_be_there(trained, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there already and not empty"):
+        export_model(str(trained / "adapter"), tmp_path)
+    with pytest.raises(UserError, match="holds no adapters"):
+        export_model(str(trained / "base"), tmp_path / "out", format="adapter")
+
+
+def test_the_card_says_where_the_model_comes_from(trained, tmp_path):
+    export_model(str(trained / "adapter"), tmp_path / "out", format="adapter", base="owner/name")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("model: {name: owner/name}")
+    write_card(tmp_path / "out", source=str(trained / "adapter"), run=run, parity=None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: owner/name" in card
+    assert "model: {name: owner/name}" in card
+
+
+def test_a_hub_that_cannot_be_reached_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match="could not push to owner/name"):
+        push_to_hub(tmp_path, "owner/name")
+
+
+def test_four_bits_train_adapters_and_are_exported_dequantised(trained, tmp_path):
+    """On a CPU too. The adapters learned beside rounded weights, so it is those that are merged."""
+    pytest.importorskip("bitsandbytes")
+    policy = load_policy(str(trained / "base"), lora=LORA, load_in_4bit=True)
+    assert "Linear4bit" in str(policy.model)
+    trainer = train(policy.model, tmp_path / "adapter")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.3
+    export_model(str(tmp_path / "adapter"), tmp_path / "out", dtype="float32", load_in_4bit=True)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    parity = check_parity(str(tmp_path / "adapter"), tmp_path / "out", PROMPTS, max_new_tokens=8, load_in_4bit=True)
+    assert parity.agreeing > 0.95
+
+
+def test_a_policy_takes_prompts_of_both_kinds_and_repeats_itself_with_a_seed(trained):
+    policy = load_policy(str(trained / "base"))
+    chat = [{"role": "user", "content": "1+1="}]
+    assert policy.generate([chat, "1+1="], temperature=0.0, max_new_tokens=4) == [policy.generate(chat, temperature=0.0, max_new_tokens=4)[0]] * 2
+    assert policy.generate("1+1=", seed=1, max_new_tokens=9) == policy.generate("1+1=", seed=1, max_new_tokens=9)
+    groups = policy.sample(["1+", "2+"], n=3, max_new_tokens=4)
+    assert [len(group.rollouts) for group in groups] == [3, 3]
+    with pytest.raises(UserError, match="there are no prompts"):
+        policy.generate([])
