@@ -45,7 +45,7 @@ VALUES = "value.safetensors"  # within a checkpoint: the value head or model
 _REFUSED = {
     "ref_model": "the reference is the model as it is when training starts (its adapters off, or a frozen copy); leave it out",
     "data_collator": "streams are packed without padding; leave it out",
-    "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
+    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 

@@ -27,7 +27,7 @@ from posttrain.types import Group
 
 _REFUSED = {
     "rollout_func": "write an environment (env=), or an Engine (posttrain.types.Engine), instead of a rollout function",
-    "quantization_config": "4-bit training is not built yet; use peft_config for LoRA on 16-bit weights",
+    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 
