@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from posttrain import GRPOConfig, GRPOTrainer, UserError
 from posttrain.envs import Environment, Single
 from posttrain.envs.chat import chat
+from posttrain.tracking.reader import RolloutKey, RunReader
 from posttrain.types import Completion, Env, StopReason
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
@@ -111,7 +112,12 @@ def test_rewards_see_the_whole_conversation_and_the_last_turn(make):
     trainer = make(tools=[add], reward=reward)
     trainer.train()
     roles = [[message["role"] for message in completion] for completion in seen[:4]]
-    assert roles == [["assistant", "tool", "assistant"], ["assistant"], ["assistant", "tool", "assistant", "tool", "assistant"], ["assistant", "tool", "assistant"]]
+    assert roles == [
+        ["assistant", "tool", "assistant"],
+        ["assistant"],
+        ["assistant", "tool", "assistant", "tool", "assistant"],
+        ["assistant", "tool", "assistant"],
+    ]
     assert [message["content"] for message in seen[2]][1::2] == ["error: add needs the parameter 'b'", "5"]
     assert seen[0][0]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2, "b": 3}}
 
@@ -131,6 +137,18 @@ def test_lengths_count_what_was_sampled_and_calls_what_was_called(make):
     assert log["tools/call_frequency"] == pytest.approx((1 + 0 + 2 + 1) / 4)
     assert log["tools/failure_frequency"] == pytest.approx((0 + 0.5 + 0) / 3)  # of the three that called
     assert log["env/turns"] == pytest.approx((2 + 1 + 3 + 2) / 4)
+
+
+def test_the_record_keeps_every_turn(make, tmp_path):
+    trainer = make(tools=[add])
+    trainer.train()
+    reader = RunReader(tmp_path / "run")
+    episode = reader.episode(RolloutKey(1, 0, 2))
+    assert (episode.turns, episode.info["tool_failures"]) == (3, 1.0)
+    assert episode.messages == trainer._last_groups[0].rollouts[2].messages
+    assert reader.rollouts(1, 0)[2].text == "5 it is"
+    assert reader.episode(RolloutKey(9, 0, 0)) is None
+    reader.close()
 
 
 @pytest.mark.parametrize("limit", [{"max_turns": 2}, {"max_tool_calling_iterations": 1}])

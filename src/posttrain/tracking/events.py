@@ -3,7 +3,7 @@
 WAL with synchronous=FULL: a commit survives a power cut, hence the store is never older than a checkpoint that was written after it. One
 fsync per step is nothing beside a training step. Readers (`reader.py`) never block the writer nor wait for it.
 
-Kept for every step: scalars, groups, and each completion's text, scores and advantage. Per-token records (ids and log-probs of every
+Kept for every step: scalars, groups, each completion's text, scores and advantage, and the messages of an episode in an environment. Per-token records (ids and log-probs of every
 rollout, `TokenDetail`s of those that the trainer hands in) are kept until they add up to `max_token_bytes`; from then on only on steps
 that are multiples of `SPARSE`, and a note of the kind "cap" says so.
 """
@@ -181,6 +181,12 @@ class RunStore:
         pairs = zip(group.rollouts, collected.advantages, strict=True)
         rows = [(step, number, index, *_rollout_row(rollout, advantage)) for index, (rollout, advantage) in enumerate(pairs)]
         db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        episodes = [
+            (step, number, index, rollout.turns, json.dumps(rollout.info), json.dumps(rollout.messages))
+            for index, rollout in enumerate(group.rollouts)
+            if rollout.turns != 1 or rollout.info  # otherwise the text says it all
+        ]
+        db.executemany("INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?)", episodes)
 
     @staticmethod
     def _insert_tokens(db: sqlite3.Connection, record: StepRecord) -> int:

@@ -54,6 +54,15 @@ class RolloutRow:
 
 
 @dataclass(frozen=True)
+class EpisodeRow:
+    """What a rollout in an environment was, turn by turn."""
+
+    turns: int  # of the policy
+    info: dict[str, float]  # what the environment reported
+    messages: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
 class TokenUpdate:
     """What the update of `step` saw at each token. None: not computed."""
 
@@ -142,6 +151,11 @@ class RunReader:
             RolloutRow(RolloutKey(*row[:3]), row[3], row[4], row[5], json.loads(row[6]), *row[7:])
             for row in self._db.execute(_ROLLOUTS, (step, group))
         ]
+
+    def episode(self, key: RolloutKey) -> EpisodeRow | None:
+        """None: one question with one answer, outside of any environment."""
+        row = self._db.execute("SELECT turns, info, messages FROM episodes WHERE step = ? AND grp = ? AND idx = ?", key).fetchone()
+        return None if row is None else EpisodeRow(row[0], json.loads(row[1]), json.loads(row[2]))
 
     def tokens(self, key: RolloutKey) -> Tokens | None:
         """None: the size cap left this rollout's tokens out."""

@@ -1,7 +1,7 @@
 """The tables of `run.sqlite`, and nothing else: who writes them is `events.py`, who reads them `reader.py`."""
 
 FILE_NAME = "run.sqlite"
-VERSION = 1  # of this schema, kept in the file as PRAGMA user_version
+VERSION = 2  # of this schema, kept in the file as PRAGMA user_version
 
 # Blobs live in tables of their own, so that lists are read without them. Rows are written in the order of the steps: each index is also local.
 SCHEMA = """
@@ -14,6 +14,7 @@ CREATE TABLE groups (
 CREATE TABLE rollouts (
     step INTEGER, grp INTEGER, idx INTEGER, reward REAL, advantage REAL, stop TEXT, policy_version INTEGER, length INTEGER, scores TEXT, text TEXT,
     PRIMARY KEY (step, grp, idx));
+CREATE TABLE episodes (step INTEGER, grp INTEGER, idx INTEGER, turns INTEGER, info TEXT, messages TEXT, PRIMARY KEY (step, grp, idx));
 CREATE TABLE rollout_tokens (step INTEGER, grp INTEGER, idx INTEGER, token_ids BLOB, logprobs BLOB, PRIMARY KEY (step, grp, idx));
 CREATE TABLE token_details (
     step INTEGER, grp INTEGER, idx INTEGER, updated_at INTEGER, logps BLOB, ratio BLOB, entropy BLOB, kl BLOB,
@@ -26,6 +27,7 @@ STEP_COLUMN = {
     "notes": "step",
     "groups": "step",
     "rollouts": "step",
+    "episodes": "step",
     "rollout_tokens": "step",
     "token_details": "updated_at",
 }
