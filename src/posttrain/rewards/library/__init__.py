@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from posttrain.rewards.judge import judge
 from posttrain.rewards.library.answers import exact_answer, numeric_answer
 from posttrain.rewards.library.arithmetic import arithmetic, number_detected, right_number
 from posttrain.rewards.library.code import code, passes_tests, program_given
@@ -42,6 +43,7 @@ MAKERS: dict[str, Callable[..., RewardFunction]] = {
     "exact_answer": exact_answer,
     "json_schema": json_schema,
     "json_valid": json_valid,
+    "judge": judge,
     "keywords": keywords,
     "keywords_present": keywords_present,
     "language": language,
