@@ -1,7 +1,9 @@
 """The presets, their ranges, and every reward of the library on text that was made to hurt."""
 
 import math
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +23,7 @@ TEXT_REWARDS = [
     *("think_format", "too_long", "number_detected", "right_number", "correctness", "integer", "soft_format", "strict_format", "tag_count"),
     *("desired_reply", "recipient_named", "signature_block"),
 ]
-NEEDED = {"regex": {"pattern": "a+$"}}
+NEEDED = {"regex": {"pattern": "a+$", "seconds": 0.2}}
 
 
 def score(rubric, text, **columns):
@@ -206,3 +208,10 @@ def test_every_reward_scores_any_text_within_its_range_and_soon(name):
 @pytest.mark.parametrize("name", [name for name in TEXT_REWARDS if name not in PRESETS])
 def test_a_reward_has_the_name_that_it_is_loaded_by(name):
     assert load_reward(name, NEEDED.get(name)).name == name
+
+
+def test_the_page_tells_every_reward_and_its_range():
+    page = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", page, re.MULTILINE))
+    spans = {name: Rubric.from_config([{"reward": name, **NEEDED.get(name, {})}]).span() for name in TEXT_REWARDS}
+    assert told == spans
