@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from posttrain.tracking.alarms import Alarms
 from posttrain.tracking.lines import visible
 
 CUT_SHARE = 0.9  # above it, rewards for an answer at the end can hardly be earned
@@ -17,13 +18,14 @@ class Advisor:
         self.max_completion_length = max_completion_length
         self._said: set[str] = set()
         self._silent = 0
+        self._alarms = Alarms()
 
     def read(self, logs: Mapping[str, float]) -> list[str]:
         """New advice, usually none."""
         found = {"cut": self._cut(logs), "silent": self._no_signal(logs), "unscored": self._unscored(logs), "broken": self._broken(logs)}
         new = {kind: sentence for kind, sentence in found.items() if sentence is not None and kind not in self._said}
         self._said.update(new)
-        return list(new.values())
+        return [*new.values(), *self._alarms.read(logs)]
 
     def _cut(self, logs: Mapping[str, float]) -> str | None:
         cut = logs.get("completions/clipped_ratio", 0.0)
