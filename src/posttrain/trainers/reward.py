@@ -67,7 +67,7 @@ class PairBatch(MicroBatch):
 
     def __init__(self, items: list[PackItem], margins: list[float], share: float, device: torch.device) -> None:
         super().__init__(pack(items).to(device))
-        self.margins = torch.tensor(margins, device=device)  # (pairs,)
+        self.margins = margins  # [pairs]
         self.share = share  # 1 / pairs of the update, times the number of processes
 
 
@@ -148,6 +148,16 @@ class RewardTrainer(OfflineTrainer):
 
     # The loss
 
+    def score(self, rows: list[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        """(score of chosen, score of rejected) of every pair, in eval mode, without a gradient."""
+        pairs = self.encode(self._checked(rows))
+        scores: dict[int, float] = {}
+        with self.frozen(self.model_wrapped) as module:
+            for part in split([PackItem(pair.prompt_ids, pair.completions) for pair in pairs], self.args.token_budget):
+                stream = pack(part).to(self.args.device)
+                scores.update(zip(stream.row_ids.tolist(), self._scores(module, stream).last.tolist(), strict=True))
+        return [(scores[2 * number], scores[2 * number + 1]) for number in range(len(pairs))]
+
     def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[MicroBatch]:
         share = self.args.world_size / max(len(everyone), 1)  # processes average their gradients
         items = [PackItem(pair.prompt_ids, pair.completions, row_ids=(2 * place, 2 * place + 1)) for place, pair in enumerate(mine)]
@@ -158,7 +168,7 @@ class RewardTrainer(OfflineTrainer):
     def loss(self, model: nn.Module, batch: PairBatch) -> torch.Tensor:
         scores = self._scores(model, batch.stream).last  # (2 * pairs,)
         chosen, rejected = scores[0::2], scores[1::2]
-        losses = bradley_terry(chosen, rejected, batch.margins.to(scores.dtype))  # (pairs,)
+        losses = bradley_terry(chosen, rejected, torch.tensor(batch.margins, dtype=scores.dtype, device=scores.device))  # (pairs,)
         if self.args.center_rewards_coefficient:
             losses = losses + self.args.center_rewards_coefficient * centring(chosen, rejected)
         self._note(chosen.detach(), rejected.detach())
