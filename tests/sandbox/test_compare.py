@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from posttrain.sandbox.compare import same_output, same_value
+from posttrain.sandbox.compare import read_answer, same_output, same_value
 from posttrain.sandbox.inside.plain import encode
 
 VALUES = [
@@ -78,6 +78,29 @@ def test_a_flood_of_colliding_numbers_is_compared_quickly():
     assert time.perf_counter() - start < 5
 
 
+def test_a_deeply_nested_member_of_a_set_is_compared_in_little_memory():
+    deep = "x"
+    for _ in range(200):
+        deep = {"tuple": [deep]}
+    assert same_value({"set": [deep]}, {"set": [deep]}, 0.0)
+    assert not same_value({"set": [deep]}, {"set": [{"tuple": [deep]}]}, 0.0)
+
+
+@pytest.mark.parametrize("line", [b"9" * 10**6, b"[" * 10**5, b"", b"{", b'{"a": -' + b"1" * 50 + b"}"], ids=len)
+def test_an_answer_that_is_none_is_refused_at_once(line):
+    start = time.perf_counter()
+    with pytest.raises((ValueError, RecursionError)):
+        read_answer(line)
+    assert time.perf_counter() - start < 1
+
+
+def test_a_long_text_is_read_as_a_float_in_time():
+    start = time.perf_counter()
+    same_value(1.0, {"float": "9" * 10**6}, 1e-9)
+    same_value(1.0, {"float": "0." + "9" * 10**6 + "e-5"}, 1e-9)
+    assert time.perf_counter() - start < 2
+
+
 @pytest.mark.parametrize(
     ("expected", "got", "is_same"),
     [
@@ -89,6 +112,8 @@ def test_a_flood_of_colliding_numbers_is_compared_quickly():
         ("3", b"3.0", False),
         ("a.b", b"a.c", False),
         ("1.0", b"nan", False),
+        ("10.0", b"1_0.0", False),
+        ("1.0 2", b"1.00  2", False),
         ("", b"", True),
         ("x", b"", False),
         ("x", b"\xff", False),

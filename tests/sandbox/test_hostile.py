@@ -3,6 +3,9 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 
 import hostile
@@ -152,3 +155,35 @@ def namespace_of(pid):
         return os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return None
+
+
+def test_no_thread_and_no_descriptor_is_left(field):
+    """After programs that flood, steal, close and outlive."""
+    names = ["endless_output", "stdin_stolen", "close_every_descriptor", "daemon_that_holds_stdout", "sys_exit_0", "huge_program"]
+    programs = {name: hostile.PROGRAMS[name] for name in names}
+    verdicts_on(programs, "asserts", field)  # whatever is made once is made now
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    verdicts_on(programs, "asserts", field)
+    deadline = time.monotonic() + 2
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def test_programs_die_with_the_process_that_started_them():
+    script = (
+        "from posttrain.sandbox import Sandbox\n"
+        "import time\nfrom posttrain.sandbox import Limits\n"
+        "with Sandbox().start({'do': 'script', 'program': 'while True: pass'}, Limits(wall_s=60, cpu_s=60)) as process:\n"
+        "    while 'pid' not in process.report:\n        time.sleep(0.01)\n        process._listen()\n"
+        "    print(process.report['pid'], flush=True)\n    process.wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        namespace = namespace_of(parent.stdout.readline().strip())
+        assert namespace is not None
+        parent.kill()
+    deadline = time.monotonic() + 2
+    while (left := [pid for pid in os.listdir("/proc") if pid.isdigit() and namespace_of(pid) == namespace]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []

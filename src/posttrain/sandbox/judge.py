@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.sandbox.compare import same_output, same_value
+from posttrain.sandbox.compare import read_answer, same_output, same_value
 from posttrain.sandbox.inside.plain import NotPlain, encode
 from posttrain.sandbox.job import Asserts, Call, InputOutput, Job, Result, Verdict
 from posttrain.sandbox.levels import require
@@ -95,7 +95,7 @@ def _question(test: Call) -> dict[str, Any]:
 
 def _judged(expected: Any, answer: bytes, tolerance: float) -> Result:
     try:
-        said = json.loads(answer)
+        said = read_answer(answer)
     except (ValueError, RecursionError):
         return Result(False, "the answer is not JSON")
     if not isinstance(said, dict) or "value" not in said:

@@ -285,7 +285,9 @@ class Process:
         if reached is not None:
             return Outcome(reached, None, stdout, stderr, seconds)
         code = self.report.get("exit") if self.wall.has_keeper else self.popen.returncode
-        if code is None:  # the program ended its keeper, or the system did
+        if code is None and self.wall.keeper_is_safe:  # the machine is out of memory, or somebody kills processes by hand
+            raise SandboxError(f"the sandbox ({self.wall.name}) was ended from outside")
+        if code is None:  # the program may have ended its keeper
             return Outcome("signal", 9, stdout, stderr, seconds)
         cpu_s = self.report.get("cpu_s")
         if code < 0 and cpu_s is not None and cpu_s >= self.limits.cpu_s - 0.1:
@@ -294,7 +296,10 @@ class Process:
 
     def _remove_folder(self) -> None:
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            try:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            except RecursionError:  # the program nested directories deeper than Python's stack
+                subprocess.run(["rm", "-rf", "--", self.folder], check=False, capture_output=True)
             self.folder = None
 
 

@@ -46,6 +46,7 @@ class Wall:
     name: str
     level: Level
     has_keeper: bool  # reports on a pipe that the program does not have
+    keeper_is_safe: bool  # the program cannot end it
     user: str  # where root starts it, the program becomes a user of its own: "inside" the wall, already "outside" of it, or it stays the "same"
     command: Callable[[list[str], Any], list[str]]
     missing: Callable[[], str | None]  # why it cannot work here, if that can be told without a trial
@@ -86,11 +87,19 @@ def _no_posix() -> str | None:
 WALLS = {
     wall.name: wall
     for wall in (
-        Wall("namespaces", Level.NAMESPACES, True, "inside", bare, _no_linux),
-        Wall("bubblewrap", Level.NAMESPACES, True, "outside", bubblewrap, _no_bubblewrap),
-        Wall("own user", Level.LIMITS, True, "inside", bare, lambda: _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with")),
-        Wall("rlimits", Level.LIMITS, True, "same", bare, lambda: _no_posix() or _unlimited_root()),
-        Wall("process", Level.PROCESS, False, "same", bare, lambda: None),
+        Wall("namespaces", Level.NAMESPACES, True, True, "inside", bare, _no_linux),
+        Wall("bubblewrap", Level.NAMESPACES, True, False, "outside", bubblewrap, _no_bubblewrap),
+        Wall(
+            "own user",
+            Level.LIMITS,
+            True,
+            True,
+            "inside",
+            bare,
+            lambda: _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with"),
+        ),
+        Wall("rlimits", Level.LIMITS, True, False, "same", bare, lambda: _no_posix() or _unlimited_root()),
+        Wall("process", Level.PROCESS, False, False, "same", bare, lambda: None),
     )
 }
 
