@@ -236,6 +236,15 @@ def test_a_reward_without_a_timeout_stays_on_the_callers_thread():
     assert seen == {threading.get_ident()}
 
 
+def test_an_interrupt_in_a_reward_reaches_the_caller_and_scoring_works_afterwards():
+    def interrupts(completion):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Rubric(interrupts).score([group(["a"])])
+    assert scored(Rubric(lambda completion: 1.0), group(["a"]))[0] == [1.0]
+
+
 # Async
 
 
@@ -340,8 +349,12 @@ def test_leaving_a_batch_unfinished_cancels_what_is_running():
 
 def test_no_more_threads_are_left_than_calls_that_hang():
     before = threading.active_count()
-    rubric = Rubric(lambda completion: 1.0, timeout=5)
+
+    async def waits(completion):
+        return 1.0
+
+    rubric = Rubric(reward(name="thread", timeout=5)(lambda completion: 1.0), waits, lambda completion: waits(completion))
     for _ in range(3):
         rubric.score([group(["a"] * 20)])
-    assert threading.active_count() <= before + 2  # the keeper of time, the reward's own
+    assert threading.active_count() <= before + 4  # the keeper of time, and one for each reward
     rubric.close()

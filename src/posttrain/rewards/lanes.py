@@ -100,10 +100,10 @@ class Thread:
 
 
 class LocalLane:
-    """In this process. `here`: the caller's thread; None: a thread of its own."""
+    """In this process, on the thread of `here`, or where that is None on one of its own."""
 
-    def __init__(self, here: Here | None = None) -> None:
-        self._here = here
+    def __init__(self) -> None:
+        self.here: Here | None = None
         self._thread: Thread | None = None  # None: none yet, or the last one was left behind
         self._loop: asyncio.AbstractEventLoop | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -127,8 +127,8 @@ class LocalLane:
         self._thread = self._loop = None
 
     def _executor(self) -> Executor:
-        if self._here is not None:
-            return self._here
+        if self.here is not None:
+            return self.here
         self._thread = self._thread or Thread()
         return self._thread
 
@@ -193,8 +193,8 @@ def _carry_out(future: Future[None], function: Callable[[], None], *, reraise: b
         return
     try:
         function()
-    except BaseException as error:
-        future.set_exception(error)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt as themselves would end the loop that waits
+        future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
         if reraise:
             raise
     else:

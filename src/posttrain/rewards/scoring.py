@@ -48,8 +48,6 @@ class Lanes:
         self._held: dict[tuple[int, FailurePolicy], Lane] = {}
 
     def of(self, index: int, reward: RewardFunction, policy: FailurePolicy, here: Here) -> Lane:
-        if runs_here(reward, policy):
-            return LocalLane(here)
         key = (index, policy)
         if key not in self._held:
             if reward.source is not None and in_worker(reward, policy):
@@ -57,7 +55,10 @@ class Lanes:
                 self._held[key] = WorkerLane(reward.source, policy.workers)
             else:
                 self._held[key] = LocalLane()
-        return self._held[key]
+        lane = self._held[key]
+        if isinstance(lane, LocalLane):
+            lane.here = here if runs_here(reward, policy) else None
+        return lane
 
     def close(self) -> None:
         async def close() -> None:
