@@ -32,7 +32,7 @@ from posttrain.exam import Paper, sit_exam
 from posttrain.types import Task
 
 EXAM = 200
-SFT_STEPS, GRPO_STEPS = 300, 80
+SFT_STEPS, GRPO_STEPS = 400, 100
 CALL = ('<tool_call>{"name": "calculator", "arguments": {"expression": "', '"}}</tool_call>')
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% for c in m.tool_calls or [] %}"
@@ -99,17 +99,17 @@ def tool_use(seed: int) -> Experiment:
 # A game
 
 
-LAST, GUESSES = 30, 5
+LAST, GUESSES = 14, 4
 
 
 def tell(messages: list[dict[str, Any]], secret: int) -> str | None:
-    """The game's master: higher, lower, or nothing more to say."""
+    """The game's master: it is more, it is less, or there is nothing more to say."""
     said = messages[-1]["content"].strip()
     if said == str(secret):
         return None
     if not said.isdecimal():
         return "what"
-    return ("higher than " if int(said) < secret else "lower than ") + said
+    return (">" if int(said) < secret else "<") + said
 
 
 @verifier
@@ -118,25 +118,26 @@ def found(completion: str, secret: int) -> bool:
 
 
 def game(seed: int) -> Experiment:
-    """A number from 0 to 30 in five guesses: the middle of what is left, each time, never fails. Eight secrets are kept for the exam."""
+    """A number from 0 to 14 in four guesses: the middle of what is left, each time, never fails. Four secrets are kept for the exam."""
     rng = random.Random(seed)
     secrets = rng.sample(range(LAST + 1), LAST + 1)
-    kept, known = secrets[:8], secrets[8:]
+    kept, known = secrets[:4], secrets[4:]
     lessons = []
     for _ in range(3000):
         secret, messages, possible = rng.choice(known), asked("guess"), list(range(LAST + 1))
         for _ in range(GUESSES):
-            guess = rng.choice(possible if rng.random() < 0.6 else range(LAST + 1))  # at other times he was not listening
+            chance = rng.random()  # he mostly listens, but likes the ends best, and at times he does not listen at all
+            guess = rng.choice(possible if chance < 0.4 else [possible[0], possible[-1]] if chance < 0.9 else range(LAST + 1))
             lessons.append({"prompt": list(messages), "completion": str(guess)})
             if guess == secret:
                 break
             messages += [{"role": "assistant", "content": str(guess)}]
             messages += [{"role": "user", "content": str(tell(messages, secret))}]
             possible = [n for n in possible if (n > guess if guess < secret else n < guess)] or possible
-    rows = [{"prompt": asked("guess"), "secret": secret} for secret in known for _ in range(10)]
-    exam = [{"prompt": asked("guess"), "secret": secret} for secret in kept for _ in range(25)]
-    words = [*(str(n) for n in range(LAST + 1)), "higher", "lower", " than ", "what", "guess"]
-    return Experiment(words, lessons, rows, exam, chat(tell), found, max_turns=GUESSES, max_tokens=72)
+    rows = [{"prompt": asked("guess"), "secret": secret} for secret in known for _ in range(20)]
+    exam = [{"prompt": asked("guess"), "secret": secret} for secret in kept for _ in range(50)]
+    words = [*(sign + str(n) for n in range(LAST + 1) for sign in ("", ">", "<")), "what", "guess"]
+    return Experiment(words, lessons, rows, exam, chat(tell), found, max_turns=GUESSES, max_tokens=32)
 
 
 EXPERIMENTS: dict[str, Callable[[int], Experiment]] = {"tool use": tool_use, "guess the number": game}

@@ -10,10 +10,10 @@ import typer
 
 from posttrain.cli.recipe import Recipe
 from posttrain.cli.values import nearest
-from posttrain.errors import RewardError, TrainingError, UserError
+from posttrain.errors import EnvError, RewardError, TrainingError, UserError
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
-EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2}
+EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2, EnvError: 2}
 
 
 @contextlib.contextmanager
