@@ -29,6 +29,7 @@ def preview(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")],
     kind: Annotated[str | None, typer.Option(help="The trainer: sft, dpo, grpo... Default: the one the recipe has settings for.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Of a recipe with stages: which one.")] = None,
     rows: Annotated[int, typer.Option("-n", min=0, help="Show so many rows; all are counted.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the rows' token ids as JSON.")] = False,
 ) -> None:
@@ -37,10 +38,14 @@ def preview(
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.preview import kind_of_recipe, report
         from posttrain.cli.preview import preview as look
+        from posttrain.cli.stages import of_stage
 
         hide_progress_bars()
-        read = read_recipe(recipe, overrides(ctx))
-        found = look(read, kind_of_recipe(read, kind), rows)
+        if stage is not None:
+            found = look(*of_stage(recipe, overrides(ctx), stage), rows)
+        else:
+            read = read_recipe(recipe, overrides(ctx))
+            found = look(read, kind_of_recipe(read, kind), rows)
         if as_json:
             typer.echo(json.dumps(_as_json(found)))
             return

@@ -19,6 +19,7 @@ from posttrain.cli.export import export
 from posttrain.cli.kinds import KINDS
 from posttrain.cli.options import SETTINGS, overrides, sentences
 from posttrain.cli.recipe import read_recipe
+from posttrain.cli.run import run as run_stages
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a language model into one that reasons: GRPO and SFT."
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(rewards.app, name="reward")
 app.add_typer(data_commands.app, name="data")
 app.command()(export)
+app.command(name="run", context_settings=SETTINGS)(run_stages)
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe: arithmetic, gsm8k, gsm8k-tiny.")]

@@ -48,7 +48,9 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and (self.lora is None or self.from_scratch is not None):
-            raise UserError("model.load_in_4bit: 4-bit weights of a pretrained model stay as they are beside adapters; give model.lora too (lora: {})")
+            raise UserError(
+                "model.load_in_4bit: 4-bit weights of a pretrained model stay as they are beside adapters; give model.lora too (lora: {})"
+            )
         if (self.name is None) == (self.from_scratch is None):
             raise UserError("model needs one of: name (a directory or a name on the hub), from_scratch (a config, for random weights)")
         if (self.tokenizer is None) != (self.from_scratch is None):
@@ -120,9 +122,16 @@ SECTIONS: dict[str, type] = {
 def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of that path or packaged name, with overrides laid over it. Paths in it become absolute."""
     path = find_recipe(name)
-    values = _load_yaml(path)
+    values = load_yaml(path)
     for override in overrides:
         lay_over(values, override)
+    if "stages" in values:
+        raise UserError(f"{path} has stages: run all of them with `posttrain run {name}`")
+    return recipe_of(values, path)
+
+
+def recipe_of(values: dict[str, Any], path: Path) -> Recipe:
+    """The recipe that `path` would hold with these values."""
     if "model" not in values or "data" not in values:
         raise UserError(f"{path} needs the sections model and data; it has: {', '.join(values) or 'none'}")
     recipe: Recipe = read_section("", values, SECTIONS)
@@ -163,7 +172,7 @@ def lay_over(values: dict[str, Any], override: str) -> None:
     place[last] = text if is_text else read_yaml(text, f"--{key}={text}")
 
 
-def _load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

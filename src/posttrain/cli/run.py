@@ -1,0 +1,98 @@
+"""`posttrain run`: the stages of a recipe, one after another. What is done is not done again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posttrain.cli import runs
+from posttrain.cli.options import overrides, sentences
+from posttrain.cli.stages import DONE, MERGED, Stage, clear, data_of, read_stages
+from posttrain.errors import UserError
+
+
+def run(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file with `stages`, or the name of a packaged one.")],
+    output: Annotated[str | None, typer.Option(help="The directory of all stages. Default: runs/ and the recipe's name.")] = None,
+    resume: Annotated[bool, typer.Option(help="Skip stages that are done, and go on within the one that is not.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Remove what earlier runs of these stages wrote, and start over.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check every stage and its data, train nothing.")] = False,
+) -> None:
+    """Train in stages, such as sft, reward-model, ppo, each on the model before it. Settings can follow: --sft.max_steps=100"""
+    with sentences():
+        from posttrain.cli.build import hide_progress_bars
+
+        hide_progress_bars()
+        if resume and overwrite:
+            raise UserError("--resume goes on with a run and --overwrite starts it over: give one of them")
+        stages = read_stages(recipe, overrides(ctx), output)
+        if overwrite and not dry_run:
+            for stage in stages:
+                clear(stage)
+        _check_data(stages)
+        if dry_run:
+            for stage in stages:
+                typer.echo(f"{stage.name}: {stage.kind.title}, from {stage.start}, into {stage.directory}")
+            typer.echo("the recipe is ready to train: nothing was written")
+            return
+        _run(stages, resume)
+
+
+def _check_data(stages: list[Stage]) -> None:
+    """The rows of every stage, before the first is trained."""
+    from posttrain.cli.preview import preview
+
+    for stage in stages:
+        if (stage.directory / DONE).is_file():
+            continue
+        try:
+            preview(data_of(stage, stages[0]), stage.kind, 0)
+        except UserError as error:
+            raise UserError(f"stage '{stage.name}': {error}") from error
+
+
+def _run(stages: list[Stage], resume: bool) -> None:
+    from posttrain.cli import training
+
+    models: dict[str, str] = {}
+    for number, stage in enumerate(stages, start=1):
+        done = stage.model_if_done(models)
+        title = f"stage {number} of {len(stages)}, {stage.name}"
+        if done is not None:
+            if not resume:
+                raise UserError(f"{stage.directory} is done already; go on with --resume, or start over with --overwrite")
+            typer.echo(f"{title}: done before")
+        else:
+            typer.echo(f"{title}: {stage.kind.title} into {stage.directory}")
+            model = training.train_run(stage.kind, stage.recipe(models), str(stage.directory), resume=resume, overwrite=False)
+            done = _leave(stage, models, model)
+        models[stage.name] = done
+    typer.echo(f"all stages are done; the last model is in {models[stages[-1].name]}")
+
+
+def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
+    """The model that later stages start from: adapters are merged, so that the next stage may have its own. Written by one process."""
+    from accelerate import PartialState
+
+    from posttrain.models.merge import is_adapter
+
+    left = MERGED if stage.is_policy and is_adapter(model) else runs.MODEL
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            if left == MERGED:
+                _merge(stage, models, model)
+            stage.mark_done(models, left)
+    return str(stage.directory / left)
+
+
+def _merge(stage: Stage, models: dict[str, str], adapter: Path) -> None:
+    from posttrain.models.load import four_bits, load_tokenizer
+    from posttrain.models.merge import load_merged, save_plain
+
+    quantised = {"quantization_config": four_bits(has_adapters=True)} if stage.recipe(models).model.load_in_4bit else {}
+    shutil.rmtree(stage.directory / MERGED, ignore_errors=True)
+    save_plain(load_merged(str(adapter), **quantised), load_tokenizer(str(adapter)), stage.directory / MERGED)

@@ -1,0 +1,191 @@
+"""Recipes with stages: each trains on the model before it, what is done is not done again, and a stage goes on where it was."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from posttrain.cli.main import app
+from posttrain.cli.stages import read_stages
+from posttrain.errors import UserError
+
+RECIPE = """
+model: {from_scratch: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8},
+        tokenizer: {vocab_size: 290}}
+data: {train: rows.jsonl}
+stages:
+  - sft: {sft: {max_steps: 3, per_device_train_batch_size: 4, use_cpu: true, learning_rate: 1e-2}}
+  - reward-model: {reward: {max_steps: 2, per_device_train_batch_size: 2, use_cpu: true}}
+  - grpo: {rubric: ["rewards.py:length", "stage:reward-model"],
+           train: {max_steps: 3, save_steps: 1, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 5, use_cpu: true, learning_rate: 1e-2}}
+"""
+REWARDS = """
+import os
+
+def length(completions):
+    if os.path.exists(os.path.join(os.path.dirname(__file__), "broken")) and os.path.exists(os.path.join(os.path.dirname(__file__), "all/3-grpo/checkpoint-1")):
+        raise RuntimeError("oops")
+    return [-len(text) / 10 for text in completions]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [{"prompt": f"{a}+1=", "completion": str(a + 1), "chosen": str(a + 1), "rejected": str(a)} for a in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "all.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder):
+    def run(*options, output="all"):
+        return CliRunner().invoke(app, ["run", str(folder / "all.yaml"), "--output", str(folder / output), *options])
+
+    return run
+
+
+def weights(directory):
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_stages_run_in_order_and_a_broken_one_goes_on_where_it_was(folder, run):
+    """One story: a stage breaks in its second step; it is mended; the end is as if nothing had happened."""
+    (folder / "broken").touch()
+    broken = run()
+    assert broken.exit_code == 2
+    assert "oops" in broken.stderr
+    assert (folder / "all" / "3-grpo" / "checkpoint-1").is_dir()
+    written = {path: path.stat().st_mtime_ns for path in (folder / "all" / "1-sft").rglob("*.safetensors")}
+
+    again = run()
+    assert again.exit_code == 2
+    assert "1-sft is done already; go on with --resume" in again.stderr
+
+    (folder / "broken").unlink()
+    resumed = run("--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "stage 1 of 3, sft: done before" in resumed.output
+    assert {path: path.stat().st_mtime_ns for path in (folder / "all" / "1-sft").rglob("*.safetensors")} == written
+    assert not same(weights(folder / "all" / "1-sft"), weights(folder / "all" / "3-grpo"))  # it started from the policy, and moved
+    scorer = json.loads((folder / "all" / "2-reward-model" / "model" / "config.json").read_text())
+    assert scorer["architectures"] == ["Qwen3ForSequenceClassification"]
+
+    through = run(output="through")
+    assert through.exit_code == 0, through.output
+    assert same(weights(folder / "all" / "3-grpo"), weights(folder / "through" / "3-grpo"))
+    assert "all stages are done" in run("--resume").output
+
+    changed = run("--resume", "--sft.max_steps=4")
+    assert changed.exit_code == 2
+    assert "the stage 'sft' was done with another recipe" in changed.stderr
+
+
+def test_adapters_of_a_stage_are_merged_for_the_next(folder, run):
+    from posttrain.cli.build import make_model, make_tokenizer
+    from posttrain.cli.recipe import ModelSection, TokenizerSection
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    section = ModelSection(from_scratch=sizes, tokenizer=TokenizerSection(vocab_size=290))
+    tokenizer = make_tokenizer(section, [{"text": "1+2="}])
+    make_model(section, tokenizer, 0).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "all.yaml").write_text(
+        f"model: {{name: {folder}/base, lora: {{r: 2, alpha: 4}}}}\ndata: {{train: rows.jsonl}}\nstages:"
+        + RECIPE.partition("stages:")[2].partition("  - reward-model")[0]
+        + "  - dpo: {dpo: {max_steps: 1, per_device_train_batch_size: 2, use_cpu: true}}\n"
+    )
+    result = run()
+    assert result.exit_code == 0, result.output
+    for stage in ("1-sft", "2-dpo"):
+        assert (folder / "all" / stage / "model" / "adapter_config.json").is_file()
+        assert (folder / "all" / stage / "merged" / "model.safetensors").is_file()
+    base = json.loads((folder / "all" / "2-dpo" / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(folder / "all" / "1-sft" / "merged")
+
+
+def test_a_dry_run_checks_the_data_of_every_stage_and_writes_nothing(folder, run):
+    result = run("--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "reward-model: a reward model, from sft, into" in result.output
+    assert "grpo: GRPO, from sft, into" in result.output  # a reward model is no policy to start from
+    assert not (folder / "all").exists()
+    (folder / "all.yaml").write_text(RECIPE.replace("  - grpo: {rubric", "  - grpo: {data: {prompt: '{question}'}, rubric"))
+    wrong = run("--dry-run")
+    assert wrong.exit_code == 2
+    assert "stage 'grpo': the template of 'prompt' asks for the column 'question'" in wrong.stderr
+
+
+def stages_of(folder, text, *overrides):
+    (folder / "own.yaml").write_text("model: {name: base}\ndata: {train: rows.jsonl}\nstages:\n" + text)
+    return read_stages(str(folder / "own.yaml"), overrides, str(folder / "own"))
+
+
+def test_sections_are_laid_over_those_of_the_recipe(folder):
+    one, two = stages_of(folder, "  - sft: {data: {prompt: '{q}'}}\n  - dpo: {model: {dtype: bfloat16}, dpo: {beta: 0.2}}\n")
+    assert one.recipe({}).data.prompt == "{q}"
+    assert one.recipe({}).data.train == str(folder / "rows.jsonl")
+    recipe = two.recipe({"sft": "/models/sft"})
+    assert (recipe.model.name, recipe.model.dtype, recipe.dpo["beta"], recipe.data.prompt) == ("/models/sft", "bfloat16", 0.2, None)
+
+
+def test_a_setting_goes_to_the_stages_that_have_its_section(folder):
+    one, two = stages_of(folder, "  - sft: {sft: {max_steps: 1}}\n  - dpo\n", "sft.max_steps=7", "data.prompt={q}")
+    assert one.recipe({}).sft["max_steps"] == 7
+    assert two.recipe({}).sft == {}
+    assert [stage.recipe({}).data.prompt for stage in (one, two)] == ["{q}", "{q}"]
+
+
+def test_names_tell_stages_of_one_kind_apart_and_say_where_to_start(folder):
+    stages = stages_of(folder, "  - sft: {name: first}\n  - sft: {name: second}\n  - dpo: {from: first}\n  - kto: {from: start}\n")
+    assert [(stage.name, stage.start) for stage in stages] == [("first", "start"), ("second", "first"), ("dpo", "first"), ("kto", "start")]
+    assert [stage.directory.name for stage in stages] == ["1-first", "2-second", "3-dpo", "4-kto"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("  - sft\n  - sft\n", "two are called 'sft'"),
+        ("  - stf\n", "stf is no trainer; use one of .* Did you mean sft"),
+        ("  - {sft: {}, dpo: {}}\n", "number 1 must be a trainer with its sections"),
+        ("  - dpo: {from: sft}\n", "the stage 'dpo' needs 'sft', which is no earlier stage"),
+        ("  - grpo: {rubric: ['stage:reward-model']}\n", "needs 'reward-model', which is no earlier stage"),
+        ("  - sft: {sft: {max_lenght: 5}}\n", "Did you mean sft.max_length"),
+        ("  - sft: {dta: {}}\n", "dta is not a setting"),
+        ("  - sft: {model: {name: null, from_scratch: {}, tokenizer: {}, lora: {}}}\n", "adapters on random weights"),
+    ],
+)
+def test_what_is_wrong_with_stages_is_said_before_any_is_trained(folder, text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        stages_of(folder, text)
+
+
+def test_a_recipe_with_stages_is_not_for_a_single_command(folder):
+    result = CliRunner().invoke(app, ["sft", str(folder / "all.yaml")])
+    assert result.exit_code == 2
+    assert "has stages: run all of them with `posttrain run" in " ".join(result.stderr.split())
+    (folder / "all.yaml").write_text(RECIPE.partition("stages:")[0])
+    result = CliRunner().invoke(app, ["run", str(folder / "all.yaml")])
+    assert "has no list of stages" in result.stderr
+
+
+def test_the_data_of_a_stage_can_be_previewed(folder):
+    result = CliRunner().invoke(app, ["data", "preview", str(folder / "all.yaml"), "--stage", "reward-model", "-n", "1"])
+    assert result.exit_code == 0, result.output
+    assert "chosen: ⟦1⟧" in result.output
+
+
+def test_the_packaged_recipe_can_be_read():
+    assert [stage.name for stage in read_stages("align", (), None)] == ["sft", "reward-model", "ppo"]
