@@ -12,6 +12,7 @@ import hostile
 import pytest
 
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Pool, Sandbox, strongest
+from posttrain.sandbox.birth import NURSERY
 from posttrain.sandbox.inside.tree import descendants
 from posttrain.sandbox.walls import Level
 
@@ -125,11 +126,16 @@ def test_nothing_outside_was_reached(verdicts, field):
     assert not os.path.exists("/dev/shm/posttrain-hostile")
 
 
-def test_nobody_is_left_behind(verdicts):
+def test_nobody_is_left_behind_but_the_process_that_starts_them(verdicts):
     deadline = time.monotonic() + 2
-    while descendants(os.getpid()) and time.monotonic() < deadline:
+    while len(descendants(os.getpid())) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert descendants(os.getpid()) == []
+    assert descendants(os.getpid()) == [NURSERY._process.pid]
+
+
+def test_programs_are_started_again_when_that_process_has_ended(field):
+    NURSERY._process.kill()
+    assert verdicts_on({"honest": HONEST}, "calls", field)["honest"].passed
 
 
 DAEMONS = ["daemon_by_double_fork", "daemon_that_holds_stdout", "parent_exits_child_stays", "orphans_in_a_chain", "fork_bomb", "stop_keeper"]

@@ -18,8 +18,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.sandbox.birth import bear
 from posttrain.sandbox.limits import Limits
-from posttrain.sandbox.walls import BOOT, HERE, Level, Wall, end, environment, interpreter, new_user, package_paths, visible_paths
+from posttrain.sandbox.walls import Level, Wall, end, new_user, package_paths, visible_paths
 
 PIECE = 65536
 STDERR_KEPT = 4096  # bytes of standard error that an outcome keeps, the last ones
@@ -51,16 +52,6 @@ class Outcome:
         return (words.get(self.ended) or f"the limit of {self.ended} was reached") + (f" ({last[0][:200]})" if last[0] else "")
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a wall needs to know to start a program."""
-
-    limits: Limits
-    visible: list[str]
-    status: int  # the write end of the status pipe, for the keeper; -1 without one
-    wall_status: int  # the same, for the program that puts up the wall
-
-
 class Pipe(threading.Thread):
     """Reads one pipe to its end, or to its cap. Daemon threads: a pipe that never ends holds nobody up."""
 
@@ -85,6 +76,12 @@ class Pipe(threading.Thread):
                 self.changed.notify_all()
             if not piece:
                 return
+
+    def end(self) -> None:
+        """Waits for the last bytes. A pipe that somebody still holds stays open, with its thread: only on walls that cannot end everybody."""
+        self.join(GRACE_S)
+        if not self.is_alive():
+            os.close(self.descriptor)
 
 
 class Feeder(threading.Thread):
@@ -128,60 +125,39 @@ class Process:
         self.outcome: Outcome | None = None
         self._read_to = 0  # of standard output, by `line`
         self._told_to = 0  # of the status
-        self.folder = tempfile.mkdtemp(prefix="posttrain-") if wall.level < Level.NAMESPACES else None
-        status, status_in = os.pipe() if wall.has_keeper else (-1, -1)
-        wall_status = os.dup(status_in) if wall.has_keeper else -1
+        self._is_closed = False
+        self.folder: str | None = None
         try:
-            self.popen = self._start(Start(limits, visible_paths(packages, visible), status_in, wall_status), message["do"], packages)
+            child = bear(wall, self._config(message["do"], packages, visible), self.folder, limits)
         except OSError as error:
-            _close(status)
             self._remove_folder()
             raise SandboxError(f"a process could not be started: {error}") from error
-        finally:
-            _close(status_in)
-            _close(wall_status)
-        assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        assert self.popen.stderr is not None
+        self.handle = child.handle
         cap = int(limits.output_kb * 1024)
-        self.stdout = Pipe(self.popen.stdout.fileno(), cap, self.changed)
-        self.stderr = Pipe(self.popen.stderr.fileno(), cap, self.changed)
-        self.status = Pipe(status, cap, self.changed) if status >= 0 else None
-        self.feeder = Feeder(os.dup(self.popen.stdin.fileno()))
-        self.popen.stdin.close()
+        self.stdout = Pipe(child.stdout, cap, self.changed)
+        self.stderr = Pipe(child.stderr, cap, self.changed)
+        self.status = Pipe(child.status, cap, self.changed) if wall.has_keeper else None
+        self.feeder = Feeder(child.stdin)
         frame = json.dumps(message).encode()
         self.write(b"%010d" % len(frame) + frame)
 
-    def _start(self, start: Start, do: str, packages: bool) -> subprocess.Popen[bytes]:
-        user = new_user()
-        config = {
+    def _config(self, do: str, packages: bool, visible: tuple[str, ...]) -> dict[str, Any]:
+        """For inside/start.py. Makes the working directory where the wall has none of its own."""
+        user = new_user() if self.wall.user == "inside" else None
+        if self.wall.level < Level.NAMESPACES:
+            self.folder = tempfile.mkdtemp(prefix="posttrain-")
+            if user is not None and os.geteuid() == 0:
+                os.chown(self.folder, user, user)
+        return {
+            "do": do,
             "posix": self.wall.has_keeper,
             "wall": self.wall.name,
-            "report": start.status,
-            "user": user if self.wall.user == "inside" else None,
-            "do": do,
+            "user": user,
+            "folder": self.folder,
             "packages": package_paths() if packages else [],
-            "visible": start.visible,
+            "visible": visible_paths(packages, visible),
             "limits": self.limits.inside(),
         }
-        if self.folder is not None and self.wall.user == "inside":
-            os.chown(self.folder, user, user)
-        inner = [interpreter(), "-S", "-s", "-X", "utf8", "-c", BOOT, HERE, json.dumps(config)]
-        becomes = user if self.wall.user == "outside" and os.geteuid() == 0 else None
-        return subprocess.Popen(
-            self.wall.command(inner, start),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=self.folder or "/",
-            env=environment(),
-            start_new_session=os.name == "posix",
-            pass_fds=(start.status, start.wall_status) if self.wall.has_keeper else (),
-            bufsize=0,
-            user=becomes,
-            group=becomes,
-            extra_groups=None if becomes is None else [],
-        )
 
     def write(self, data: bytes | None) -> None:
         """Queues input; None ends it."""
@@ -215,27 +191,23 @@ class Process:
 
     def close(self) -> None:
         """Ends everything that is left of it, and gives back what it held. May be called again."""
-        if self.popen.returncode is None or self.first is not None:
-            with self.changed:
-                self._listen()
-            end(self.popen, self.wall, self.first)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.popen.wait(GRACE_S)
-        pipes = [pipe for pipe in (self.stdout, self.stderr, self.status) if pipe is not None]
-        for pipe in pipes:
-            pipe.join(GRACE_S)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with self.changed:
+            self._listen()
+        end(self.handle, self.first)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.handle.wait(GRACE_S)
         self.feeder.put(None)
+        for pipe in (self.stdout, self.stderr, self.status):
+            if pipe is not None:
+                pipe.end()
+        with self.changed:
+            self._listen()
         if self.first is not None:
             os.close(self.first)
             self.first = None
-        if self.status is not None and not self.status.is_alive():
-            with self.changed:
-                self._listen()
-            os.close(self.status.descriptor)
-            self.status = None
-        for stream in (self.popen.stdout, self.popen.stderr):
-            if stream is not None and not any(pipe.is_alive() for pipe in pipes):
-                stream.close()
         self._remove_folder()
 
     def __enter__(self) -> Process:
@@ -250,7 +222,7 @@ class Process:
     def _has_ended(self) -> bool:
         self._listen()
         if self.status is None:
-            return self.popen.poll() is not None
+            return self.handle.poll() is not None
         return self.status.is_done
 
     def _must_stop(self) -> bool:
@@ -271,7 +243,7 @@ class Process:
             self._told_to = end_of_line + 1
             self.report |= said
             pid = said.get("pid", said.get("child-pid"))
-            if pid is not None and self.first is None and self.popen.returncode is None:
+            if pid is not None and self.first is None and not self._is_closed:
                 with contextlib.suppress(OSError):  # it has ended already
                     self.first = os.pidfd_open(pid)
 
@@ -284,7 +256,7 @@ class Process:
         stdout = bytes(self.stdout.content)
         if reached is not None:
             return Outcome(reached, None, stdout, stderr, seconds)
-        code = self.report.get("exit") if self.wall.has_keeper else self.popen.returncode
+        code = self.report.get("exit") if self.wall.has_keeper else self.handle.poll()
         if code is None and self.wall.keeper_is_safe:  # the machine is out of memory, or somebody kills processes by hand
             raise SandboxError(f"the sandbox ({self.wall.name}) was ended from outside")
         if code is None:  # the program may have ended its keeper
@@ -301,11 +273,6 @@ class Process:
             except RecursionError:  # the program nested directories deeper than Python's stack
                 subprocess.run(["rm", "-rf", "--", self.folder], check=False, capture_output=True)
             self.folder = None
-
-
-def _close(descriptor: int) -> None:
-    if descriptor >= 0:
-        os.close(descriptor)
 
 
 def run(wall: Wall, message: dict[str, Any], stdin: bytes, limits: Limits, *, packages: bool = False, visible: tuple[str, ...] = ()) -> Outcome:

@@ -18,9 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from posttrain.sandbox.inside.tree import end_descendants
+from posttrain.sandbox.limits import Limits
+
+if TYPE_CHECKING:
+    from posttrain.sandbox.birth import Handle
 
 IS_LINUX = sys.platform.startswith("linux")
 HERE = str(Path(__file__).parent)
@@ -40,6 +44,15 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a command that puts up a wall needs to know."""
+
+    limits: Limits
+    visible: list[str]
+    status: int  # a descriptor to report on
+
+
+@dataclass(frozen=True)
 class Wall:
     """One way of starting a program. `command` makes the command line of the inner one."""
 
@@ -48,15 +61,20 @@ class Wall:
     has_keeper: bool  # reports on a pipe that the program does not have
     keeper_is_safe: bool  # the program cannot end it
     user: str  # where root starts it, the program becomes a user of its own: "inside" the wall, already "outside" of it, or it stays the "same"
-    command: Callable[[list[str], Any], list[str]]
+    command: Callable[[list[str], Start], list[str]]
     missing: Callable[[], str | None]  # why it cannot work here, if that can be told without a trial
 
+    @property
+    def is_forked(self) -> bool:
+        """The keeper puts it up itself, so its process need not be a command."""
+        return IS_LINUX and self.has_keeper and self.command is bare
 
-def bare(inner: list[str], start: Any) -> list[str]:
+
+def bare(inner: list[str], start: Start) -> list[str]:
     return inner
 
 
-def bubblewrap(inner: list[str], start: Any) -> list[str]:
+def bubblewrap(inner: list[str], start: Start) -> list[str]:
     """bwrap's arguments: nothing but the interpreter's libraries, four devices and an empty /tmp."""
     shown = [["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path] for path in start.visible]
     devices = [["--dev-bind", f"/dev/{name}", f"/dev/{name}"] for name in ("null", "zero", "urandom", "random")]
@@ -65,7 +83,7 @@ def bubblewrap(inner: list[str], start: Any) -> list[str]:
     return [
         str(shutil.which("bwrap")),
         *("--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--cap-drop", "ALL"),
-        *("--json-status-fd", str(start.wall_status)),
+        *("--json-status-fd", str(start.status)),
         *(argument for arguments in (*shown, *own, *devices) for argument in arguments),
         *("--size", str(start.limits.inside()["files"]), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),
         *("--", *inner),
@@ -143,19 +161,17 @@ def environment() -> dict[str, str]:
     return names
 
 
-def end(process: subprocess.Popen[bytes], wall: Wall, first: int | None) -> None:
+def end(process: Handle, first: int | None) -> None:
     """Kills all that is behind the wall. `first`: a pidfd of the first process of its process namespace, if it has one."""
     if os.name != "posix":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], check=False, capture_output=True)
-        process.kill()
-        return
-    if first is not None:
+    elif first is not None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(first, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.5)  # it ends when the last process of the namespace is gone
     elif process.poll() is None:
         end_descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.kill()

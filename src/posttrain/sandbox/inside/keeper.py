@@ -100,9 +100,11 @@ def _keep(program: int, report: int, config: dict[str, Any]) -> NoReturn:
         if pid == program:
             break
     code = os.waitstatus_to_exitcode(status)
-    if config["wall"] == "rlimits":
+    if config["wall"] in ("own user", "rlimits"):
         end_descendants(os.getpid())
     _say(report, {"exit": code, "cpu_s": round(usage.ru_utime + usage.ru_stime, 3), "peak_kb": usage.ru_maxrss})
+    if not IS_LINUX:  # no way to find what the program left, but for those that stayed in its group, with this process
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 

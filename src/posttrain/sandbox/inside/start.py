@@ -15,10 +15,15 @@ FRAME_DIGITS = 10
 
 
 def main() -> None:
-    """argv: the directory this package lies in, the configuration as JSON."""
+    """argv: the directory this package lies in; the configuration as JSON, or "nursery": then each child of the nursery is sent its own."""
     from . import host
 
-    config = json.loads(sys.argv[2])
+    if sys.argv[2] == "nursery":
+        from . import nursery
+
+        config = nursery.next_child()
+    else:
+        config = json.loads(sys.argv[2])
     if config["do"] == "examine":
         from . import examiner
 
@@ -26,6 +31,9 @@ def main() -> None:
     else:
         action = {"script": host.script, "serve": host.serve}[config["do"]]
     sys.path[:] = [entry for entry in sys.path if entry not in ("", sys.argv[1])]
+    if config["folder"] is not None:
+        os.chdir(config["folder"])
+        os.environ.update(HOME=config["folder"], TMPDIR=config["folder"])
     sys.path += config["packages"]
     if config["posix"]:
         from . import keeper
