@@ -35,10 +35,13 @@ async def in_thread(function: Callable[[], Any]) -> Any:
     loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
     def run() -> None:
+        result, error = None, None
         try:
-            result, error = function(), None
+            result = function()
         except Exception as raised:
-            result, error = None, raised
+            error = raised
+        except BaseException as raised:  # sys.exit() in a thread would end it without a word, and nobody would hear the end
+            error = RuntimeError(f"{type(raised).__name__}: {raised}")
         loop.call_soon_threadsafe(_resolve, future, result, error)
 
     threading.Thread(target=run, name="posttrain-call", daemon=True).start()
