@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ def run(algorithm: str, seed: int, steps: int, out: Path) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(str(out / "taught"))
     before = exam(model, tokenizer, tasks)
     imports = hardware.resident_bytes()
+    shutil.rmtree(out / algorithm, ignore_errors=True)  # of an earlier comparison
     trainer = trainer_of(algorithm, model, tokenizer, prompts, seed, steps, out / algorithm)
     started = time.perf_counter()
     trainer.train()

@@ -20,6 +20,9 @@ from posttrain.trainers.kto import KTOConfig
 from posttrain.trainers.offline_config import OfflineConfig, ReferenceConfig
 from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.orpo import CPOConfig, ORPOConfig
+from posttrain.trainers.ppo_config import PPOConfig
+from posttrain.trainers.reward import RewardConfig
+from posttrain.trainers.rloo import RLOOConfig
 
 FOLDER = Path(__file__).parent
 
@@ -31,10 +34,12 @@ def settings_of(cls: type) -> str:
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
 
 
-def refused(cls: Any) -> str:
-    """Names grouped by their reason, each with the value that is let through."""
+def refused(cls: Any, parent: Any = BaseConfig) -> str:
+    """Names that `parent` does not refuse too, grouped by their reason, each with the value that is let through."""
     by_reason: dict[str, list[str]] = {}
     for name, (harmless, why) in cls.refused.items():
+        if name in parent.refused:
+            continue
         by_reason.setdefault(why, []).append(f"`{name}` ({_short(harmless)})")
     rows = [f"| {', '.join(names)} | {_cell(why)} |" for why, names in by_reason.items()]
     return "\n".join(["| name (the value that changes nothing) | why, and what to use |", "|---|---|", *rows])
@@ -70,6 +75,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "data-settings": lambda: settings_of(OfflineConfig),
         "refused": lambda: refused(DPOConfig),
     },
+    "reward-model.md": {"reward-settings": lambda: settings_of(RewardConfig), "refused": lambda: refused(RewardConfig)},
+    "ppo.md": {"ppo-settings": lambda: settings_of(PPOConfig), "refused": lambda: refused(PPOConfig, OnlineConfig)},
+    "rloo.md": {"rloo-settings": lambda: settings_of(RLOOConfig)},
     "kto.md": {"kto-settings": lambda: settings_of(KTOConfig)},
     "orpo.md": {"orpo-settings": lambda: settings_of(ORPOConfig), "cpo-settings": lambda: settings_of(CPOConfig)},
 }
