@@ -32,7 +32,7 @@ $(VENV_OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	$(call environment,$(VENV_OLDEST),constraints-oldest.txt,-e '.[dev]')
 
 $(VENV_TRL)/.ready: constraints.txt
-	$(call environment,$(VENV_TRL),constraints.txt,trl==1.16.0 psutil)
+	$(call environment,$(VENV_TRL),constraints.txt,trl==1.16.0 peft psutil)
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/posttrain demo
@@ -57,6 +57,7 @@ format: $(VENV)/.ready
 
 bench: $(VENV)/.ready $(VENV_TRL)/.ready
 	$(VENV)/bin/python benchmarks/grpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python
+	$(VENV)/bin/python benchmarks/dpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python
 	$(VENV)/bin/python benchmarks/demo.py
 	$(VENV)/bin/python benchmarks/controls.py
 	$(VENV)/bin/python benchmarks/readme.py
