@@ -81,6 +81,8 @@ def _kernel() -> tuple[int, int]:
 
 
 def _confine_program(config: dict[str, Any], others: int) -> None:
+    if IS_LINUX:  # a signal to the process group reaches those outside of the process namespace too
+        os.setsid()
     is_root = os.geteuid() == 0
     user = config["user"] if is_root else None
     if user is not None and config["wall"] == "namespaces":
