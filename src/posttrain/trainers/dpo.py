@@ -42,12 +42,7 @@ from posttrain.trainers.reference import ReferenceLogps
 
 __all__ = ["DPOConfig", "DPOTrainer"]
 
-_READERS = {
-    "label_smoothing": SMOOTHED,
-    "f_divergence_type": DIVERGENT,
-    "f_alpha_divergence_coef": DIVERGENT,
-    "discopop_tau": ("discopop",),
-}
+_READERS = {"label_smoothing": SMOOTHED, "f_divergence_type": DIVERGENT, "discopop_tau": ("discopop",)}
 
 
 @settings

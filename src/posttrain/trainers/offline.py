@@ -23,6 +23,7 @@ from posttrain.models.forward import StreamLogprobs
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.config import refuse
+from posttrain.trainers.inputs import named
 from posttrain.trainers.loader import example_loader
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.offline_config import OfflineConfig
@@ -69,7 +70,7 @@ class OfflineTrainer(BaseTrainer):
     ) -> None:
         refuse(REFUSED_ARGUMENTS, {name: refused.get(name) for name in REFUSED_ARGUMENTS})
         rows = self._checked(train_dataset)
-        eval_rows = {name: self._checked(part) for name, part in _named(eval_dataset).items()}
+        eval_rows = {name: self._checked(part) for name, part in named(eval_dataset).items()}
         super().__init__(
             model,
             args,
@@ -176,9 +177,7 @@ class OfflineTrainer(BaseTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The loss and the metrics of training over a whole dataset, or over each of several named ones."""
-        given = (
-            self.eval_examples if eval_dataset is None else {name: self.encode(self._checked(part)) for name, part in _named(eval_dataset).items()}
-        )
+        given = self.eval_examples if eval_dataset is None else {name: self.encode(self._checked(part)) for name, part in named(eval_dataset).items()}
         if not given:
             raise UserError("there is no eval_dataset; give one to the trainer or to evaluate()")
         logs: dict[str, float] = {}
@@ -200,10 +199,3 @@ class OfflineTrainer(BaseTrainer):
         finally:
             self.metrics = training
         return {"loss": sum(losses) / len(losses)} | {name: value for name, value in metrics.items() if not name.startswith("time/")}
-
-
-def _named(dataset: Any) -> dict[str, Any]:
-    """Evaluation data by name; a single dataset has none."""
-    if dataset is None:
-        return {}
-    return dict(dataset) if isinstance(dataset, Mapping) else {"": dataset}
