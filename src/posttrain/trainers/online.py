@@ -234,7 +234,7 @@ class OnlineTrainer(BaseTrainer):
         return weighted_rows(chosen, self.objective, max_completion_length=self.sampling.max_new_tokens)
 
     def window(self, micro_steps: list[list[Task]]) -> list[MicroBatch]:
-        self._move_reference()
+        self.move_reference()
         chosen = []
         for tasks in micro_steps:
             if tasks:
@@ -281,7 +281,8 @@ class OnlineTrainer(BaseTrainer):
             )
         self.reference = reference_for(self.model, needed)
 
-    def _move_reference(self) -> None:
+    def move_reference(self) -> None:
+        """Once per optimizer step: a synced reference follows when it is due."""
         step = self.state.global_step
         if self.args.sync_ref_model and self.reference is not None and step and step % self.args.ref_model_sync_steps == 0:
             self.reference.sync(self.accelerator.unwrap_model(self.model_wrapped), self.args.ref_model_mixup_alpha)

@@ -219,12 +219,16 @@ class PPOTrainer(OnlineTrainer):
         assert answer.values is not None
         return (answer.logps.sum() + answer.values.sum()) * 0.0
 
-    # What is saved is a plain language model; the values go beside it
+    # What is saved, and what a reference follows, is a plain language model; the values go beside it
 
     @contextlib.contextmanager
     def _without_values(self) -> Iterator[None]:
         with without_submodule(self.accelerator.unwrap_model(self.model), VALUE_HEAD):
             yield
+
+    def move_reference(self) -> None:
+        with self._without_values():
+            super().move_reference()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._without_values():
