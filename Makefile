@@ -12,7 +12,7 @@ SELECTED = tests/ops tests/losses tests/models tests/rollout tests/tracking test
 # Two workers share the machine, so each test process computes with one thread; demo and bench take all cores.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: venv demo test test-slow test-oldest check format bench wheel-test clean
+.PHONY: venv demo test test-slow test-oldest check format bench docs wheel-test clean
 
 venv: $(VENV)/.ready
 
@@ -55,9 +55,16 @@ format: $(VENV)/.ready
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# The API reference, made from docstrings, in build/docs.
+PUBLIC = posttrain $(addprefix posttrain., types data.formats data.convert data.mixture export policy losses.policy losses.preference losses.sft ops evaluation)
+docs: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(VENV)/bin/pdoc $(PUBLIC) -o build/docs
+
 bench: $(VENV)/.ready $(VENV_TRL)/.ready
 	$(VENV)/bin/python benchmarks/grpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python
 	$(VENV)/bin/python benchmarks/dpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python
+	$(VENV)/bin/python benchmarks/sft_vs_trl.py --trl-python $(VENV_TRL)/bin/python
 	$(VENV)/bin/python benchmarks/demo.py
 	$(VENV)/bin/python benchmarks/controls.py
 	$(VENV)/bin/python benchmarks/readme.py

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from posttrain.losses.policy import OBJECTIVES
 from posttrain.losses.preference import LOSSES
@@ -23,6 +27,7 @@ from posttrain.trainers.orpo import CPOConfig, ORPOConfig
 from posttrain.trainers.ppo_config import PPOConfig
 from posttrain.trainers.reward import RewardConfig
 from posttrain.trainers.rloo import RLOOConfig
+from posttrain.trainers.sft_config import SFTConfig
 
 FOLDER = Path(__file__).parent
 
@@ -59,6 +64,34 @@ def preference_losses() -> str:
     return "\n".join(["| loss_type | loss of a pair |", "|---|---|", *rows])
 
 
+TRL = json.loads((FOLDER / "trl_settings.json").read_text(encoding="utf-8"))  # names and defaults of TRL's configs
+CONFIGS: dict[str, Any] = {
+    cls.__name__: cls for cls in (SFTConfig, DPOConfig, KTOConfig, RewardConfig, ORPOConfig, CPOConfig, GRPOConfig, RLOOConfig)
+}
+
+
+def beside_trl(name: str) -> str:
+    """TRL's settings that differ from transformers', and what became of each: the same, another default, or refused with the reason."""
+    ours, rows, same = CONFIGS[name], [], []
+    known = {field.name: field for field in fields(ours)}
+    transformers_own = {field.name for field in fields(TrainingArguments)} - BaseConfig.__annotations__.keys()  # these follow its version
+    for setting, theirs in TRL["configs"][name].items():
+        if setting not in known:
+            harmless, why = ours.refused.get(setting, (None, "not a setting here"))
+            rows.append(f"| `{setting}` | `{_short(theirs)}` | refused, unless it is `{_short(harmless)}` | {_cell(why)} |")
+            continue
+        if setting in transformers_own:
+            continue
+        field = known[setting]
+        default = field.default if field.default is not MISSING else field.default_factory()
+        if default == theirs:
+            same.append(f"`{setting}`")
+        else:
+            rows.append(f"| `{setting}` | `{_short(theirs)}` | `{_short(default)}` | {_cell(field.metadata.get('help', ''))} |")
+    table = ["| setting | TRL | here | meaning, or why |", "|---|---|---|---|", *rows]
+    return "\n".join([f"The same name and default: {', '.join(same)}.", "", *table])
+
+
 # Page -> marker -> table.
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "grpo.md": {
@@ -75,6 +108,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "data-settings": lambda: settings_of(OfflineConfig),
         "refused": lambda: refused(DPOConfig),
     },
+    "sft.md": {"sft-settings": lambda: settings_of(SFTConfig), "refused": lambda: refused(SFTConfig)},
+    "migration.md": {name: partial(beside_trl, name) for name in CONFIGS},
     "reward-model.md": {"reward-settings": lambda: settings_of(RewardConfig), "refused": lambda: refused(RewardConfig)},
     "ppo.md": {"ppo-settings": lambda: settings_of(PPOConfig), "refused": lambda: refused(PPOConfig, OnlineConfig)},
     "rloo.md": {"rloo-settings": lambda: settings_of(RLOOConfig)},

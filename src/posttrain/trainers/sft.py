@@ -6,7 +6,7 @@ loss = -sum log p(token | tokens before) / trained tokens of the whole update. E
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from posttrain.models.smoothing import mean_minus_target
 from posttrain.models.templates import grow_embeddings, set_chat_template, set_eos_token
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.config import refuse
-from posttrain.trainers.loader import EndlessBatches, PromptSampler, prompt_loader, stream_loader
+from posttrain.trainers.inputs import named
+from posttrain.trainers.loader import EndlessBatches, example_loader, stream_loader
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.sft_config import SFTConfig
 
@@ -97,7 +98,7 @@ class SFTTrainer(BaseTrainer):
         self.examples = [] if self.is_streaming else self._encoded(train_dataset, self.maker)
         if not self.is_streaming:
             self.train_dataset = self._binned(self.examples)
-        self.eval_examples = {name: self._encoded(rows, self._new_maker()) for name, rows in _named(eval_dataset).items()}
+        self.eval_examples = {name: self._encoded(rows, self._new_maker()) for name, rows in named(eval_dataset).items()}
 
     def _check_model(self) -> None:
         limit, given = context_length(self.model), self.args.max_length
@@ -145,20 +146,11 @@ class SFTTrainer(BaseTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
+        if not self.is_streaming:
+            return example_loader(self.train_dataset, self.args, lambda: self.state.global_step, shuffle=self.args.shuffle_dataset)
         size = self.args.per_device_train_batch_size * self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        if self.is_streaming:
-            return stream_loader(EndlessBatches(self._stream_of_bins, size=size, seed=seed, shuffle=self.args.shuffle_dataset))
-        sampler = PromptSampler(
-            len(self.train_dataset),
-            prompts=size,
-            every=1,
-            epoch=lambda: self.state.global_step // max(-(-len(sampler) // self.args.gradient_accumulation_steps), 1),
-            seed=seed,
-            shuffle=self.args.shuffle_dataset,
-            keep_rest=True,
-        )
-        return prompt_loader(self.train_dataset, sampler)
+        return stream_loader(EndlessBatches(self._stream_of_bins, size=size, seed=seed, shuffle=self.args.shuffle_dataset))
 
     def _stream_of_bins(self) -> Iterator[Bin]:
         maker = self._new_maker()
@@ -212,7 +204,7 @@ class SFTTrainer(BaseTrainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Mean negative log-likelihood and greedy accuracy per trained token, of each named dataset where there are several."""
         given = (
-            self.eval_examples if eval_dataset is None else {n: self._encoded(rows, self._new_maker()) for n, rows in _named(eval_dataset).items()}
+            self.eval_examples if eval_dataset is None else {n: self._encoded(rows, self._new_maker()) for n, rows in named(eval_dataset).items()}
         )
         logs: dict[str, float] = {}
         for name, examples in given.items():
@@ -249,13 +241,6 @@ def _is_stream(dataset: Any, args: SFTConfig) -> bool:
     if args.packing:
         raise UserError("packing sorts all examples by length, which a stream of rows does not allow; leave it out (there is no padding anyway)")
     return True
-
-
-def _named(eval_dataset: Any) -> Mapping[str, Any]:
-    """Evaluation data by name; a single dataset has the empty one."""
-    if eval_dataset is None:
-        return {}
-    return eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
 
 
 def _with_template(

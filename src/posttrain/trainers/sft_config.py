@@ -22,7 +22,7 @@ class SFTConfig(BaseConfig):
         "dataset_kwargs": (None, "rows are always prepared here; give text or messages, or subclass SFTTrainer"),
         "dataset_num_proc": (None, "rows are tokenised in this process; leave it out"),
         "truncation_mode": ("keep_start", "what is too long loses its end (the setting is deprecated in TRL too); leave it out"),
-        "pad_to_multiple_of": (None, "streams have no padding; leave it out"),
+        "pad_to_multiple_of": ("auto", "streams have no padding; leave it out"),
         "pad_token": (None, "streams have no padding; set tokenizer.pad_token if the exported model shall have another"),
         "eval_packing": (None, "an evaluation is a mean over tokens, which packing does not change; leave it out"),
         "activation_offloading": (False, "not built yet; use gradient_checkpointing, or a smaller max_tokens_per_micro_batch"),
