@@ -82,7 +82,7 @@ def test_a_masked_truncated_completion_teaches_nothing(make_trainer):
     assert torch.equal(weights_of(trainer), before)
 
 
-def run_world(processes, output):
+def run_world(processes, output, algorithm):
     launch = [
         sys.executable,
         "-m",
@@ -95,14 +95,15 @@ def run_world(processes, output):
         "0",
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]  # gloo, since only CPUs are used
-    command = [*launch, str(HERE / "world_run.py"), str(output), str(processes)]
+    command = [*launch, str(HERE / "world_run.py"), str(output), str(processes), algorithm]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(output, weights_only=True)
 
 
-def test_an_update_is_the_same_on_one_process_and_on_two(tmp_path):
-    one, two = (run_world(processes, tmp_path / f"{processes}.pt") for processes in (1, 2))
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "rloo"])
+def test_an_update_is_the_same_on_one_process_and_on_two(tmp_path, algorithm):
+    one, two = (run_world(processes, tmp_path / f"{processes}.pt", algorithm) for processes in (1, 2))
     for name in one:
         assert torch.allclose(one[name], two[name], rtol=0, atol=1e-6), name

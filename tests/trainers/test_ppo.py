@@ -240,3 +240,39 @@ def test_names_of_trl_are_settings(tmp_path):
     PPOConfig(output_dir=str(tmp_path), learning_rate=3e-6, num_mini_batches=1, num_ppo_epochs=4, temperature=0.7, kl_coef=0.05, kl_estimator="k1",
               cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, gamma=1.0, lam=0.95, whiten_rewards=True, missing_eos_penalty=1.0, use_cpu=True,
               local_rollout_forward_batch_size=64, num_sample_generations=10)  # fmt: skip
+
+
+def test_lora_trains_the_adapter_and_the_value_head_and_resumes(make, tokenizer, tmp_path):
+    from peft import AutoPeftModelForCausalLM, LoraConfig
+
+    build_model(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    settings = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps"}
+
+    def lora_trainer():
+        torch.manual_seed(0)  # where adapters start is drawn
+        return make(model=str(tmp_path / "base"), trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}, **settings)
+
+    whole = lora_trainer()
+    trainable = [name for name, p in whole.model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or "value_head" in name for name in trainable)
+    assert any("value_head" in name for name in trainable)
+    whole.train()
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-4")
+    resumed = lora_trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))  # in the middle of a rollout
+    assert torch.equal(weights_of(resumed), weights_of(whole))
+
+
+def test_a_resumed_run_with_other_starting_values_is_refused(make, tmp_path, tokenizer):
+    make(max_steps=2, save_steps=1, save_strategy="steps", trainer_kwargs={"value_model": build_model(tokenizer, seed=1)}).train()
+    other = make(max_steps=2, save_steps=1, save_strategy="steps", trainer_kwargs={"value_model": build_model(tokenizer, seed=2)})
+    with pytest.raises(UserError, match="value_weights"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_a_reference_that_follows_leaves_the_values_alone(make):
+    trainer = make(sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0, max_steps=3)
+    trainer.train()
+    assert "value_head" not in dict(trainer.reference.frozen.named_children())
+    assert trainer.model.value_head is trainer.values

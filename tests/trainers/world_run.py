@@ -1,6 +1,6 @@
 """Run by `accelerate launch` from test_grpo_invariance.py: two whole trainer steps; process 0 saves the weights.
 
-usage: world_run.py OUTPUT PROCESSES        the global batch is the same for every number of processes; three groups divide unevenly over two
+usage: world_run.py OUTPUT PROCESSES [ALGORITHM]        the global batch is the same for every number of processes; three groups divide unevenly over two
 """
 
 import sys
@@ -8,7 +8,7 @@ import sys
 import torch
 from small import build_model, build_tokenizer
 
-from posttrain import GRPOConfig, GRPOTrainer
+from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig, RLOOTrainer
 
 output, processes = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
@@ -19,25 +19,29 @@ def reward(completions, **kwargs):
     return [text.count("1") / 4 + len(text) / 100 for text in completions]
 
 
-trainer = GRPOTrainer(
+SHARED = {
+    "output_dir": output + ".run",
+    "per_device_train_batch_size": 12 // processes,
+    "num_generations": 4,
+    "max_completion_length": 5,
+    "max_steps": 2,
+    "learning_rate": 0.1,
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "seed": 5,
+}
+ALGORITHMS = {
+    "grpo": (GRPOTrainer, GRPOConfig, {"beta": 0.1, "num_iterations": 2, "entropy_coef": 0.01}),
+    "ppo": (PPOTrainer, PPOConfig, {"num_ppo_epochs": 2, "vf_coef": 0.5, "whiten_rewards": True, "temperature": 1.0}),
+    "rloo": (RLOOTrainer, RLOOConfig, {"num_iterations": 2, "normalize_advantages": True}),
+}
+trainer_class, config_class, settings = ALGORITHMS[sys.argv[3] if len(sys.argv) > 3 else "grpo"]
+trainer = trainer_class(
     build_model(tokenizer),
     reward,
-    GRPOConfig(
-        output_dir=output + ".run",
-        per_device_train_batch_size=12 // processes,
-        num_generations=4,
-        max_completion_length=5,
-        max_steps=2,
-        beta=0.1,
-        num_iterations=2,
-        entropy_coef=0.01,
-        learning_rate=0.1,
-        optim="sgd",
-        lr_scheduler_type="constant",
-        save_strategy="no",
-        use_cpu=True,
-        seed=5,
-    ),
+    config_class(**SHARED, **settings),
     [{"prompt": f"{a}+{b}="} for a in range(5) for b in range(4)],
     processing_class=tokenizer,
 )
