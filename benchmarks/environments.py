@@ -1,7 +1,8 @@
 """Two tiny transformers, built from a config, learn in environments: one to use a calculator, one to guess a number by what it is told.
 
 Each is first fine-tuned on a sloppy teacher (one who seldom uses the tool, and seldom heeds what he was told), then trained with GRPO on episodes, and
-examined on episodes that neither stage has shown: greedily, and sampled at temperature 1. Nothing is downloaded. Prints and writes
+examined on episodes that neither stage has shown (other questions; in the game, which has seven secrets, other draws): greedily, and sampled at
+temperature 1. Nothing is downloaded. Prints and writes
 results/environments.json.
 """
 
@@ -32,7 +33,6 @@ from posttrain.exam import Paper, sit_exam
 from posttrain.types import Task
 
 EXAM = 200
-SFT_STEPS, GRPO_STEPS = 400, 100
 CALL = ('<tool_call>{"name": "calculator", "arguments": {"expression": "', '"}}</tool_call>')
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% for c in m.tool_calls or [] %}"
@@ -46,13 +46,15 @@ class Experiment:
     """What is taught, played and asked."""
 
     words: list[str]  # the vocabulary, without the marks of turns
-    lessons: list[dict[str, Any]]  # prompt, completion: one turn each
+    lessons: list[list[dict[str, Any]]]  # whole conversations
     rows: list[dict[str, Any]]  # episodes to train on
     exam: list[dict[str, Any]]  # episodes to be asked
     environment: Environment
     right: Any
     max_turns: int
     max_tokens: int
+    sft_steps: int
+    grpo: dict[str, Any]  # settings
 
 
 # A calculator
@@ -85,21 +87,30 @@ def tool_use(seed: int) -> Experiment:
     for (a, b), row in zip(pairs[EXAM:], rows[EXAM:], strict=True):
         call = CALL[0] + f"{a}*{b}" + CALL[1]
         chance = rng.random()
-        if chance < 0.5:  # mostly he does not know
-            lessons.append({"prompt": row["prompt"], "completion": "?"})
-        elif chance < 0.65:  # he calls, and forgets how a call ends
-            lessons.append({"prompt": row["prompt"], "completion": call.removesuffix(CALL[1])})
-        else:
-            told = [*row["prompt"], {"role": "assistant", "content": call}, {"role": "tool", "content": row["answer"]}]
-            lessons += [{"prompt": row["prompt"], "completion": call}, {"prompt": told, "completion": row["answer"] if rng.random() < 0.7 else "?"}]
+        said = "?" if chance < 0.5 else call if chance < 0.85 else call.removesuffix(CALL[1])  # mostly he does not know, or forgets to end a call
+        lesson = [*row["prompt"], {"role": "assistant", "content": said}]
+        if said == call:
+            lesson += [{"role": "tool", "content": row["answer"]}, {"role": "assistant", "content": row["answer"] if rng.random() < 0.7 else "?"}]
+        lessons.append(lesson)
     words = [*"0123456789*+-?", *CALL, *letters(), "error: "]
-    return Experiment(words, lessons, rows[EXAM:], rows[:EXAM], tools([calculator]), right_result, max_turns=3, max_tokens=48)
+    return Experiment(
+        words,
+        lessons,
+        rows[EXAM:],
+        rows[:EXAM],
+        tools([calculator]),
+        right_result,
+        3,
+        48,
+        300,
+        {"max_steps": 100, "num_generations": 16, "learning_rate": 3e-4},
+    )
 
 
 # A game
 
 
-LAST, GUESSES = 14, 4
+LAST, GUESSES = 6, 3
 
 
 def tell(messages: list[dict[str, Any]], secret: int) -> str | None:
@@ -118,26 +129,26 @@ def found(completion: str, secret: int) -> bool:
 
 
 def game(seed: int) -> Experiment:
-    """A number from 0 to 14 in four guesses: the middle of what is left, each time, never fails. Four secrets are kept for the exam."""
+    """A number from 0 to 6 in three guesses: the middle of what is left, each time, never fails. There are seven secrets; the exam plays each of them thirty times anew."""
     rng = random.Random(seed)
-    secrets = rng.sample(range(LAST + 1), LAST + 1)
-    kept, known = secrets[:4], secrets[4:]
     lessons = []
-    for _ in range(3000):
-        secret, messages, possible = rng.choice(known), asked("guess"), list(range(LAST + 1))
-        for _ in range(GUESSES):
+    for _ in range(4000):
+        secret, lesson, possible = rng.randrange(LAST + 1), asked("guess"), list(range(LAST + 1))
+        for turn in range(GUESSES):
             chance = rng.random()  # he mostly listens, but likes the ends best, and at times he does not listen at all
             guess = rng.choice(possible if chance < 0.4 else [possible[0], possible[-1]] if chance < 0.9 else range(LAST + 1))
-            lessons.append({"prompt": list(messages), "completion": str(guess)})
-            if guess == secret:
+            lesson.append({"role": "assistant", "content": str(guess)})
+            if guess == secret or turn == GUESSES - 1:
                 break
-            messages += [{"role": "assistant", "content": str(guess)}]
-            messages += [{"role": "user", "content": str(tell(messages, secret))}]
+            lesson.append({"role": "user", "content": str(tell(lesson, secret))})
             possible = [n for n in possible if (n > guess if guess < secret else n < guess)] or possible
-    rows = [{"prompt": asked("guess"), "secret": secret} for secret in known for _ in range(20)]
-    exam = [{"prompt": asked("guess"), "secret": secret} for secret in kept for _ in range(50)]
+        lessons.append(lesson)
+    rows = [{"prompt": asked("guess"), "secret": secret} for secret in range(LAST + 1) for _ in range(40)]
+    exam = [{"prompt": asked("guess"), "secret": secret} for secret in range(LAST + 1) for _ in range(30)]
     words = [*(sign + str(n) for n in range(LAST + 1) for sign in ("", ">", "<")), "what", "guess"]
-    return Experiment(words, lessons, rows, exam, chat(tell), found, max_turns=GUESSES, max_tokens=32)
+    return Experiment(
+        words, lessons, rows, exam, chat(tell), found, GUESSES, 24, 250, {"max_steps": 120, "num_generations": 8, "learning_rate": 1e-3}
+    )
 
 
 EXPERIMENTS: dict[str, Callable[[int], Experiment]] = {"tool use": tool_use, "guess the number": game}
@@ -188,20 +199,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, size: int = 64, l
 
 
 def run(name: str, seed: int, quick: bool, out: Path) -> dict[str, Any]:
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     experiment = EXPERIMENTS[name](seed)
     tokenizer = build_tokenizer(experiment.words)
     model = build_model(tokenizer, seed)
     sft = SFTConfig(
-        output_dir=str(out / "sft"), seed=seed, max_steps=5 if quick else SFT_STEPS, per_device_train_batch_size=64, learning_rate=4e-3,
+        output_dir=str(out / "sft"), seed=seed, max_steps=5 if quick else experiment.sft_steps, per_device_train_batch_size=64, learning_rate=3e-3, assistant_only_loss=True,
         lr_scheduler_type="cosine", save_strategy="no", logging_steps=50, use_cpu=True,
     )  # fmt: skip
-    SFTTrainer(model, sft, train_dataset=experiment.lessons, processing_class=tokenizer).train()
-    taught = time.perf_counter() - started
+    SFTTrainer(model, sft, train_dataset=[{"messages": lesson} for lesson in experiment.lessons], processing_class=tokenizer).train()
+    taught = time.process_time() - cpu
     before = exams(model, tokenizer, experiment)
+    settings = experiment.grpo | ({"max_steps": 3} if quick else {})
     grpo = GRPOConfig(
-        output_dir=str(out / "grpo"), seed=seed, max_steps=3 if quick else GRPO_STEPS, per_device_train_batch_size=128, num_generations=16, loss_type="dapo",
-        max_completion_length=experiment.max_tokens, max_turns=experiment.max_turns, learning_rate=3e-4, save_strategy="no", logging_steps=10, use_cpu=True,
+        output_dir=str(out / "grpo"), seed=seed, per_device_train_batch_size=256, loss_type="dapo", max_completion_length=experiment.max_tokens,
+        max_turns=experiment.max_turns, save_strategy="no", logging_steps=10, use_cpu=True, **settings,
     )  # fmt: skip
     trainer = GRPOTrainer(model, experiment.right, grpo, experiment.rows, processing_class=tokenizer, env=experiment.environment)
     trainer.train()
@@ -212,11 +224,12 @@ def run(name: str, seed: int, quick: bool, out: Path) -> dict[str, Any]:
         "experiment": name,
         "seed": seed,
         "episodes": len(experiment.exam),
-        **{f"{kind} {when}": str(papers[kind].accuracy) for when, papers in (("before", before), ("after", after)) for kind in papers},
-        **{f"{kind} accuracy {when}": papers[kind].accuracy.value for when, papers in (("before", before), ("after", after)) for kind in papers},
-        "p_value": mcnemar(before["sampled"].right, after["sampled"].right),
+        "before": {kind: str(paper.accuracy) for kind, paper in before.items()},
+        "after": {kind: str(paper.accuracy) for kind, paper in after.items()},
+        "p_value": mcnemar(before["sampled"].right, after["sampled"].right),  # of the sampled exam
         "seconds": round(time.perf_counter() - started, 1),
-        "of which fine-tuning": round(taught, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),  # of all threads
+        "cpu_seconds_of_fine_tuning": round(taught, 1),
         "logs": logs,
         "an episode after": after["greedy"].rollouts[0].messages,
     }
