@@ -1,11 +1,15 @@
 import asyncio
 
 import pytest
+import torch
+from small import build_model
 from talk import HERMES, build_talker
 
 from posttrain.data.turns import TurnTokens
 from posttrain.errors import EnvError, UserError
 from posttrain.rollout.episodes import Stage
+from posttrain.rollout.hf import HFEngine
+from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.types import Completion, Env, Sampling, StopReason, Task
 
@@ -217,3 +221,24 @@ def test_completions_of_a_task_must_start_alike():
 
     with pytest.raises(UserError, match="Dice starts prompt 3 in different ways"):
         played(Script(["one"]), make=Dice)
+
+
+def test_both_engines_play_the_same_episodes_and_later_turns_have_the_models_own_log_probs():
+    model = build_model(TOKENIZER, max_position_embeddings=512)
+    ends = tuple(range(3, len(TOKENIZER), 4))  # a random model seldom ends its turn by itself
+    sampling = Sampling(200, temperature=0.0, stop_token_ids=ends)
+    tasks = [TASK, Task(4, [{"role": "user", "content": "Begin."}], {"n": 3})]
+    drawn = []
+    for engine in (LocalEngine(TOKENIZER), HFEngine(TOKENIZER)):
+        with engine.serving(model, version=0):
+            groups = play(tasks, [], engine, sampling, num_generations=2, seed=0, step=0, decode=str, stage=stage_of(Countdown))
+        drawn.append([rollout for group in groups for rollout in group.rollouts])
+    assert [rollout.token_ids for rollout in drawn[0]] == [rollout.token_ids for rollout in drawn[1]]
+    assert max(rollout.turns for rollout in drawn[0]) > 2
+    for rollout in drawn[0]:
+        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        logps = (
+            model(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
+        )
+        sampled = torch.tensor(rollout.sampled)
+        torch.testing.assert_close(torch.tensor(rollout.logprobs)[sampled], logps.detach()[sampled], atol=1e-4, rtol=0)
