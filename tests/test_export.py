@@ -66,6 +66,7 @@ def test_the_exported_directory_is_complete(trained, tmp_path):
     assert config["tie_word_embeddings"] is True
     assert "quantization_config" not in config
     assert generation["eos_token_id"] == [0, 12]  # every token that ends a reply
+    assert config["eos_token_id"] == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{% for message in messages %}{{ message.content }}{% endfor %}"
     from safetensors import safe_open
 
@@ -131,6 +132,13 @@ def test_what_is_not_built_is_refused(trained, tmp_path, options, sentence):
         export_model(str(trained / "adapter"), tmp_path / "out", **options)
 
 
+def test_a_reward_model_is_not_mistaken_for_a_policy(trained, tmp_path):
+    (tmp_path / "scorer").mkdir()
+    (tmp_path / "scorer" / "config.json").write_text('{"architectures": ["Qwen3ForSequenceClassification"]}')
+    with pytest.raises(UserError, match="holds a reward model"):
+        export_model(str(tmp_path / "scorer"), tmp_path / "out")
+
+
 def test_nothing_is_overwritten_and_adapters_must_be_there(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is there already and not empty"):
@@ -179,3 +187,20 @@ def test_a_policy_takes_prompts_of_both_kinds_and_repeats_itself_with_a_seed(tra
     assert [len(group.rollouts) for group in groups] == [3, 3]
     with pytest.raises(UserError, match="there are no prompts"):
         policy.generate([])
+
+
+def test_the_command_exports_compares_and_writes_a_card(trained, tmp_path):
+    from typer.testing import CliRunner
+
+    from posttrain.cli.main import app
+
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS[:3]))
+    options = ["--dtype", "float32", "--prompts", str(tmp_path / "prompts.jsonl")]
+    result = CliRunner().invoke(app, ["export", str(trained / "adapter"), str(tmp_path / "out"), *options])
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 greedy completions identical, 100.0% of" in result.output
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["identical"] == 3
+    assert "Asked greedily: 3 of 3" in (tmp_path / "out" / "README.md").read_text()
+    again = CliRunner().invoke(app, ["export", str(trained / "adapter"), str(tmp_path / "out")])
+    assert again.exit_code == 2
+    assert "is there already and not empty" in again.stderr

@@ -61,11 +61,20 @@ def export_model(
         raise UserError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    _refuse_scorers(source)
     if format == "adapter":
         _copy_adapter(source, out, base)
         return
     quantised = {"quantization_config": four_bits(has_adapters=is_adapter(source))} if load_in_4bit else {}
     save_plain(load_merged(source, **quantised), load_tokenizer(source), out, dtype=DTYPES[dtype])
+
+
+def _refuse_scorers(source: str) -> None:
+    config = Path(source) / "config.json"
+    if config.is_file() and any(
+        "SequenceClassification" in name for name in json.loads(config.read_text(encoding="utf-8")).get("architectures") or ()
+    ):
+        raise UserError(f"{source} holds a reward model, which is transformers' own classifier already; use or copy that directory as it is")
 
 
 def _copy_adapter(source: str, out: Path, base: str | None) -> None:

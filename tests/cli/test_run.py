@@ -133,6 +133,23 @@ def stages_of(folder, text, *overrides):
     return read_stages(str(folder / "own.yaml"), overrides, str(folder / "own"))
 
 
+def test_a_template_that_an_earlier_stage_sets_is_there_for_the_data_of_a_later_one(folder, run):
+    from posttrain.data.tokenizer import train_bpe
+
+    rows = [{"prompt": [{"role": "user", "content": "1+1="}], "completion": "2"}]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = train_bpe(["1+1=2"], 290)
+    tokenizer.chat_template = None
+    (folder / "base").mkdir()
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "base" / "config.json").write_text('{"model_type": "qwen3", "max_position_embeddings": 64}')
+    head = f"model: {{name: {folder}/base}}\ndata: {{train: rows.jsonl}}\nstages:\n"
+    (folder / "all.yaml").write_text(head + "  - sft: {sft: {chat_template_path: plain}}\n  - grpo: {rubric: [arithmetic]}\n")
+    assert run("--dry-run").exit_code == 0
+    (folder / "all.yaml").write_text(head + "  - sft\n  - grpo: {rubric: [arithmetic]}\n")
+    assert "no chat template" in run("--dry-run").stderr
+
+
 def test_sections_are_laid_over_those_of_the_recipe(folder):
     one, two = stages_of(folder, "  - sft: {data: {prompt: '{q}'}}\n  - dpo: {model: {dtype: bfloat16}, dpo: {beta: 0.2}}\n")
     assert one.recipe({}).data.prompt == "{q}"

@@ -38,11 +38,13 @@ def preview(
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.preview import kind_of_recipe, report
         from posttrain.cli.preview import preview as look
-        from posttrain.cli.stages import of_stage
+        from posttrain.cli.stages import data_of, named, read_stages
 
         hide_progress_bars()
         if stage is not None:
-            found = look(*of_stage(recipe, overrides(ctx), stage), rows)
+            stages = read_stages(recipe, overrides(ctx), None)
+            read, what, before = data_of(named(stages, stage), stages)
+            found = look(read, what, rows, before)
         else:
             read = read_recipe(recipe, overrides(ctx))
             found = look(read, kind_of_recipe(read, kind), rows)

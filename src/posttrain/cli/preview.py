@@ -5,14 +5,14 @@ The rows of a recipe are prepared as the trainer prepares them, and all of them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Any
 
 from posttrain.cli.build import fill, make_tokenizer
 from posttrain.cli.kinds import KINDS, Kind
-from posttrain.cli.recipe import Recipe
+from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.cli.values import read_settings
 from posttrain.data.chat import encode_example, encode_preference, encode_prompt
 from posttrain.data.convert import maybe_extract_prompt
@@ -61,14 +61,21 @@ class Preview:
                 self.ended += any(trained and id in self.stop_ids for id, trained in zip(piece.ids, piece.trained, strict=True))
 
 
-def preview(recipe: Recipe, kind: Kind, count: int) -> Preview:
-    """Raises UserError for whatever is wrong with the data, a row without a trained token included."""
+def preview(recipe: Recipe, kind: Kind, count: int, before: Sequence[Mapping[str, Any]] = ()) -> Preview:
+    """Raises UserError for whatever is wrong with the data, a row without a trained token included.
+
+    before: the settings of the stages that the model will have gone through; they may have set its chat template.
+    """
     settings = read_settings(kind.section, getattr(recipe, kind.section), kind.config_class(), kind.title)
     if recipe.data.train is None:
         raise UserError("the recipe does not say data.train; give it there or as --data.train=...")
     raw = load_data(recipe.data.train, streaming=recipe.data.streaming)
     tokenizer = make_tokenizer(recipe.model, raw)
-    with_template(tokenizer, settings)
+    for earlier in (*before, settings):
+        with_template(tokenizer, earlier)
+    context = context_of(recipe.model)
+    if context is not None and "max_length" in {field.name for field in fields(kind.config_class())}:
+        settings["max_length"] = min(settings.get("max_length") or context, context)
     found = Preview(kind, tokenizer, stop_ids_of(recipe.model.name, tokenizer))
     encode = _encoder(kind, found, settings)
     for row in fill(raw, recipe.data, tokenizer):
@@ -96,7 +103,7 @@ def kind_of_recipe(recipe: Recipe, wanted: str | None) -> Kind:
     raise UserError(f"the recipe has settings for several trainers ({', '.join(names)}); say which data to show: --kind {names[0]}")
 
 
-def with_template(tokenizer: Any, settings: dict[str, Any]) -> None:
+def with_template(tokenizer: Any, settings: Mapping[str, Any]) -> None:
     """The chat template and end token that the settings ask for, as the trainer sets them."""
     from posttrain.models.templates import set_chat_template, set_eos_token
 
@@ -113,11 +120,31 @@ def stop_ids_of(model: str | None, tokenizer: Any) -> tuple[int, ...]:
     ids = [tokenizer.eos_token_id]
     if model is not None:
         try:
-            listed = GenerationConfig.from_pretrained(model).eos_token_id
+            listed = GenerationConfig.from_pretrained(_weights_of(model)).eos_token_id
         except OSError:  # the model has none
             listed = None
         ids = [*(listed if isinstance(listed, list) else [listed]), *ids]
     return tuple(dict.fromkeys(id for id in ids if id is not None))
+
+
+def context_of(section: ModelSection) -> int | None:
+    """As `models.load.context_length`, from the config alone."""
+    if section.name is None:
+        return (section.from_scratch or {}).get("max_position_embeddings")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(_weights_of(section.name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the config of the model '{section.name}': {str(error).strip().splitlines()[0]}") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _weights_of(name: str) -> str:
+    """Adapters have neither config nor generation config: those of the model that they belong to."""
+    from posttrain.models.merge import base_of, is_adapter
+
+    return base_of(name) if is_adapter(name) else name
 
 
 Encoder = Callable[[dict[str, Any]], list[Piece]]

@@ -50,7 +50,8 @@ def _check_data(stages: list[Stage]) -> None:
         if (stage.directory / DONE).is_file():
             continue
         try:
-            preview(data_of(stage, stages[0]), stage.kind, 0)
+            recipe, kind, before = data_of(stage, stages)
+            preview(recipe, kind, 0, before)
         except UserError as error:
             raise UserError(f"stage '{stage.name}': {error}") from error
 

@@ -103,19 +103,25 @@ def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list
     return stages
 
 
-def of_stage(name: str, overrides: Iterable[str], wanted: str) -> tuple[Recipe, Kind]:
-    """A stage's recipe as its data are seen: with the tokenizer of the model that the first stage starts from."""
-    stages = {stage.name: stage for stage in read_stages(name, overrides, None)}
-    if wanted not in stages:
-        raise UserError(f"there is no stage '{wanted}'; there are: {', '.join(stages)}.{nearest(wanted, stages)}")
-    return data_of(stages[wanted], next(iter(stages.values()))), stages[wanted].kind
+def named(stages: list[Stage], wanted: str) -> Stage:
+    for stage in stages:
+        if stage.name == wanted:
+            return stage
+    names = [stage.name for stage in stages]
+    raise UserError(f"there is no stage '{wanted}'; there are: {', '.join(names)}.{nearest(wanted, names)}")
 
 
-def data_of(stage: Stage, first: Stage) -> Recipe:
-    """The stage's recipe, with the model of the first: that of a later one does not exist before it is trained."""
+def data_of(stage: Stage, stages: list[Stage]) -> tuple[Recipe, Kind, list[dict[str, Any]]]:
+    """What `preview` needs to see a stage's data before the stages before it were trained: its recipe with the model that the first of them starts
+    from, its kind, and the settings that this model will have gone through."""
     recipe = stage.recipe({})
-    recipe.model = first.recipe({}).model
-    return recipe
+    before: list[dict[str, Any]] = []
+    at = stage
+    while at.start != START:
+        at = named(stages, at.start)
+        before.insert(0, getattr(at.recipe({}), at.kind.section))
+    recipe.model = at.recipe({}).model
+    return recipe, stage.kind, before
 
 
 def _read_stage(given: Any, number: int) -> tuple[str, dict[str, Any]]:

@@ -86,7 +86,7 @@ def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     base.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     if base.generation_config.pad_token_id is None:
         base.generation_config.pad_token_id = tokenizer.pad_token_id
-    base.config.eos_token_id, base.config.pad_token_id = base.generation_config.eos_token_id, base.generation_config.pad_token_id
+    base.config.eos_token_id, base.config.pad_token_id = tokenizer.eos_token_id, base.generation_config.pad_token_id  # a single one, for converters
     base.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

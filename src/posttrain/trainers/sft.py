@@ -191,9 +191,9 @@ class SFTTrainer(BaseTrainer):
         stream = batch.stream
         assert out.argmax is not None
         count = stream.targets.numel()
-        self.metrics.note("entropy", float(out.entropy.detach().sum()), count)
         right = out.argmax[stream.rows, stream.cols] == stream.targets
-        self.metrics.note("mean_token_accuracy", float(right.sum()), count)
+        self.metrics.note("entropy", out.entropy.detach().sum(), count)
+        self.metrics.note("mean_token_accuracy", right.sum(), count)
 
     def _noise(self, batch: SFTBatch) -> contextlib.AbstractContextManager[None]:
         alpha = self.args.neftune_noise_alpha
