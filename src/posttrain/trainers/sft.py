@@ -203,9 +203,7 @@ class SFTTrainer(BaseTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Mean negative log-likelihood and greedy accuracy per trained token, of each named dataset where there are several."""
-        given = (
-            self.eval_examples if eval_dataset is None else {n: self._encoded(rows, self._new_maker()) for n, rows in named(eval_dataset).items()}
-        )
+        given = self.eval_examples if eval_dataset is None else {n: self._encoded(rows, self._new_maker()) for n, rows in named(eval_dataset).items()}
         logs: dict[str, float] = {}
         for name, examples in given.items():
             prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
