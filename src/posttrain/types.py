@@ -133,13 +133,13 @@ class Env(Protocol):
         """The conversation that the policy answers first. Equal for all completions of a task: they are compared with each other."""
         ...
 
-    def reply(self, rollout: Rollout) -> list[Message] | None | Awaitable[list[Message] | None]:
+    def reply(self, rollout: Rollout) -> list[Message] | Awaitable[list[Message] | None] | None:
         """The messages that follow the policy's latest turn (`rollout.messages[-1]`, `rollout.text`); None ends the episode.
 
         Called after every turn that the policy ended itself, not after one that was cut.
         """
         ...
 
-    def finish(self, rollout: Rollout) -> None | Awaitable[None]:
+    def finish(self, rollout: Rollout) -> Awaitable[None] | None:
         """The episode is over, for whatever reason: put numbers into `rollout.info`, let go of what was held."""
         return None

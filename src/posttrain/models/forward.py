@@ -120,5 +120,6 @@ def _scattered(stream: Stream, answer: Answer) -> StreamLogprobs:
     *columns, scores = answer
     values, last_values = (None, None) if scores is None else scores.tensor_split([len(stream.targets)])
     logps, entropy, argmax, sum_p2, values = (None if column is None else stream.scatter(column) for column in (*columns, values))
-    assert logps is not None and entropy is not None
+    assert logps is not None
+    assert entropy is not None
     return StreamLogprobs(logps, entropy, argmax, sum_p2, values, last_values)
