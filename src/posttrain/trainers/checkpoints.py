@@ -131,10 +131,11 @@ def _short(value: Any) -> str:
 
 def rows_fingerprint(rows: Any) -> str:
     """A digest of the data: the number of rows and up to 2,000 of them, evenly spread; of a stream the first 20."""
-    if not isinstance(rows, Sized):
+    count = len(rows) if isinstance(rows, Sized) else None
+    if count is None:
         return hashlib.sha256(repr(list(itertools.islice(rows, 20))).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    digest = hashlib.sha256(str(len(rows)).encode())
-    for index in range(0, len(rows), max(1, len(rows) // 2000)):
+    digest = hashlib.sha256(str(count).encode())
+    for index in range(0, count, max(1, count // 2000)):
         digest.update(repr(rows[index]).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
