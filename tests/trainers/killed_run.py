@@ -1,6 +1,6 @@
-"""Run as a program by test_resume.py: a small GRPO run that kills itself (SIGKILL) at a named moment, or goes on from its last checkpoint.
+"""Run as a program by test_resume.py: a small run that kills itself (SIGKILL) at a named moment, or goes on from its last checkpoint.
 
-usage: killed_run.py OUTPUT_DIR MOMENT TIMES        MOMENT "never" runs to the end; TIMES: at which occurrence to die
+usage: killed_run.py OUTPUT_DIR MOMENT TIMES [ALGORITHM]        MOMENT "never" runs to the end; TIMES: at which occurrence to die
 """
 
 import os
@@ -12,7 +12,7 @@ import torch
 from small import build_model, build_tokenizer
 from transformers import TrainerCallback
 
-from posttrain import GRPOConfig, GRPOTrainer
+from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer
 from posttrain.trainers import checkpoints
 
 output_dir, moment, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -48,32 +48,51 @@ class Moments(TrainerCallback):
 
 torch.set_num_threads(1)
 tokenizer = build_tokenizer()
-trainer = GRPOTrainer(
+SHARED = {
+    "output_dir": output_dir,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 5,
+    "max_steps": 9,
+    "sync_ref_model": True,
+    "ref_model_sync_steps": 2,
+    "learning_rate": 1e-2,
+    "save_steps": 3,
+    "save_total_limit": 2,
+    "use_cpu": True,
+    "seed": 5,
+}
+# With each, a rollout feeds four updates: two slices, twice.
+ALGORITHMS = {
+    "grpo": lambda: (
+        GRPOTrainer,
+        GRPOConfig(
+            num_generations=4,
+            steps_per_generation=2,
+            num_iterations=2,
+            beta=0.05,
+            entropy_coef=0.01,
+            use_adaptive_entropy=True,
+            entropy_target=3.0,
+            **SHARED,
+        ),
+        {},
+    ),
+    "ppo": lambda: (PPOTrainer, PPOConfig(num_mini_batches=2, num_ppo_epochs=2, vf_coef=0.5, whiten_rewards=True, value_learning_rate=0.1, **SHARED), {}),
+    "ppo-two-models": lambda: (
+        PPOTrainer,
+        PPOConfig(num_mini_batches=2, num_ppo_epochs=2, vf_coef=0.5, **SHARED),
+        {"value_model": build_model(tokenizer, seed=8)},
+    ),
+}
+trainer_class, config, more = ALGORITHMS[sys.argv[4] if len(sys.argv) > 4 else "grpo"]()
+trainer = trainer_class(
     build_model(tokenizer, attention_dropout=0.0),
     reward,
-    GRPOConfig(
-        output_dir=output_dir,
-        per_device_train_batch_size=8,
-        num_generations=4,
-        max_completion_length=5,
-        max_steps=9,
-        steps_per_generation=2,  # a rollout feeds four updates: two slices, twice
-        num_iterations=2,
-        beta=0.05,
-        sync_ref_model=True,
-        ref_model_sync_steps=2,
-        entropy_coef=0.01,
-        use_adaptive_entropy=True,
-        entropy_target=3.0,
-        learning_rate=1e-2,
-        save_steps=3,
-        save_total_limit=2,
-        use_cpu=True,
-        seed=5,
-    ),
+    config,
     [{"prompt": f"{a}+{b}="} for a in range(5) for b in range(4)],
     processing_class=tokenizer,
     callbacks=[Moments()],
+    **more,
 )
 
 # Moments that no callback announces are reached by wrapping what is about to happen.

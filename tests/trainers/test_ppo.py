@@ -276,3 +276,13 @@ def test_a_reference_that_follows_leaves_the_values_alone(make):
     trainer.train()
     assert "value_head" not in dict(trainer.reference.frozen.named_children())
     assert trainer.model.value_head is trainer.values
+
+
+def test_values_may_learn_faster_than_the_policy(make):
+    trainer = make(value_learning_rate=0.5, learning_rate=1e-3, max_steps=1, lr_scheduler_type="constant")
+    trainer.train()
+    values = {id(p) for p in trainer.values.parameters()}
+    groups = trainer.optimizer.param_groups
+    assert {group["lr"] for group in groups if any(id(p) in values for p in group["params"])} == {0.5}
+    assert {group["lr"] for group in groups if any(id(p) not in values for p in group["params"])} == {1e-3}
+    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))

@@ -26,8 +26,8 @@ MOMENTS = [
 ]
 
 
-def run(output_dir, moment="never", times=1):
-    command = [sys.executable, str(HERE / "killed_run.py"), str(output_dir), moment, str(times)]
+def run(output_dir, moment="never", times=1, algorithm="grpo"):
+    command = [sys.executable, str(HERE / "killed_run.py"), str(output_dir), moment, str(times), algorithm]
     done = subprocess.run(
         command, cwd=HERE, capture_output=True, text=True, env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     )
@@ -52,16 +52,35 @@ def uninterrupted(tmp_path_factory):
     return load_file(output_dir / "final" / "model.safetensors"), record_of(output_dir)
 
 
-@pytest.mark.parametrize(("moment", "times"), MOMENTS, ids=[moment.replace(" ", "-") for moment, _ in MOMENTS])
-def test_a_run_killed_anywhere_ends_in_the_same_bits(uninterrupted, tmp_path, moment, times):
-    killed = run(tmp_path, moment, times)
+def ends_in_the_same_bits(whole, output_dir, moment, times, algorithm):
+    killed = run(output_dir, moment, times, algorithm)
     assert killed.returncode == -signal.SIGKILL, f"never reached {moment!r}: {killed.stderr[-2000:]}"
-    resumed = run(tmp_path)
+    resumed = run(output_dir, algorithm=algorithm)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    weights, (scalars, rollouts, details) = uninterrupted
-    now = load_file(tmp_path / "final" / "model.safetensors")
+    weights, (scalars, rollouts, details) = whole
+    now = load_file(output_dir / "final" / "model.safetensors")
     assert all((now[name] == weights[name]).all() for name in weights)
-    now_scalars, now_rollouts, now_details = record_of(tmp_path)
+    now_scalars, now_rollouts, now_details = record_of(output_dir)
     assert now_rollouts == rollouts
     assert now_scalars == scalars
     assert now_details == details
+
+
+@pytest.mark.parametrize(("moment", "times"), MOMENTS, ids=[moment.replace(" ", "-") for moment, _ in MOMENTS])
+def test_a_run_killed_anywhere_ends_in_the_same_bits(uninterrupted, tmp_path, moment, times):
+    ends_in_the_same_bits(uninterrupted, tmp_path, moment, times, "grpo")
+
+
+@pytest.fixture(scope="module", params=["ppo", "ppo-two-models"])
+def uninterrupted_ppo(tmp_path_factory, request):
+    output_dir = tmp_path_factory.mktemp(request.param)
+    done = run(output_dir, algorithm=request.param)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return request.param, (load_file(output_dir / "final" / "model.safetensors"), record_of(output_dir))
+
+
+# Half-way through a rollout's updates, so that frozen values, advantages and returns must come back, and the values' weights with their moments.
+@pytest.mark.parametrize(("moment", "times"), [("backward", 5), ("checkpoint half written", 2), ("after the checkpoint", 1)])
+def test_a_killed_ppo_run_ends_in_the_same_bits(uninterrupted_ppo, tmp_path, moment, times):
+    algorithm, whole = uninterrupted_ppo
+    ends_in_the_same_bits(whole, tmp_path, moment, times, algorithm)

@@ -115,6 +115,19 @@ class PPOTrainer(OnlineTrainer):
             base_model(self.model).add_module(VALUE_HEAD, made)
         self._start["value_weights"] = checkpoints.weights_fingerprint(self.values)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As transformers makes it; the values in groups of their own where they have their own learning rate."""
+        is_made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_made and self.args.value_learning_rate is not None:
+            values = {id(parameter) for parameter in self.values.parameters()}
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in values]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in values]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": self.args.value_learning_rate})
+        return optimizer
+
     def answer(self, model: nn.Module, stream: Stream) -> StreamLogprobs:
         """Log-probs and values; of a shared backbone both come from one forward."""
         if self._value_scores is None:

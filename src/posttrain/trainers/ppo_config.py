@@ -44,7 +44,12 @@ class PPOConfig(OnlineConfig):
     fewest_generations = 1
     why_so_many = "a prompt needs a completion"
 
-    learning_rate: float = setting(3e-6, "AdamW's learning rate, of policy and values.")
+    learning_rate: float = setting(3e-6, "AdamW's learning rate.")
+    value_learning_rate: float | None = setting(
+        None,
+        "That of the value head or model. Default: learning_rate, which is slow for a new head: it has to reach the size of the returns. A hundred "
+        "times learning_rate suits a head.",
+    )
     num_generations: int = setting(1, "G, the completions drawn for each prompt. 1 is usual: the value model is the baseline.")
     temperature: float = setting(0.7, "Divides the logits in sampling and in training.")
     num_ppo_epochs: int = setting(4, "How often a rollout is trained on.")
