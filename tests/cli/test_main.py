@@ -297,5 +297,5 @@ def test_help_needs_no_torch():
 def test_the_program_exits_with_the_sentence_on_stderr():
     done = subprocess.run([sys.executable, "-m", "posttrain.cli.main", "grpo", "no-such-recipe"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: there is no recipe no-such-recipe; packaged ones are: arithmetic")
+    assert done.stderr.startswith("error: there is no recipe no-such-recipe; packaged ones are: align, arithmetic")
     assert done.stderr.count("\n") == 1

@@ -59,9 +59,14 @@ def test_no_reward(make_trainer):
     refused(make_trainer, "reward_funcs is empty", reward=[])
 
 
-@pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory", "quantization_config"])
+@pytest.mark.parametrize("name", ["rollout_func", "quantization_config"])
 def test_what_is_not_built_is_refused_by_name(make_trainer, name):
     refused(make_trainer, name, trainer_kwargs={name: object()})
+
+
+@pytest.mark.parametrize("name", ["tools", "environment_factory"])
+def test_what_cannot_be_an_environment_is_refused_by_name(make_trainer, name):
+    refused(make_trainer, f"{name} is .*; give a", trainer_kwargs={name: object()})
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ _NOT_TOOLS = ("reset", "get_reward", "close")
 
 def factory(make: Callable[[], Any], *, timeout: float = 30.0, max_result_chars: int = 4000) -> Environment:
     """An environment of the objects that `make()` returns. Raises UserError where they have no `reset` or no method that could be a tool."""
+    if not callable(make):
+        raise UserError(f"environment_factory is {make!r}; give a class, or a function without arguments, that makes one environment")
     sample = make()
     if not callable(getattr(sample, "reset", None)):
         raise UserError(f"{type(sample).__name__} has no method reset(**columns); an environment's object is prepared by it for its row")

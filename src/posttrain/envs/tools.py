@@ -81,6 +81,8 @@ def tools(
 
 
 def tool_table(functions: Sequence[Callable[..., Any]]) -> dict[str, Tool]:
+    if not isinstance(functions, Sequence):
+        raise UserError(f"tools is {functions!r}; give a list of functions: tools=[calculator]")
     table: dict[str, Tool] = {}
     for function in functions:
         tool = Tool(function)
