@@ -77,7 +77,11 @@ ALGORITHMS = {
         ),
         {},
     ),
-    "ppo": lambda: (PPOTrainer, PPOConfig(num_mini_batches=2, num_ppo_epochs=2, vf_coef=0.5, whiten_rewards=True, value_learning_rate=0.1, **SHARED), {}),
+    "ppo": lambda: (
+        PPOTrainer,
+        PPOConfig(num_mini_batches=2, num_ppo_epochs=2, vf_coef=0.5, whiten_rewards=True, value_learning_rate=0.1, **SHARED),
+        {},
+    ),
     "ppo-two-models": lambda: (
         PPOTrainer,
         PPOConfig(num_mini_batches=2, num_ppo_epochs=2, vf_coef=0.5, **SHARED),
