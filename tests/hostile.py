@@ -168,7 +168,7 @@ SPREADING = {
 
 # Files and the network. `{...}` is filled in by the test.
 REACHING = {
-    "write_outside": "for path in ('/work/x', '/etc/x', '/usr/lib/x', '/x', '/var/tmp/x', '/dev/shm/posttrain-hostile', '/root/x', '{marker}'):\n"
+    "write_outside": "for path in ('/srv/x', '/etc/x', '/usr/lib/x', '/x', '/var/tmp/x', '/dev/shm/posttrain-hostile', '/root/x', '{marker}'):\n"
     "    try: open(path, 'w').write('x')\n    except OSError: pass\n" + HEADER,
     "write_library": "import os\nwhere = os.path.dirname(os.__file__)\nok = False\ntry:\n    open(where + '/posttrain_hostile.py', 'w').write('x'); ok = True\nexcept OSError: pass\n"
     "def square(n): return n * n if ok else -1",
