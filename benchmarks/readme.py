@@ -26,28 +26,81 @@ def block(results: dict[str, Any]) -> str:
 
 def step_table(result: dict[str, Any]) -> str:
     """One line per case: TRL beside posttrain, and how many times faster or smaller."""
-    by_case: dict[tuple[int, int], dict[str, Any]] = {}
-    for run in result["runs"]:
-        by_case.setdefault((run["case"]["prompt"], run["case"]["completion"]), {})[run["side"]] = run
     lines = []
-    for (prompt, completion), sides in by_case.items():
-        if len(sides) == 2:
-            ours, trl = sides["posttrain"], sides["trl"]
-            cells = [_against(ours[key], trl[key], unit) for key, unit in (("step_s", 1.0), ("generation_s", 1.0), ("peak_bytes", 2.0**20))]
-            lines.append(f"| {prompt} / {completion} | {' | '.join(cells)} |")
+    for ours, trl in _beside(result, "prompt", "completion"):
+        cells = [_against(ours[key], trl[key], unit) for key, unit in (("step_s", 1.0), ("generation_s", 1.0), ("peak_bytes", 2.0**20))]
+        lines.append(f"| {ours['case']['prompt']} / {ours['case']['completion']} | {' | '.join(cells)} |")
     run = result["runs"][0]
-    versions = next((run["versions"] for run in result["runs"] if run["side"] == "trl"), {})
-    asked = "bf16" if run["case"]["precision"] == "bf16" else "float32"
-    ours = next((run["computed_in"] for run in result["runs"] if run["side"] == "posttrain"), "")
     return "\n".join(
         [
-            f"One GRPO step of a 40M-parameter Qwen3 on CPU, {run['case']['generations']} completions of one prompt, TRL {versions.get('trl', '')} against posttrain:",
+            f"One GRPO step of a 40M-parameter Qwen3 on CPU, {run['case']['generations']} completions of one prompt, {_trl(result)} against posttrain:",
             "",
             "| prompt / completion tokens | seconds per step | of that, generation | peak MiB above imports |",
             "|---|---|---|---|",
             *lines,
             "",
-            f"Median of {run['case']['steps']} steps; {asked} asked of both, posttrain computed in {ours}. {_machine(result)}. Script: `make bench` (benchmarks/grpo_vs_trl.py).",
+            f"Median of {run['case']['steps']} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/grpo_vs_trl.py).",
+        ]
+    )
+
+
+def preference_table(result: dict[str, Any]) -> str:
+    """One line per kind of weights: TRL beside posttrain."""
+    lines = []
+    for ours, trl in _beside(result, "lora"):
+        cells = [_against(ours[key], trl[key], unit) for key, unit in (("step_s", 1.0), ("peak_bytes", 2.0**20))]
+        lines.append(f"| {'LoRA' if ours['case']['lora'] else 'all'} | {' | '.join(cells)} |")
+    case = result["runs"][0]["case"]
+    return "\n".join(
+        [
+            f"One DPO step of the same model, {case['pairs']} pairs, prompts of {case['prompt']} tokens, completions of {case['shortest']} to "
+            f"{case['longest']}, {_trl(result)} against posttrain:",
+            "",
+            "| weights trained | seconds per step | peak MiB above imports |",
+            "|---|---|---|",
+            *lines,
+            "",
+            f"Median of {case['steps']} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/dpo_vs_trl.py).",
+        ]
+    )
+
+
+def text_table(result: dict[str, Any]) -> str:
+    """One line per setting of either side."""
+    runs = result["runs"]
+    best = max(run["tokens_per_second"] for run in runs if run["side"] == "trl")
+    lines = [
+        f"| {run['side']} | {run['case']['variant']} | {run['tokens_per_second']:,.0f} | {run['tokens_per_second'] / best:.2f} | {run['peak_bytes'] / 2**20:.0f} |"
+        for run in runs
+    ]
+    return "\n".join(
+        [
+            f"SFT of the same model on ragged text ({result['text']}), {runs[0]['case']['rows']} rows a step, {_trl(result)} with each of its settings:",
+            "",
+            "| library | setting | tokens per second | against TRL's best | peak MiB above imports |",
+            "|---|---|---|---|---|",
+            *lines,
+            "",
+            f"{runs[0]['case']['steps']} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/sft_vs_trl.py).",
+        ]
+    )
+
+
+def online_table(result: dict[str, Any]) -> str:
+    """One line per algorithm and seed."""
+    lines = [
+        f"| {run['algorithm'].upper()} | {run['seed']} | {run['before']:.1%} | {run['right'] / run['questions']:.1%} | {run['seconds']:.0f} | {run['peak_mb_above_start']:.0f} |"
+        for run in result["runs"]
+    ]
+    return "\n".join(
+        [
+            f"The demo's task by three algorithms, from one taught model each seed, {result['steps']} steps of the same number of completions:",
+            "",
+            "| algorithm | seed | greedy before | after | seconds | peak MB above the taught model |",
+            "|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"{_machine(result)}. Script: benchmarks/online_compare.py.",
         ]
     )
 
@@ -73,7 +126,24 @@ def demo_table(result: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"demo": demo_table, "grpo_vs_trl": step_table}
+TABLES = {"demo": demo_table, "grpo_vs_trl": step_table, "dpo_vs_trl": preference_table, "sft_vs_trl": text_table, "online_compare": online_table}
+
+
+def _beside(result: dict[str, Any], *case_keys: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(ours, TRL's) for every case that both sides ran, in order."""
+    by_case: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for run in result["runs"]:
+        by_case.setdefault(tuple(run["case"][key] for key in case_keys), {})[run["side"]] = run
+    return [(sides["posttrain"], sides["trl"]) for sides in by_case.values() if len(sides) == 2]
+
+
+def _trl(result: dict[str, Any]) -> str:
+    return f"TRL {next(run['versions']['trl'] for run in result['runs'] if run['side'] == 'trl')}"
+
+
+def _precisions(result: dict[str, Any]) -> str:
+    asked = "bf16" if result["runs"][0]["case"]["precision"] == "bf16" else "float32"
+    return f"{asked} asked of both, posttrain computed in {next(run['computed_in'] for run in result['runs'] if run['side'] == 'posttrain')}"
 
 
 def _against(ours: float, trl: float, unit: float) -> str:
