@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and example_model_solutions.jsonl")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--only-folds", nargs="+", type=int, help="train only these of the folds, to try a setting; writes nothing")
+    parser.add_argument("--only-folds", nargs="+", type=int, help="train and examine only these of the folds")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--teaching-epochs", type=float, default=3.0)
@@ -103,9 +103,9 @@ def main() -> None:
                 print(f"{method:4} {name:45} {accuracy}  ({accuracy.questions} questions)", flush=True)
     machine = hardware.describe("transformers")
     print(hardware.line(machine))
-    if not args.only_folds:
-        settings = {"epochs": args.epochs, "teaching_epochs": args.teaching_epochs, "folds": args.folds, "seed": args.seed, "methods": SETTINGS}
-        print("written to", hardware.save("preferences_gsm8k", {"hardware": machine, "settings": settings, "results": results}))
+    settings = {"epochs": args.epochs, "teaching_epochs": args.teaching_epochs, "folds": args.folds, "seed": args.seed, "methods": SETTINGS}
+    settings["only_folds"] = args.only_folds
+    print("written to", hardware.save("preferences_gsm8k", {"hardware": machine, "settings": settings, "results": results}))
 
 
 if __name__ == "__main__":
