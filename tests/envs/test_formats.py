@@ -1,5 +1,6 @@
 import json
 import random
+import time
 
 import pytest
 from talk import ENDLESS, HERMES, LLAMA, MISTRAL, THINKING, XML, build_talker
@@ -112,3 +113,21 @@ def test_hostile_text_never_raises(name):
     for _ in range(300):
         message = FORMATS[name].parse("".join(rng.choices(pieces, k=rng.randrange(1, 9))))
         json.dumps(message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```" + " " * 20_000 + "x",
+        "```json" + "\n" * 20_000 + "x",
+        "[" + " " * 60_000 + "x",
+        "<tool_call>f" + "<arg_key>a</arg_key><arg_value>" * 4_000 + "</tool_call>",
+        "<tool_call><function=f>" + "<parameter=a>\n" * 8_000 + "</function></tool_call>",
+        "[TOOL_CALLS]" + "[ARGS]" * 20_000,
+    ],
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_long_text_is_read_in_no_time(name, text):
+    started = time.process_time()
+    FORMATS[name].parse(text)
+    assert time.process_time() - started < 2
