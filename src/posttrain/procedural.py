@@ -39,6 +39,10 @@ def open_task(task: str) -> Any:
     if parts.path not in DATASETS:
         some = f"it has {len(DATASETS)}, such as leg_counting, basic_arithmetic, spell_backward"
         raise UserError(f"reasoning-gym has no task '{parts.path}'; {some}.{did_you_mean(parts.path, DATASETS)}")
+    if parts.path == "composite":  # it scores with other tasks' scorers, which the guards would not recognise
+        raise UserError(
+            "the reasoning-gym task 'composite' is a mixture of tasks; give data.train a list of them: [reasoning-gym:gcd, reasoning-gym:lcm]"
+        )
     settings = {"size": SIZE, "seed": SEED} | {name: _value(text) for name, text in parse_qsl(parts.query, keep_blank_values=True)}
     for name in ("size", "seed"):
         if not isinstance(settings[name], int):

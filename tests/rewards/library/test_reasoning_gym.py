@@ -7,7 +7,7 @@ import pytest
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError
 from posttrain.procedural import open_task, question
-from posttrain.rewards.library.reasoning_gym import guarded_score, reasoning_gym
+from posttrain.rewards.library.reasoning_gym import _is_harmless, guarded_score, reasoning_gym
 
 factory = pytest.importorskip("reasoning_gym.factory")
 MANY = sorted(set(factory.DATASETS) - {"composite", "arc_agi", "rearc", "group_anagrams", "figlet_font", "intermediate_integration", "codeio"})[::3]
@@ -39,6 +39,7 @@ def test_rows_name_their_questions_and_are_the_same_every_time():
     [
         ("reasoning-gym:leg_countin", "Did you mean 'leg_counting'"),
         ("reasoning-gym:leg_counting?sise=5", "sise"),
+        ('reasoning-gym:composite?datasets=[{"name": "simple_integration"}]', "give data.train a list"),
         ("reasoning-gym:leg_counting?size=none", "refuses"),
     ],
 )
@@ -110,12 +111,31 @@ def test_part_of_the_credit_stays_where_the_task_means_it():
 @pytest.mark.parametrize("task", ["string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "puzzle24", "countdown", "simple_integration"])
 @pytest.mark.parametrize(
     "attack",
-    ["__import__('os').mkdir('pwned')", "[__import__('os').mkdir('pwned')]", "().__class__", "exec('1')", "9**9**9**9", "10**10**10 if 1 else 0"],
+    [
+        "__import__('os').mkdir('pwned')",
+        "[__import__('os').mkdir('pwned')]",
+        '\'__import__("os").mkdir("pwned")\'',  # sympy parses text that it is asked to differentiate
+        'sin(\'__import__("os").mkdir("pwned")\')',
+        "().__class__",
+        "exec('1')",
+        "9**9**9**9",
+        "10**10**10 if 1 else 0",
+    ],
 )
 def test_nothing_in_an_answer_is_executed(task, attack, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert guarded_score(open_task(f"{task}?size=1&seed=1"), question(f"{task}?size=1&seed=1", 0), attack) == 0.0
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("bomb", ["[0] * 9999999999", "9999999999 * 'a'", "((0,) + (0,)) * 9999999999", "'%9999999999d' % 1"])
+def test_no_list_or_text_is_multiplied(bomb):
+    assert not _is_harmless(bomb)
+
+
+@pytest.mark.parametrize("answer", ["[['Q', '_'], ['_', 'Q']]", "['A', 'B']", "[1, 2, -3]", "(3 + 4) * 2 - 1", "sin(x)**2/2 + C", "{'a': 1}"])
+def test_lists_of_plain_values_and_formulas_are_harmless(answer):
+    assert _is_harmless(answer)
 
 
 def test_the_answer_stands_in_the_last_tag_or_is_everything():

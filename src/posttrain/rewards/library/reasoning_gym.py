@@ -111,7 +111,10 @@ def _runs_text(kind: type) -> bool:
 
 
 def _is_harmless(answer: str) -> bool:
-    """Whether it is arithmetic or a list of plain values: no attributes, no calls but of known functions, no towers of powers."""
+    """Whether it is arithmetic or a list of plain values: no attributes, no calls but of known functions, no towers of powers.
+
+    Text in quotes must be plain too: SymPy parses, and so executes, text that it is handed by an expression (`sin("...")`).
+    """
     try:
         tree = ast.parse(answer.strip(), mode="eval")
         return answer.isascii() and all(_allowed(node) for node in ast.walk(tree))
@@ -126,16 +129,22 @@ def _is_plain(answer: str) -> bool:
 
 def _allowed(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
-        return isinstance(node.value, (str, float, bool)) or (isinstance(node.value, int) and abs(node.value) < 10**15)
+        return _is_plain(node.value) if isinstance(node.value, str) else isinstance(node.value, (float, bool)) or _is_below(node.value, 10**15)
     if isinstance(node, ast.Name):
         return node.id in _NAMES or len(node.id) <= 2
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in _NAMES and not node.keywords
+    if isinstance(node, ast.BinOp) and any(_is_many(side) for side in (node.left, node.right)):
+        return False  # a list or a text a billion times
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        small = isinstance(node.right, ast.Name) or (isinstance(node.right, ast.Constant) and _is_small(node.right.value))
+        small = isinstance(node.right, ast.Name) or (isinstance(node.right, ast.Constant) and _is_below(node.right.value, 51))
         return small and not any(isinstance(inner, ast.Pow) for inner in ast.walk(node.left))
     return isinstance(node, _NODES)
 
 
-def _is_small(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) <= 50
+def _is_many(node: ast.AST) -> bool:
+    return isinstance(node, (ast.List, ast.Tuple, ast.Dict)) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _is_below(value: Any, limit: int) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < limit
