@@ -68,3 +68,26 @@ def test_a_call_that_is_given_up_is_not_waited_for():
     (error,) = settled([patient()])
     assert isinstance(error, asyncio.TimeoutError)
     assert time.perf_counter() - started < 2
+
+
+async def leaves():
+    sys.exit(3)
+
+
+async def leaves_in_a_task():
+    await asyncio.create_task(leaves())
+
+
+@pytest.mark.parametrize("end", [leaves, leaves_in_a_task])
+def test_leaving_a_coroutine_is_its_error_and_the_loop_goes_on(end):
+    """asyncio lets SystemExit end a loop, and whoever waits for it would wait for ever."""
+    found = []
+    threading.Thread(target=lambda: found.extend(settled([end(), later(1, 0.05)])), daemon=True).start()
+    give_up = time.perf_counter() + 5
+    while not found and time.perf_counter() < give_up:
+        time.sleep(0.01)
+    assert found, "it waits for ever"
+    assert isinstance(found[0], RuntimeError)
+    assert "SystemExit: 3" in str(found[0])
+    assert found[1] == 1
+    assert settled([later(2)]) == [2]

@@ -65,10 +65,27 @@ async def _settled(value: Any) -> Any:
         return await awaitable
     except Exception as error:
         return error
+    except (SystemExit, KeyboardInterrupt) as raised:
+        return RuntimeError(f"{type(raised).__name__}: {raised}")
+
+
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    """A loop that turns in a daemon thread of that name until it is stopped. sys.exit() in a task is that task's end and not the loop's."""
+    loop = asyncio.new_event_loop()
+
+    def turn() -> None:
+        while True:
+            try:
+                loop.run_forever()
+                break
+            except (SystemExit, KeyboardInterrupt):  # asyncio lets these two through; whoever awaits the task hears of it all the same
+                continue
+        loop.close()
+
+    threading.Thread(target=turn, name=name, daemon=True).start()
+    return loop
 
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="posttrain-waiting", daemon=True).start()
-    return loop
+    return new_loop("posttrain-waiting")

@@ -1,4 +1,5 @@
 import asyncio
+import sys
 import threading
 import time
 
@@ -178,3 +179,18 @@ def test_a_tool_that_a_model_could_not_understand_is_refused():
         tools([add, add])
     with pytest.raises(UserError, match="no tools"):
         tools([])
+
+
+async def leaves(code: int) -> int:
+    """Leave.
+
+    Args:
+        code: What to say.
+    """
+    sys.exit(code)
+
+
+def test_a_tool_that_leaves_is_told_to_the_model():
+    env = tools([leaves]).make(TASK)
+    ((answer,),) = settled([env.reply(said(call("leaves", code=3)))])
+    assert answer["content"] == "error: SystemExit: 3"

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import math
+import sys
 import threading
 import time
 from pathlib import Path
@@ -358,3 +359,25 @@ def test_no_more_threads_are_left_than_calls_that_hang():
         rubric.score([group(["a"] * 20)])
     assert threading.active_count() <= before + 4  # the keeper of time, and one for each reward
     rubric.close()
+
+
+def leaves(completion):
+    sys.exit(f"goodbye, {completion}")
+
+
+async def leaves_later(completion):
+    await asyncio.create_task(asyncio.to_thread(sys.exit, "goodbye"))
+
+
+@pytest.mark.parametrize("function", [leaves, leaves_later])
+@pytest.mark.parametrize("timeout", [math.inf, 5])
+def test_a_reward_that_leaves_is_a_reward_that_raised(function, timeout):
+    rewards, report = scored(Rubric(function, on_error="drop", timeout=timeout), group(["a", "b"]))
+    assert rewards == [None, None]
+    assert counts(report) == {function.__name__: {"raised": 2}}
+    assert "SystemExit: goodbye" in report.traces[function.__name__]
+
+
+def test_a_set_of_scores_has_no_order():
+    with pytest.raises(RewardError, match="must return a list of 2 numbers"):
+        scored(Rubric(lambda completions: {0.5, 1.0}), group(["a", "b"]))

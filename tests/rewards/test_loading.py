@@ -55,3 +55,9 @@ def test_what_cannot_be_loaded_is_explained(folder, name, message):
 
 def test_a_rubric_takes_names(folder):
     assert Rubric("arithmetic", f"{folder}/mine.py:near").names == ["number_detected", "right_number", "near"]
+
+
+def test_a_file_that_leaves_while_it_is_imported_is_a_sentence(tmp_path):
+    (tmp_path / "script.py").write_text("import sys\n\ndef f(completion):\n    return 0.0\n\nsys.exit(0)\n")
+    with pytest.raises(UserError, match="cannot be imported: SystemExit"):
+        load_reward(f"{tmp_path}/script.py:f")

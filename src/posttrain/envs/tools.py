@@ -136,7 +136,7 @@ class ToolEnv(Env):
             content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         except asyncio.TimeoutError:
             return self._failed(f"{name} did not answer within {self.timeout:g} seconds", name, id)
-        except Exception as error:  # the model's to deal with, whatever it is
+        except (Exception, SystemExit) as error:  # the model's to deal with, whatever it is
             return self._failed(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}", name, id)
         self.calls += 1
         return self._message(content, name, id)

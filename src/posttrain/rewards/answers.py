@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, SupportsFloat
 
 from posttrain.errors import UserError
@@ -17,7 +17,9 @@ def scores_of(call: Call, answer: Any) -> Scores:
         return [_score(call, 0, answer)]
     n = len(call.rows)
     name = call.reward.name
-    if not isinstance(answer, Iterable) or (isinstance(answer, (str, bytes, Mapping, SupportsFloat)) and not _is_array(answer)):
+    if not isinstance(answer, Iterable) or (
+        isinstance(answer, (str, bytes, Mapping, Set, SupportsFloat)) and not _is_array(answer)
+    ):  # a set has no order
         message = f"reward '{name}' returned {_short(answer)} for {call.where}; it must return a list of {n} numbers"
         return [Failure("wrong_type", message)] * n
     answers = list(answer)

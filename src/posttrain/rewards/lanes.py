@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from posttrain.rewards.answers import raised, scores_of, timed_out
 from posttrain.rewards.calls import Call, Notes, Scores
+from posttrain.waiting import new_loop
 
 LOOP_PATIENCE = 1.0  # seconds in which a loop must answer, or a coroutine is blocking it
 
@@ -35,7 +36,7 @@ class Attempt:
         """Call the function. Its answer may still have to be awaited."""
         try:
             self.answer = _whole(self.call.reward.function(**self.call.arguments(self.notes)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in a reward ends no training
             self.scores = raised(self.call, error)
 
     def judge(self) -> None:
@@ -141,7 +142,7 @@ class LocalLane:
             if self._thread is not None:
                 self._thread.end()
                 self._thread = None
-        elif (error := future.exception()) is not None:  # sys.exit() in a reward ends no training
+        elif (error := future.exception()) is not None:  # of a kind that `invoke` does not know
             attempt.scores = raised(attempt.call, error)
         else:
             attempt.notes, attempt.scores, attempt.answer = tried.notes, tried.scores, tried.answer
@@ -171,17 +172,6 @@ def _invoke_all(attempts: list[Attempt]) -> None:
 def home() -> asyncio.AbstractEventLoop:
     """The loop that keeps time for all rewards. No code of a user runs on it."""
     return new_loop("posttrain-rewards")
-
-
-def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-
-    def turn() -> None:
-        loop.run_forever()
-        loop.close()
-
-    threading.Thread(target=turn, name=name, daemon=True).start()
-    return loop
 
 
 def at_home(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:

@@ -109,7 +109,7 @@ def _from_file(place: str, folder: str | None) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses and pickle look a function's module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise UserError(f"the file {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
@@ -120,5 +120,5 @@ def _from_module(place: str) -> ModuleType:
         sys.path.append(str(Path.cwd()))  # a console script does not have the working directory on its path
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the module '{place}' cannot be imported: {type(error).__name__}: {error}") from error
