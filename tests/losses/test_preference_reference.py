@@ -133,6 +133,19 @@ def test_log_ratios_of_hundreds_stay_finite(name):
     assert all(map(torch.isfinite, torch.tensor([value, *gradient])))
 
 
+@pytest.mark.parametrize("log_ratios", [(-600.0, 600.0), (600.0, -600.0), (-600.0, -600.0), (-100.0, 0.0), (0.0, -100.0)], ids=str)
+@pytest.mark.parametrize(("name", "divergence"), [*itertools.product(["sigmoid", "hinge", "robust"], DIVERGENCES), ("discopop", "reverse_kl")])
+def test_what_float32_cannot_hold_leaves_values_and_gradients_finite(name, divergence, log_ratios):
+    """A finite loss with a gradient that is not would pass every check and end the model."""
+    chosen, rejected = (torch.tensor([value], requires_grad=True) for value in log_ratios)
+    nothing, length = torch.zeros(1), torch.full((1,), 9.0)
+    pairs = Pairs(chosen, rejected, nothing, nothing, length, length, -chosen, 9.0)
+    options = PreferenceOptions(beta=0.5, label_smoothing=0.1, f_divergence_type=divergence)
+    loss = LOSSES[name](pairs, options).sum()
+    assert loss.isfinite()
+    assert all(gradient.isfinite() for gradient in torch.autograd.grad(loss, [chosen, rejected]))
+
+
 @pytest.mark.parametrize("name", list(kto_losses.LOSSES))
 @pytest.mark.parametrize("kl", [0.0, 1.3])
 def test_kto_is_that_of_plain_floats(name, kl):

@@ -35,6 +35,9 @@ def test_the_baseline_leaves_the_completion_itself_out():
 def test_equal_rewards_give_exactly_nothing():
     found = leave_one_out(as_tensor([[0.1 + 0.2, 0.3, 0.3]]), [3])
     assert found.tolist() == [0.0, 0.0, 0.0]
+    normalised = leave_one_out(as_tensor([[0.3, 0.3], [0.1, 0.7, 0.3], [1.9, 0.2, 0.05]]), [2, 3, 3], normalize=True)
+    assert normalised[:2].tolist() == [0.0, 0.0]
+    assert (normalised[2:] != 0).all()
 
 
 def test_normalised_advantages_are_standardised_over_the_scored_ones():

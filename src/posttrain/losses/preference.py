@@ -17,7 +17,7 @@ from torch import Tensor
 
 from posttrain.losses.transport import Transport
 
-HIGHEST_EXPONENT = 80.0  # of alpha divergences: exp of more is not a float32
+HIGHEST_EXPONENT = 80.0  # of a divergence: exp of more is no float32, and its gradient would be 0 times infinity
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _reverse_kl(ratio: Tensor, options: PreferenceOptions) -> Tensor:
 
 
 def _forward_kl(ratio: Tensor, options: PreferenceOptions) -> Tensor:
-    return 1 - torch.exp(-ratio)
+    return -torch.expm1((-ratio).clamp(max=HIGHEST_EXPONENT))
 
 
 def _js_divergence(ratio: Tensor, options: PreferenceOptions) -> Tensor:
@@ -177,8 +177,8 @@ def apo_down(pairs: Pairs, options: PreferenceOptions) -> Tensor:
 def discopop(pairs: Pairs, options: PreferenceOptions) -> Tensor:
     """A logistic loss that turns exponential as the margin grows. DiscoPOP, Lu et al. 2024, eq. 5."""
     margin = _margin(pairs, options)
-    exponential = torch.sigmoid(margin / options.discopop_tau)
-    return -F.logsigmoid(margin) * (1 - exponential) + torch.exp(-margin) * exponential
+    sharp = margin / options.discopop_tau
+    return -F.logsigmoid(margin) * torch.sigmoid(-sharp) + torch.exp(F.logsigmoid(sharp) - margin)  # exp(-margin) alone may be no float32
 
 
 def sft(pairs: Pairs, options: PreferenceOptions) -> Tensor:

@@ -15,7 +15,7 @@ from posttrain.losses.advantages import EPSILON, equal_groups, in_groups
 
 def leave_one_out(rewards: Tensor, group_sizes: Sequence[int], *, normalize: bool = False) -> Tensor:
     """rewards (B,) float64 -> (B,): reward minus the mean of the other scored ones of its group. 0 for one without scored siblings, and exactly
-    0 where all of a group are equal. `normalize`: then standardised over the batch (n - 1 in the variance, 1e-4 added to the deviation)."""
+    0 where all of a group are equal. `normalize`: the others are standardised over the batch (n - 1 in the variance, 1e-4 added to the deviation)."""
     sizes = torch.tensor(list(group_sizes), dtype=torch.long)
     groups = in_groups(rewards, sizes)
     scored = (~groups.isnan()).sum(dim=1).repeat_interleave(sizes)  # (B,)
@@ -28,4 +28,4 @@ def leave_one_out(rewards: Tensor, group_sizes: Sequence[int], *, normalize: boo
         known = advantages[~advantages.isnan()]
         deviation = known.std() if len(known) > 1 else known.new_zeros(())
         advantages = (advantages - known.mean()) / (deviation + EPSILON) if len(known) else advantages
-    return advantages.nan_to_num(nan=0.0)
+    return torch.where(is_silent, 0.0, advantages.nan_to_num(nan=0.0))  # a mean that misses 0 by a bit makes no advantage
