@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 Message = dict[str, Any]  # {"role": "user", "content": "..."}; tool calls as in transformers' chat templates
 Prompt = str | list[Message]
+ROUNDING = 1e-12  # rewards that differ by less than this part of their summands are equal: 0.1 + 0.2 is 0.3
 
 
 class StopReason(str, Enum):
@@ -102,9 +103,9 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Whether any two scored completions got different rewards: without that, nothing can be compared."""
+        """Whether any two scored completions got different rewards: without that, nothing can be compared. The rounding of sums is no difference."""
         scored = [reward for reward in self.rewards if reward is not None]
-        return any(reward != scored[0] for reward in scored)
+        return bool(scored) and max(scored) - min(scored) > ROUNDING * max(map(abs, scored))
 
 
 class Engine(Protocol):

@@ -9,6 +9,7 @@ import torch
 
 from posttrain.errors import UserError
 from posttrain.losses.advantages import advantages
+from posttrain.types import Group, Rollout, StopReason, Task
 
 EPS = 1e-4
 
@@ -98,6 +99,14 @@ def test_equal_sums_that_differ_in_their_last_bit_are_equal():
     assert found.is_zero_std.tolist() == [True]
 
 
+@pytest.mark.parametrize(
+    "rewards", [[0.1 + 0.2, 0.3, 0.3], [1.0, 1.0 + 1e-9], [None, 2.0], [None, None], [], [-5.0, -5.0], [0.0, -0.0], [None, 1.0, 2.0]]
+)
+def test_a_group_has_signal_where_an_advantage_is_not_zero(rewards):
+    group = Group(Task(0, "?"), [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", reward=reward) for reward in rewards])
+    assert group.has_signal == bool((advantages([[reward] for reward in rewards], [len(rewards)]).advantages != 0).any() if rewards else False)
+
+
 def test_small_differences_that_are_real_stay():
     found = advantages([[1.0], [1.0 + 1e-9]], [2], scale_rewards="none").advantages
     assert found.tolist() == pytest.approx([-5e-10, 5e-10], rel=1e-6)
@@ -164,6 +173,8 @@ def test_sizes_that_do_not_cover_the_rows_are_refused():
         advantages([[1.0]] * 5, [2, 2])
 
 
-def test_no_groups_at_all_are_no_error():
-    found = advantages(torch.zeros(0, 2), [])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+@pytest.mark.parametrize("scores", [torch.zeros(0, 2), []], ids=["tensor", "list"])
+def test_no_groups_at_all_are_no_error(scores, aggregation):
+    found = advantages(scores, [], weights=[1.0, 2.0], aggregation=aggregation)
     assert (len(found.advantages), len(found.group_mean), len(found.is_zero_std)) == (0, 0, 0)

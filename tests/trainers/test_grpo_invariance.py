@@ -56,6 +56,15 @@ def test_skipping_groups_without_signal_changes_nothing(train, make_trainer, mak
     assert torch.allclose(run()[0], skipping, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("zero_signal_groups", ["drop", "resample"])
+def test_a_rollout_of_which_no_group_is_left_is_a_step_of_nothing(make_trainer, zero_signal_groups):
+    trainer = make_trainer(reward=lambda completions, **_: [1.0] * len(completions), zero_signal_groups=zero_signal_groups, max_resampling_rounds=1)
+    before = weights_of(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert torch.equal(weights_of(trainer), before)
+
+
 def test_a_step_without_any_signal_still_decays_and_counts(make_trainer):
     trainer = make_trainer(reward=lambda completions, **kwargs: [1.0] * len(completions), weight_decay=0.5, max_steps=1, max_grad_norm=0.0)
     before = trainer.model.model.layers[0].mlp.up_proj.weight.detach().clone()

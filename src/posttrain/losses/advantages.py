@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.types import ROUNDING
 
 EPSILON = 1e-4  # added to a standard deviation before dividing; the value that GRPO trainers share
-ROUNDING = 1e-12  # rewards that differ by less than this part of their summands are equal: 0.1 + 0.2 is 0.3
 
 Scale = Literal["group", "batch", "none"]
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
@@ -47,7 +47,7 @@ def advantages(
     (GRPO, arXiv:2402.03300; "none" as in Dr. GRPO). normalize_then_sum: each reward is standardised in its group, then weighted and summed,
     then standardised over the batch (GDPO); scale_rewards has no say there. Across ranks, gather the scores of all groups first.
     """
-    table = score_table(scores)  # (B, K)
+    table = score_table(scores, 0 if weights is None else len(weights))  # (B, K)
     if sum(group_sizes) != len(table):
         raise ValueError(f"groups of {list(group_sizes)} rows do not cover the {len(table)} rows that were scored")
     weight = torch.ones(table.shape[1], dtype=torch.float64) if weights is None else torch.tensor(list(weights), dtype=torch.float64)
@@ -99,11 +99,12 @@ SCALES = {"group": group_scale, "batch": batch_scale, "none": no_scale}
 AGGREGATIONS = {"sum_then_normalize": sum_then_normalize, "normalize_then_sum": normalize_then_sum}
 
 
-def score_table(scores: Tensor | Sequence[Sequence[float | None]]) -> Tensor:
-    """(B, K) float64 with NaN for None."""
+def score_table(scores: Tensor | Sequence[Sequence[float | None]], columns: int) -> Tensor:
+    """(B, K) float64 with NaN for None. `columns`: K, where no row tells it."""
     if isinstance(scores, Tensor):
         return scores.detach().to("cpu", torch.float64)
-    return torch.tensor([[float("nan") if score is None else float(score) for score in row] for row in scores], dtype=torch.float64)
+    rows = [[float("nan") if score is None else float(score) for score in row] for row in scores]
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(rows[0]) if rows else columns)
 
 
 def total(weighted: Tensor) -> Tensor:
