@@ -45,20 +45,68 @@ def test_no_reference_is_made_when_none_is_needed(plain):
 
 
 @torch.no_grad()
-def test_the_reference_of_lora_is_the_base_model_also_after_training(plain):
+def test_the_reference_of_new_adapters_is_the_base_model_also_after_training(plain):
     base = logprobs(plain, STREAM).logps
-    adapted = add_lora(plain, LoraConfig(**LORA, modules_to_save=["lm_head"]))
-    adapted.get_base_model().lm_head.modules_to_save["default"].weight.mul_(2.0)
+    adapted = add_lora(
+        plain, LoraConfig(**LORA | {"init_lora_weights": True, "target_modules": ["q_proj", "embed_tokens"]}, modules_to_save=["lm_head"])
+    )
+    reference = reference_for(adapted, needed=True)
+    move(adapted)
     policy = logprobs(adapted, STREAM).logps
     assert not torch.allclose(policy, base, atol=1e-2)
-    reference = reference_for(adapted, needed=True)
     with reference.active() as module:
         assert torch.equal(logprobs(module, STREAM).logps, base)
     assert torch.equal(logprobs(adapted, STREAM).logps, policy)
 
 
-def test_adapters_come_back_after_an_exception_and_still_train(plain):
-    adapted = add_lora(plain, LoraConfig(**LORA, modules_to_save=["lm_head"]))
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"init_lora_weights": True, "bias": "all"}, {"init_lora_weights": True, "modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}],
+    ids=["trained", "biases", "a trained head", "pissa"],
+)
+def test_the_reference_of_adapters_that_had_learned_something_is_the_model_as_it_was(tiny, changes):
+    """The start of DPO behind SFT with the same adapters: the reference is what SFT made, not the base model."""
+    plain = tiny("gpt neox" if "bias" in changes else "llama")  # the latter has no biases
+    prepare_model(plain)
+    targets = ["query_key_value"] if "bias" in changes else ["q_proj", "v_proj"]
+    adapted = add_lora(plain, LoraConfig(**LORA | changes | {"target_modules": targets}))
+    if "modules_to_save" in changes:
+        move(adapted)
+    start = logprobs(adapted, STREAM).logps
+    reference = reference_for(adapted, needed=True)
+    move(adapted)
+    policy = logprobs(adapted, STREAM).logps
+    assert not torch.allclose(policy, start, atol=1e-2)
+    with reference.active() as module:
+        assert torch.equal(logprobs(module, STREAM).logps, start)
+    assert torch.equal(logprobs(adapted, STREAM).logps, policy)
+
+
+@torch.no_grad()
+def test_what_autocast_remembers_of_the_policy_is_not_taken_for_the_reference(plain):
+    adapted = add_lora(plain, LoraConfig(**LORA))
+    reference = reference_for(adapted, needed=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        start = logprobs(adapted, STREAM).logps
+    move(adapted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        policy = logprobs(adapted, STREAM).logps
+        with reference.active() as module:
+            assert torch.equal(logprobs(module, STREAM).logps, start)
+        assert torch.equal(logprobs(adapted, STREAM).logps, policy)
+
+
+def move(adapted):
+    """As an optimizer would."""
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 4)
+
+
+@pytest.mark.parametrize("initial", [True, False], ids=["new", "trained"])
+def test_adapters_come_back_after_an_exception_and_still_train(plain, initial):
+    adapted = add_lora(plain, LoraConfig(**LORA | {"init_lora_weights": initial}, modules_to_save=["lm_head"]))
     policy = logprobs(adapted, STREAM).logps
     trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     reference = reference_for(adapted, needed=True)

@@ -24,6 +24,16 @@ def test_only_adapters_move_and_the_kl_starts_at_zero(make_trainer):
     assert kls[2] > kls[0]
 
 
+def test_the_kl_of_adapters_that_are_trained_further_starts_at_zero(make_trainer):
+    first = with_lora(make_trainer, max_steps=3, learning_rate=5e-2)
+    first.train()
+    second = make_trainer(model=first.model, beta=0.1, max_steps=3, learning_rate=5e-2)
+    second.train()
+    kls = [log["kl"] for log in second.state.log_history if "kl" in log]
+    assert abs(kls[0]) < 1e-6
+    assert kls[2] > 1e-4
+
+
 def test_the_engine_and_the_trainer_agree_with_adapters_on(make_trainer):
     trainer = with_lora(make_trainer, max_steps=3, learning_rate=5e-2)
     trainer.train()

@@ -135,6 +135,19 @@ def test_with_lora_the_reference_is_the_model_without_its_adapter(tmp_path):
     assert trainer.sums(trainer.model, trainer.train_dataset) != before
 
 
+@pytest.mark.parametrize("settings", [{}, {"precompute_ref_log_probs": True}], ids=["live", "ahead"])
+def test_adapters_that_are_trained_further_start_at_their_reference(tmp_path, settings):
+    from peft import LoraConfig
+
+    first = start("dpo", tmp_path, learning_rate=0.1, trainer={"peft_config": LoraConfig(r=4, target_modules="all-linear")})
+    first.train()
+    second = start("dpo", tmp_path / "second", model=first.model, learning_rate=0.1, logging_steps=1, **settings)
+    second.train()
+    log = second.state.log_history[0]
+    assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), pytest.approx(0.0, abs=1e-6))
+    assert second.state.log_history[2]["rewards/margins"] > 0.01
+
+
 def test_a_given_reference_is_used_and_stays(tmp_path):
     other = build_model(build_tokenizer(), seed=9)
     trainer = start("dpo", tmp_path, trainer={"ref_model": other})

@@ -1,4 +1,4 @@
-"""LoRA adapters, and the reference policy: the same model with its adapters off, or a frozen copy.
+"""LoRA adapters, and the reference policy: the same model with new adapters off or with older ones as they were, or a frozen copy.
 
 Adapters are float32 masters by default whatever the base model's dtype, as optimizers want them; bf16 halves their memory where it is tight.
 """
@@ -34,12 +34,16 @@ def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.f
     return adapted
 
 
+Weights = list[tuple[nn.Parameter, torch.Tensor]]
+
+
 class Reference:
     """The policy that the KL is measured against. Modes and gradients are the caller's: run it in eval and under no_grad."""
 
-    def __init__(self, adapted: nn.Module | None, frozen: nn.Module | None) -> None:
+    def __init__(self, adapted: nn.Module | None, frozen: nn.Module | None, start: Weights | None = None) -> None:
         self._adapted = adapted  # None: the reference is a copy
-        self.frozen = frozen  # None: the reference is the model without its adapters
+        self.frozen = frozen  # None: the reference is the model itself, its adapters off or as they were
+        self._start = start  # of adapters that had learned something before. None: they had not, so the reference is the model without them
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -48,7 +52,7 @@ class Reference:
             yield self.frozen
             return
         assert self._adapted is not None
-        with self._adapted.disable_adapter():  # type: ignore[operator]
+        with self._adapted.disable_adapter() if self._start is None else _holding(self._start):  # type: ignore[operator]
             yield self._adapted
 
     @torch.no_grad()
@@ -74,6 +78,43 @@ def reference_for(model: nn.Module, needed: bool) -> Reference | None:
     if not needed:
         return None
     if type(model).__module__.startswith("peft."):
-        return Reference(model, None)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return Reference(model, None, None if _are_new(model) else [(parameter, parameter.detach().clone()) for parameter in trained])
     frozen = copy.deepcopy(base_model(model))
     return Reference(None, frozen.eval().requires_grad_(False))
+
+
+def _are_new(model: nn.Module) -> bool:
+    """Whether the model without its adapters is the one that training starts from, and stays so: a factor of each product is 0, whole modules
+    equal their originals, and nothing else is trained."""
+    from peft.utils import ModulesToSaveWrapper
+
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in trained.items():
+        if ".lora_A." in name or ".lora_embedding_A." in name:
+            other = trained[name.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A.", ".lora_embedding_B.")]
+            if parameter.any() and other.any():
+                return False
+        elif ".lora_" not in name and ".modules_to_save." not in name:
+            return False
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            ours = module.modules_to_save[module.active_adapters[0]]
+            if not all(torch.equal(was.to(now), now) for was, now in zip(module.original_module.parameters(), ours.parameters(), strict=True)):
+                return False
+    return True
+
+
+@contextmanager
+def _holding(weights: Weights) -> Iterator[None]:
+    """Parameters have these values inside. What autocast remembers of the others is forgotten, on entry and on exit."""
+    held = [(parameter, parameter.data) for parameter, _ in weights]
+    try:
+        for parameter, value in weights:
+            parameter.data = value
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        for parameter, value in held:
+            parameter.data = value
+        torch.clear_autocast_cache()

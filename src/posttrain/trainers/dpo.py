@@ -107,7 +107,7 @@ class DPOBatch(PairBatch):
 class DPOTrainer(OfflineTrainer):
     """`DPOTrainer(model, args=DPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or without prompt.
 
-    model: a name, a directory or a transformers model. ref_model: the reference; None: the model as it is now (with LoRA: without its adapter).
+    model: a name, a directory or a transformers model. ref_model: the reference; None: the model as it is now (with a new adapter: without it).
     Raises UserError for what cannot work, before anything is spent.
     """
 

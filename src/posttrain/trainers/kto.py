@@ -78,7 +78,7 @@ class KTOBatch(MicroBatch):
 class KTOTrainer(OfflineTrainer):
     """`KTOTrainer(model, args=KTOConfig(...), train_dataset=rows).train()`. Rows are (prompt, completion, label); pairs are taken apart.
 
-    ref_model: the reference; None: the model as it is now (with LoRA: without its adapter). Raises UserError for what cannot work.
+    ref_model: the reference; None: the model as it is now (with a new adapter: without it). Raises UserError for what cannot work.
     """
 
     title: ClassVar[str] = "KTO"
