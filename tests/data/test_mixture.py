@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from posttrain.data.formats import validate_rows
 from posttrain.data.mixture import load_data
 from posttrain.errors import UserError
 
@@ -22,6 +23,14 @@ def test_weights_are_times_that_rows_are_taken(files):
     assert sum(counts[f"a{i}"] for i in range(40)) == 10
     assert sum(counts[f"b{i}"] for i in range(10)) == 25
     assert {counts[f"b{i}"] for i in range(10)} == {2, 3}
+
+
+def test_rows_that_are_taken_again_have_ids_of_their_own(tmp_path):
+    source = tmp_path / "c.jsonl"
+    source.write_text("\n".join(json.dumps({"prompt": f"{i}?", "completion": "!", "id": i}) for i in range(4)))
+    rows = load_data([{"path": str(source), "weight": 2.5}])
+    assert [row["id"] for row in rows[:8]] == [0, 1, 2, 3, "0#2", "1#2", "2#2", "3#2"]
+    validate_rows(rows)
 
 
 def test_a_mixture_is_always_the_same_and_another_with_another_seed(files):

@@ -61,7 +61,13 @@ def _taken(source: Source, draw: random.Random) -> Rows:
     rows = [source.renamed(row) for row in load_rows(source.path)]
     times, rest = divmod(source.weight, 1)
     chosen = sorted(draw.sample(range(len(rows)), round(rest * len(rows))))
-    return [dict(row) for row in rows * int(times)] + [rows[place] for place in chosen]
+    whole = [_again(row, number) for number in range(int(times)) for row in rows]
+    return whole + [_again(rows[place], int(times)) for place in chosen]
+
+
+def _again(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A row for the `number`-th time, from 0. Rows have ids of their own, so those of repetitions are marked."""
+    return {**row, "id": f"{row['id']}#{number + 1}"} if number and "id" in row else dict(row)
 
 
 def _interleaved(sources: Sequence[Source], draw: random.Random) -> Iterator[dict[str, Any]]:
