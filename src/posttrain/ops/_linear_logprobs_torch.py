@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posttrain.ops.precision import multiplies_natively
+from posttrain.ops.precision import kind_of, multiplies_natively
 
 ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
 ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
@@ -77,7 +77,7 @@ def slices(length: int, size: int) -> list[slice]:
 
 def tile_size(device: torch.device, n: int, v: int) -> tuple[int, int]:
     """R, C: few rows make wide tiles."""
-    kind = device.type if device.type in ROWS else "cuda"
+    kind = kind_of(device) if kind_of(device) in ROWS else "cuda"
     rows = max(1, min(n, ROWS[kind]))
     return rows, min(v, max(64, ELEMENTS[kind] // rows // 64 * 64))
 

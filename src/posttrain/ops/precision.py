@@ -1,17 +1,41 @@
-"""What a device computes itself, and what it only emulates. The one place that asks the processor."""
+"""What a device computes itself, and what it only emulates. The one place that asks the processor, or that a simulation answers for it."""
 
 from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
+_stand_in: ContextVar[str | None] = ContextVar("_stand_in", default=None)  # None: a CPU tensor is a CPU tensor
 
-@functools.cache
+
+@contextmanager
+def standing_for(device_type: str) -> Iterator[None]:
+    """Inside, tensors on the CPU are treated as if they lay on a device of that type: for simulations, whose tensors hold nothing."""
+    token = _stand_in.set(device_type)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
+def kind_of(device: torch.device) -> str:
+    """The type of a device, or what the CPU stands for in a simulation."""
+    return (_stand_in.get() if device.type == "cpu" else None) or device.type
+
+
 def multiplies_natively(dtype: torch.dtype, device_type: str) -> bool:
     """Whether matmuls of `dtype` are the device's own and not emulated. An emulated bf16 matmul takes 3 to 5 times as long as the
     float32 one of the same (rounded) numbers, whose answer is at least as exact: a product of two bf16 numbers fits in a float32."""
+    return _stand_in.get() not in (None, "cpu") or _native(dtype, device_type)
+
+
+@functools.cache
+def _native(dtype: torch.dtype, device_type: str) -> bool:
     if device_type != "cpu" or dtype in (torch.float32, torch.float64):
         return True
     if platform.machine() in ("x86_64", "AMD64"):

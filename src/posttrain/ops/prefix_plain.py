@@ -1,14 +1,17 @@
 """Shared-prefix attention in plain torch: the twin of the fused CPU path, and the way on every other device and under a sliding window.
 
 The stream is cut into chunks of neighbouring queries. Each chunk attends, under an explicit mask, to the keys that any of its queries sees:
-its own segments, and their prompts as far as the window reaches. A mask is (rows of a chunk, their keys), never (S, S).
+its own segments, and their prompts as far as the window reaches. A mask is (rows of a chunk, their keys), never (S, S), and exists while its
+chunk is computed; backward computes every chunk again, so only q, k and v are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 Segments = Sequence[tuple[int, int, int | None]]  # (start, length, index of the prompt's segment; None: it is a prompt)
@@ -17,16 +20,24 @@ CHUNK_ROWS = 256
 
 
 class Chunk:
-    """Queries [start, end) of the stream, the keys that any of them sees, and who sees which."""
+    """Queries [start, end) of the stream and the keys that any of them sees."""
 
     def __init__(self, segments: Segments, table: torch.Tensor, start: int, end: int, window: int | None) -> None:
         self.start, self.end = start, end
-        self.keys = torch.cat([torch.arange(low, high, device=table.device) for low, high in _seen(segments, start, end, window)])  # (K,)
-        owner, _, position = table.index_select(0, self.keys).unbind(1)  # (K,) each
-        q_owner, q_prompt, q_position = table[start:end, :, None].unbind(1)  # (rows, 1) each
-        self.mask = ((owner == q_owner) & (position <= q_position)) | (owner == q_prompt)  # (rows, K)
-        if window is not None:
-            self.mask &= q_position - position < window
+        self.runs = _joined(_seen(segments, start, end, window))  # [low, high) of the stream
+        self._table, self._window = table, window
+
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        """(S, ...) -> (K, ...): what stands at the keys. A view where they stand side by side."""
+        parts = [x[low:high] for low, high in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def mask(self) -> torch.Tensor:
+        """(rows, K): who sees which."""
+        owner, _, position = self.seen(self._table).unbind(1)  # (K,) each
+        q_owner, q_prompt, q_position = self._table[self.start : self.end, :, None].unbind(1)  # (rows, 1) each
+        mask = ((owner == q_owner) & (position <= q_position)) | (owner == q_prompt)
+        return mask if self._window is None else mask & (q_position - position < self._window)
 
 
 def token_table(segments: Segments, device: torch.device) -> torch.Tensor:
@@ -36,7 +47,7 @@ def token_table(segments: Segments, device: torch.device) -> torch.Tensor:
         for index, (_, length, prompt) in enumerate(segments)
         for step in range(length)
     ]
-    return torch.tensor(places, device=device).reshape(-1, 3)
+    return torch.tensor(places, dtype=torch.int32, device=device).reshape(-1, 3)
 
 
 def cut(segments: Segments, table: torch.Tensor, window: int | None) -> list[Chunk]:
@@ -46,16 +57,61 @@ def cut(segments: Segments, table: torch.Tensor, window: int | None) -> list[Chu
 
 
 def prefix_attention_plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunks: Sequence[Chunk], *, scaling: float) -> torch.Tensor:
-    """q (S, H, d), k and v (S, Hkv, d) -> (S, H, d). The query heads of a kv head stand one below the other, so K and V are not repeated."""
+    """q (S, H, d), k and v (S, Hkv, d) -> (S, H, d)."""
+    return _ByChunks.apply(q, k, v, chunks, scaling)
+
+
+class _ByChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunks: Sequence[Chunk], scaling: float) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.chunks, ctx.scaling = chunks, scaling
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # (S, H, d)
+        for chunk in chunks:
+            out[chunk.start : chunk.end] = _attend(q[chunk.start : chunk.end], chunk.seen(k), chunk.seen(v), chunk.mask(), scaling)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        d_q = torch.empty_like(q)
+        sums = torch.promote_types(k.dtype, torch.float32)  # a prompt is seen from many chunks
+        d_k, d_v = (torch.zeros(x.shape, dtype=sums, device=x.device) for x in (k, v))
+        for chunk in ctx.chunks:
+            rows = slice(chunk.start, chunk.end)
+            with torch.enable_grad():
+                inputs = [x.detach().requires_grad_() for x in (q[rows], chunk.seen(k), chunk.seen(v))]
+                out = _attend(*inputs, chunk.mask(), ctx.scaling)
+                shares = torch.autograd.grad(out, inputs, grad[rows])
+            d_q[rows] = shares[0]
+            for total, share in zip((d_k, d_v), shares[1:], strict=True):
+                first = 0
+                for low, high in chunk.runs:
+                    total[low:high] += share[first : first + high - low]
+                    first += high - low
+        return d_q, d_k.to(k.dtype), d_v.to(v.dtype), None, None
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float) -> torch.Tensor:
+    """q (rows, H, d), k and v (K, Hkv, d), mask (rows, K) -> (rows, H, d). The query heads of a kv head stand one below the other, so K and V
+    are not repeated."""
     repeats = q.shape[1] // k.shape[1]
-    outs = []
-    for chunk in chunks:
-        queries = q[chunk.start : chunk.end].unflatten(1, (k.shape[1], repeats)).permute(1, 2, 0, 3).flatten(1, 2)  # (Hkv, repeats * rows, d)
-        keys, values = (x.index_select(0, chunk.keys).transpose(0, 1) for x in (k, v))  # (Hkv, K, d)
-        mask = chunk.mask.repeat(repeats, 1)  # (repeats * rows, K)
-        out = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scaling)[0]
-        outs.append(out.unflatten(1, (repeats, -1)).permute(2, 0, 1, 3).flatten(1, 2))  # (rows, H, d)
-    return torch.cat(outs)
+    queries = q.unflatten(1, (k.shape[1], repeats)).permute(1, 2, 0, 3).flatten(1, 2)  # (Hkv, repeats * rows, d)
+    keys, values = k.transpose(0, 1), v.transpose(0, 1)  # (Hkv, K, d)
+    out = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask.repeat(repeats, 1), scale=scaling)[0]
+    return out.unflatten(1, (repeats, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs in order, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(runs):
+        if joined and joined[-1][1] == low:
+            joined[-1] = (joined[-1][0], high)
+        else:
+            joined.append((low, high))
+    return joined
 
 
 def _seen(segments: Segments, start: int, end: int, window: int | None) -> list[tuple[int, int]]:
