@@ -84,6 +84,7 @@ class Rollout:
     policy_version: int = 0
     turns: int = 1  # how often the policy spoke
     info: dict[str, float] = field(default_factory=dict)  # what its environment reports; "reward" is what it paid
+    broken: str | None = None  # how its environment broke, where such episodes are dropped: nobody can score it
 
     @property
     def is_truncated(self) -> bool:
@@ -142,5 +143,8 @@ class Env(Protocol):
         ...
 
     def finish(self, rollout: Rollout) -> Awaitable[None] | None:
-        """The episode is over, for whatever reason: put numbers into `rollout.info`, let go of what was held."""
+        """The episode is over, for whatever reason: put numbers into `rollout.info`, let go of what was held.
+
+        Also of one that was made only to see its prompt: there `rollout.turns` is 0.
+        """
         return None

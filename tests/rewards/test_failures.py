@@ -381,3 +381,12 @@ def test_a_reward_that_leaves_is_a_reward_that_raised(function, timeout):
 def test_a_set_of_scores_has_no_order():
     with pytest.raises(RewardError, match="must return a list of 2 numbers"):
         scored(Rubric(lambda completions: {0.5, 1.0}), group(["a", "b"]))
+
+
+def test_what_an_environment_broke_over_has_no_reward():
+    broken = group(["a", "b"])
+    broken.rollouts[1].broken = "the world ended"
+    rewards, report = scored(Rubric(lambda completion: 1.0, on_error="stop"), broken)
+    assert rewards == [1.0, None]
+    assert broken.rollouts[1].scores == {"lambda": 1.0}
+    assert report.failures == {}

@@ -1,5 +1,6 @@
 import asyncio
 
+import numpy
 import pytest
 import torch
 from small import build_model
@@ -209,6 +210,101 @@ def test_a_coroutine_that_raises_is_the_same_error():
 
     with pytest.raises(EnvError, match="Raises raised ValueError: no"):
         played(Script(["one"]), make=Raises)
+
+
+class Leaves(Countdown):
+    def reply(self, rollout):
+        raise SystemExit("goodbye")
+
+
+def test_an_environment_that_leaves_is_the_same_error():
+    with pytest.raises(EnvError, match="Leaves raised SystemExit: goodbye"):
+        played(Script(["one"]), make=Leaves)
+
+
+@pytest.mark.parametrize("where", ["make", "start"])
+def test_one_that_breaks_at_the_beginning_is_named_with_its_prompt(where):
+    class Late(Countdown):
+        def __init__(self, task):
+            super().__init__(task)
+            if where == "make":
+                raise ConnectionError("nobody is there")
+
+        def start(self):
+            raise ConnectionError("nobody is there")
+
+    for on_error in ("stop", "drop"):
+        with pytest.raises(EnvError, match=r"raised ConnectionError: nobody is there at .*test_episodes.py.* the beginning of prompt 3"):
+            played(Script(["one"]), make=Late, on_error=on_error)
+
+
+class Sometimes(Countdown):
+    """The second episode of a task breaks in its second answer, as it is told."""
+
+    made = 0
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.number, Sometimes.made = Sometimes.made, Sometimes.made + 1
+
+    def reply(self, rollout):
+        return type(self).breaks(self) if self.number % 3 == 1 and self.left == 1 else super().reply(rollout)
+
+
+async def raises_later(self):
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [(lambda self: 1 / 0, "ZeroDivisionError"), (raises_later, "ValueError: no"), (lambda self: "hello", "must answer with a list of messages")],
+)
+def test_a_broken_episode_can_be_dropped_and_leaves_the_others_as_they_are(breaks, says):
+    Sometimes.made, Sometimes.breaks = 0, breaks
+    tasks = [TASK, Task(4, TASK.prompt, {"n": 1})]
+    whole = played(Script(["one", "two", "three"]), tasks=tasks, generations=3)
+    groups = played(Script(["one", "two", "three"]), make=Sometimes, tasks=tasks, generations=3, on_error="drop")
+    broken = groups[0].rollouts[1]
+    assert says in broken.broken
+    assert "prompt 3" in broken.broken
+    assert (broken.turns, [message["role"] for message in broken.messages]) == (2, ["assistant", "user", "assistant"])
+    assert broken.sampled[-1]
+    assert broken.info == {"left": 1.0}, "it was finished all the same"
+    for place in ((0, 0), (0, 2), (1, 0), (1, 2)):
+        assert groups[place[0]].rollouts[place[1]] == whole[place[0]].rollouts[place[1]]
+
+
+def test_one_that_breaks_when_it_lets_go_is_dropped_too():
+    class Holds(Countdown):
+        def finish(self, rollout):
+            rollout.info["left"] = 1.0
+            raise OSError("stuck")
+
+    rollout = played(Script(["one"]), make=Holds, on_error="drop")[0].rollouts[0]
+    assert "Holds raised OSError: stuck" in rollout.broken
+    with pytest.raises(EnvError, match="stuck"):
+        played(Script(["one"]), make=Holds)
+
+
+def test_what_an_environment_reports_are_numbers():
+    class Reports(Countdown):
+        def finish(self, rollout):
+            rollout.info |= {"one": torch.tensor(1.0), "two": numpy.float32(2.0), "three": True, "colour": "red"}
+
+    with pytest.raises(EnvError, match=r"Reports reports colour='red' for prompt 3; rollout.info holds numbers only"):
+        played(Script(["one"]), make=Reports)
+    rollout = played(Script(["one"]), make=Reports, on_error="drop")[0].rollouts[0]
+    assert rollout.info == {"one": 1.0, "two": 2.0, "three": 1.0}
+    assert {type(value) for value in rollout.info.values()} == {float}
+
+
+def test_a_wrong_input_stops_whatever_the_policy():
+    class Refuses(Countdown):
+        def reply(self, rollout):
+            raise UserError("the row has no level")
+
+    with pytest.raises(UserError, match="no level"):
+        played(Script(["one"]), make=Refuses, on_error="drop")
 
 
 def test_completions_of_a_task_must_start_alike():

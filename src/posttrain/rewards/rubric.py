@@ -133,12 +133,14 @@ class Rubric:
             return self.fill(groups, batch)
 
     def fill(self, groups: list[Group], batch: Scoring) -> Report:
-        """Waits for the scores and writes them into every rollout. One over which a reward broke has reward None: the rest of its total says nothing."""
+        """Waits for the scores and writes them into every rollout. One over which a reward or its environment broke has reward None: a part of
+        its total says nothing."""
         scores, report = batch.finish(groups)  # [reward][N]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         for rollout, *given in zip(rollouts, *scores, strict=True):
             rollout.scores = {name: None if isinstance(score, Failure) else score for name, score in zip(self.names, given, strict=True)}
-            rollout.reward = None if any(isinstance(score, Failure) for score in given) else self.total(rollout.scores)
+            is_broken = rollout.broken is not None or any(isinstance(score, Failure) for score in given)
+            rollout.reward = None if is_broken else self.total(rollout.scores)
         return report
 
     def close(self) -> None:

@@ -6,9 +6,10 @@ An answer's tokens are attended to and never trained on (`sampled` is False). No
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from posttrain.errors import EnvError, UserError
 from posttrain.types import Completion, Env, Message, Prompt, Request, Rollout, Sampling, StopReason, Task
@@ -38,6 +39,7 @@ class Stage:
     chat: Chat
     max_turns: int | None = None  # of the policy; None: as many as fit
     max_turn_tokens: int | None = None  # of one turn; None: what is left of the whole
+    on_error: str = "stop"  # an environment that breaks: "stop" raises EnvError, "drop" ends the episode, which nobody scores
 
 
 class Episode:
@@ -75,13 +77,18 @@ class Episode:
         self._turn = ids
 
     def answer(self, messages: Any) -> None:
-        """The environment's answer, if there is one, a turn is left for it, and it fits. One that does not fit is left out whole."""
+        """The environment's answer, if there is one, a turn is left for it, and it fits. One that does not fit is left out whole.
+
+        An EnvError is the answer of an environment that broke.
+        """
         assert self.stage is not None
         rollout = self.rollout
         if messages is None:
             self.is_over = True
             return
-        self._check(messages)
+        if (problem := messages if isinstance(messages, EnvError) else self._problem(messages)) is not None:
+            self.fail(problem)
+            return
         if self.stage.max_turns is not None and rollout.turns >= self.stage.max_turns:
             self.is_over = True
             rollout.info["out_of_turns"] = 1.0
@@ -101,22 +108,70 @@ class Episode:
         self.rollout.logprobs.extend(logprobs)
         self.rollout.sampled_logprobs.extend(sampled_logprobs)
 
-    def _check(self, messages: Any) -> None:
+    def end(self, finished: Any) -> None:
+        """The environment let go, with an EnvError where it broke over that. What it reports is made plain numbers."""
+        if isinstance(finished, EnvError):
+            self.fail(finished)
+        said, self.rollout.info = self.rollout.info, {}
+        for name, value in said.items():
+            if (number := _number(value)) is not None:
+                self.rollout.info[name] = number
+            else:
+                self.fail(EnvError(f"{self.name} reports {name}={str(value)[:80]!r} for prompt {self.task.id}; rollout.info holds numbers only"))
+
+    def fail(self, error: EnvError) -> None:
+        """Raises the error, unless such episodes are dropped: then this one is over, and the first error is kept."""
+        assert self.stage is not None
+        if self.stage.on_error == "stop":
+            raise error
+        trace = "" if error.__cause__ is None else "".join(traceback.format_exception(error.__cause__))
+        self.is_over, self.rollout.broken = True, self.rollout.broken or f"{error}\n{trace}".rstrip()
+
+    def _problem(self, messages: Any) -> EnvError | None:
         is_list = isinstance(messages, list) and messages
-        if not is_list or not all(isinstance(message, dict) and "role" in message and "content" in message for message in messages):
-            wanted = 'a list of messages such as [{"role": "user", "content": "..."}], or None to end the episode'
-            raise EnvError(f"{self.name} answered {str(messages)[:80]!r} for prompt {self.task.id}; it must answer with {wanted}")
+        if is_list and all(isinstance(message, dict) and "role" in message and "content" in message for message in messages):
+            return None
+        wanted = 'a list of messages such as [{"role": "user", "content": "..."}], or None to end the episode'
+        return EnvError(f"{self.name} answered {str(messages)[:80]!r} for prompt {self.task.id}; it must answer with {wanted}")
 
     @property
     def name(self) -> str:
         return f"the environment {type(self.env).__name__}"
 
 
+def broke(name: str, error: BaseException, where: str) -> EnvError:
+    """The sentence for what user code raised. Raises UserError as it is: the input is wrong, and no policy goes on from there."""
+    if isinstance(error, UserError):
+        raise error
+    frames = traceback.extract_tb(error.__traceback__)
+    line = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    made = EnvError(f"{name} raised {type(error).__name__}: {error}{line}, in {where}")
+    made.__cause__ = error
+    return made
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, SupportsFloat) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array of several numbers
+        return None
+
+
+def _begun(task: Task, stage: Stage) -> tuple[Env, Prompt]:
+    name = "an environment"
+    try:
+        env = stage.make(task)
+        name = f"the environment {type(env).__name__}"
+        return env, env.start()
+    except (Exception, SystemExit) as error:
+        raise broke(name, error, f"the beginning of prompt {task.id}") from error
+
+
 def opened(task: Task, stage: Stage, count: int) -> tuple[list[Env], list[int]]:
-    """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not."""
-    envs = [stage.make(task) for _ in range(count)]
-    starts = [env.start() for env in envs]
-    for env, start in zip(envs, starts, strict=True):
+    """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not, EnvError for one that breaks."""
+    begun = [_begun(task, stage) for _ in range(count)]
+    envs, starts = [env for env, _ in begun], [start for _, start in begun]
+    for env, start in begun:
         if inspect.isawaitable(start):
             raise UserError(f"{type(env).__name__}.start must be a plain function; `reply` and `finish` may be coroutines")
         if start != starts[0]:

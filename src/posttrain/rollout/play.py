@@ -5,13 +5,11 @@ A group is a position in the batch: the same prompt, even the same task, twice i
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from posttrain.errors import EnvError, UserError
-from posttrain.rollout.episodes import Episode, Stage, opened
+from posttrain.rollout.episodes import Episode, Stage, broke, opened
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.types import Completion, Engine, Group, Request, Sampling, Task
 from posttrain.waiting import settled
@@ -34,7 +32,7 @@ def play(
 
     decode: token ids to text without special tokens. on_group: called with each group as soon as its last completion is there, in the order
     in which groups finish; rewards can start then. stage: environments that answer the policy, and that say what the prompts are: then
-    `prompt_ids` is not read. Raises EnvError for an environment that breaks.
+    `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless the stage drops such episodes (`Rollout.broken`).
     """
     episodes = _episodes(tasks, prompt_ids, sampling, num_generations, (seed, step), stage)
     left = [num_generations] * len(tasks)  # episodes of each group that go on
@@ -77,7 +75,9 @@ def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]
         for episode, answer in zip(asked, _called(asked, "reply"), strict=True):
             episode.answer(answer)
         over = [number for number in sorted(spoken) if episodes[number].is_over]
-        _called([episodes[number] for number in over if episodes[number].env is not None], "finish")
+        ended = [episodes[number] for number in over if episodes[number].env is not None]
+        for episode, finished in zip(ended, _called(ended, "finish"), strict=True):
+            episode.end(finished)
         for number in sorted(spoken.keys() - set(over)):
             episode = episodes[number]
             engine.submit(episode.request(episode.rollout.turns * len(episodes) + number))  # an id that no other turn has
@@ -86,22 +86,17 @@ def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]
 
 
 def _called(episodes: list[Episode], method: str) -> list[Any]:
-    """What `method` of each episode's environment answers; coroutines are awaited together. Raises EnvError for the first that raised."""
-    answers = []
+    """What `method` of each episode's environment answers, an EnvError where it raised; coroutines are awaited together."""
+    answers: list[Any] = []
     for episode in episodes:
         try:
             answers.append(getattr(episode.env, method)(episode.rollout))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in an environment must not end training without a word
             answers.append(error)
-    answers = settled(answers)
-    for episode, answer in zip(episodes, answers, strict=True):
-        if isinstance(answer, Exception):
-            if isinstance(answer, UserError):
-                raise answer
-            frames = traceback.extract_tb(answer.__traceback__)
-            where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-            raise EnvError(f"{episode.name} raised {type(answer).__name__}: {answer}{where}, in {method} of prompt {episode.task.id}") from answer
-    return answers
+    return [
+        broke(episode.name, answer, f"{method} of prompt {episode.task.id}") if isinstance(answer, (Exception, SystemExit)) else answer
+        for episode, answer in zip(episodes, settled(answers), strict=True)
+    ]
 
 
 def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:

@@ -52,7 +52,14 @@ class Advisor:
         return f"{100 * share:.0f} % of completions could not be scored (every reward said None); they are left out of training. Check the rewards."
 
     def _broken(self, logs: Mapping[str, float]) -> str | None:
-        counts = [f"{value:.0f} {visible(name)}" for name, value in logs.items() if name.startswith("rewards/") and "/failed_" in name]
+        counts = [f"{value:.0f} {visible(name)}" for name, value in logs.items() if _is_failure(name)]
         if not counts:
             return None
-        return f"completions were dropped because a reward broke over them: {', '.join(counts)}. The first traceback is in the notes of run.sqlite."
+        return (
+            f"completions were dropped because a reward or an environment broke over them: {', '.join(counts)}. "
+            "The first traceback is in the notes of run.sqlite."
+        )
+
+
+def _is_failure(name: str) -> bool:
+    return name == "episodes/dropped" or (name.startswith("rewards/") and "/failed_" in name)

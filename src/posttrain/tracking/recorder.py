@@ -132,6 +132,7 @@ class Recorder(TrainerCallback):
             self._store.write(record)
 
     def _close(self) -> None:
+            "episodes_dropped": self._store.sums("episodes/dropped").get("episodes/dropped", 0.0),
         self._pending.clear()
         if self._store is not None:
             self._store.close()

@@ -110,7 +110,7 @@ class OnlineTrainer(BaseTrainer):
         if self.environment is None:
             return None
         args = self.args
-        limits = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens}
+        limits: dict[str, Any] = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens, "on_error": args.env_on_error}
         return make_stage(self.environment, self.tokenizer, self.sampling.stop_token_ids, **limits, **(args.chat_template_kwargs or {}))
 
     def _encode(self, tasks: Sequence[Task]) -> list[list[int]]:
@@ -202,7 +202,10 @@ class OnlineTrainer(BaseTrainer):
             self.recorder.note("reward", str(error))
             raise
         self._last_groups = groups
-        self.reward_log.add(report, metrics, self.args.device)
+        self.reward_log.add(report, groups, metrics, self.args.device)
+
+    def _note_groups(self, groups: list[Group], metrics: Metrics) -> None:
+        note_groups(groups, metrics, self.rubric, in_environment=self.stage is not None)
 
     def _with_signal(self, groups: list[tuple[int, Group]], wanted: int, step: int) -> list[tuple[int, Group]]:
         """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all processes."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.rewards.policy import FailurePolicy
+from posttrain.rewards.policy import ON_ERROR, FailurePolicy
 from posttrain.trainers.config import BaseConfig, setting, settings
 from posttrain.types import Sampling
 
@@ -99,6 +99,7 @@ class OnlineConfig(BaseConfig):
         "stop", "What a reward does that breaks, where it does not say: 'stop' the run, or 'drop' the completion from its group, counted in the log."
     )
     reward_retries: int = setting(0, "Further attempts at a reward that broke, before that.")
+    env_on_error: str = setting("stop", "An environment that breaks: 'stop' the run, or 'drop' the completion from its group, counted in the log.")
     sync_ref_model: bool = setting(False, "Move the frozen reference towards the policy every ref_model_sync_steps.")
     ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the synced reference.")
     ref_model_sync_steps: int = setting(512, "Optimizer steps between two syncs of the reference.")
@@ -127,6 +128,8 @@ class OnlineConfig(BaseConfig):
             if key not in _SAMPLING_KEYS:
                 raise UserError(f"generation_kwargs: {key} is not supported.{did_you_mean(key, _SAMPLING_KEYS)} Known: {', '.join(_SAMPLING_KEYS)}.")
         _ = self.reward_policy  # which checks its values
+        if self.env_on_error not in ON_ERROR:
+            raise UserError(f"env_on_error={self.env_on_error!r}: use 'stop' or 'drop'.{did_you_mean(str(self.env_on_error), ON_ERROR)}")
         self._resolve_batch()
 
     def _resolve_turns(self) -> None:

@@ -1,4 +1,4 @@
-"""What rewards had to say besides scores, for the log and the record: their own metrics, and how they broke, with the first traceback of each."""
+"""What became known besides scores, for the log and the record: what rewards logged, and how they and environments broke, with first tracebacks."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from posttrain.rewards.scoring import Report
 from posttrain.tracking.recorder import Recorder
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.ranks import gather_json
+from posttrain.types import Group
 
 
 class RewardLog:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self._told: set[str] = set()  # rewards whose first traceback is in the record
+        self._told: set[tuple[str, str]] = set()  # (kind of note, name): the first traceback is in the record
 
-    def add(self, report: Report, metrics: Metrics, device: torch.device) -> None:
-        """Exact counts: `rewards/NAME/failed_KIND` completions without a score, `rewards/NAME/retried` attempts. Collective."""
+    def add(self, report: Report, groups: list[Group], metrics: Metrics, device: torch.device) -> None:
+        """Exact counts: `rewards/NAME/failed_KIND` completions without a score, `rewards/NAME/retried` attempts, `episodes/dropped` because their
+        environment broke. Collective."""
         for name, values in report.metrics.items():
             metrics.note(name, sum(values), len(values))
         for name, counts in report.failures.items():
             for kind, count in sorted(counts.items()):
                 metrics.count(f"rewards/{name}/{kind if kind == 'retried' else f'failed_{kind}'}", count)
-        for traces in gather_json(report.traces, device):
-            for name, trace in traces.items():
-                if name not in self._told:
-                    self._told.add(name)
-                    self.recorder.note("reward", trace)
+        broken = [rollout.broken for group in groups for rollout in group.rollouts if rollout.broken is not None]
+        if broken:
+            metrics.count("episodes/dropped", len(broken))
+        traces = [("reward", name, trace) for name, trace in report.traces.items()] + [("env", "", trace) for trace in broken[:1]]
+        for part in gather_json(traces, device):
+            for kind, name, trace in part:
+                if (kind, name) not in self._told:
+                    self._told.add((kind, name))
+                    self.recorder.note(kind, trace)

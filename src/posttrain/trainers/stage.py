@@ -46,6 +46,7 @@ def make_stage(
     *,
     max_turns: int | None = None,
     max_turn_tokens: int | None = None,
+    on_error: str = "stop",
     **chat_template_kwargs: Any,
 ) -> Stage:
     """Raises UserError for a chat template that cannot carry a conversation of several turns, or knows no tools."""
@@ -53,7 +54,7 @@ def make_stage(
     chat = TurnTokens(tokenizer, stop_token_ids, tools=environment.tools, parse=parse, **chat_template_kwargs)
     if tokenizer.chat_template:  # without one, the first prompt says so
         chat.check(environment.role)
-    return Stage(environment.make, chat, max_turns, max_turn_tokens)
+    return Stage(environment.make, chat, max_turns, max_turn_tokens, on_error)
 
 
 def first_prompts(environment: Environment, stage: Stage, tasks: Sequence[Task]) -> list[list[int]]:
