@@ -112,6 +112,12 @@ def test_sharded_training_is_refused_by_name(make_trainer, settings):
     with pytest.raises((UserError, ImportError), match=f"(?i){next(iter(settings))}"):
         make_trainer(**settings)
 
+def test_a_completion_that_one_reward_scores_is_scored_although_others_do_not_apply(make_trainer):
+    trainer = make_trainer(reward=[lambda completion: float(len(completion)), lambda completion: None, lambda completion: None])
+    trainer.train()
+    assert trainer.state.log_history[0]["unscored"] == 0.0
+
+
 
 def test_a_full_disk_at_a_checkpoint_leaves_the_last_one_whole(make_trainer, monkeypatch):
     trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=2)

@@ -49,7 +49,7 @@ class Advisor:
         share = logs.get("unscored", 0.0)
         if share <= 0.5:
             return None
-        return f"{100 * share:.0f} % of completions could not be scored (every reward said None); they are left out of training. Check the rewards."
+        return f"{100 * share:.0f} % of completions could not be scored (no reward could, or one broke); they are left out of training. Check the rewards."
 
     def _broken(self, logs: Mapping[str, float]) -> str | None:
         counts = [f"{value:.0f} {visible(name)}" for name, value in logs.items() if _is_failure(name)]

@@ -204,9 +204,6 @@ class OnlineTrainer(BaseTrainer):
         self._last_groups = groups
         self.reward_log.add(report, groups, metrics, self.args.device)
 
-    def _note_groups(self, groups: list[Group], metrics: Metrics) -> None:
-        note_groups(groups, metrics, self.rubric, in_environment=self.stage is not None)
-
     def _with_signal(self, groups: list[tuple[int, Group]], wanted: int, step: int) -> list[tuple[int, Group]]:
         """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all processes."""
         kept = [group for _, group in groups if group.has_signal]
@@ -329,7 +326,7 @@ class OnlineTrainer(BaseTrainer):
         for name, score in rollout.scores.items():
             if score is not None:
                 metrics.note(f"rewards/{name}/mean", score)
-            metrics.note("unscored", score is None)
+        metrics.note("unscored", rollout.reward is None)
         is_right = self.rubric.is_right(rollout)
         if is_right is not None:
             metrics.note("solved", is_right)
