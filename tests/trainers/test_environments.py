@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from posttrain import GRPOConfig, GRPOTrainer, UserError
 from posttrain.envs import Environment, Single
 from posttrain.envs.chat import chat
+from posttrain.errors import EnvError
 from posttrain.tracking.reader import RolloutKey, RunReader
 from posttrain.types import Completion, Env, StopReason
 
@@ -210,6 +212,95 @@ def test_what_an_environment_pays_is_added_to_the_rewards(make):
     assert trainer.rubric.names == ["ends_with_five", "environment"]
 
 
+class Unready(Account):
+    """Cannot pay before it was played with, lets go of what it holds, and says nothing of an episode without a sum."""
+
+    held = 0
+
+    def reset(self, answer, **columns):
+        Unready.held += 1
+        self.sums = []
+        self.answer = int(answer)
+
+    def add(self, a: int, b: int) -> int:
+        """Add two numbers.
+
+        Args:
+            a: The first number.
+            b: The second number.
+        """
+        self.sums.append(a + b)
+        return a + b
+
+    def get_reward(self):
+        return float(self.sums[-1] == self.answer) if self.sums else None
+
+    def close(self):
+        Unready.held -= 1
+
+
+def test_an_object_is_closed_and_may_have_nothing_to_pay(make):
+    Unready.held = 1  # one that is looked at is closed without having been prepared
+    trainer = make(environment_factory=Unready, reward=None)
+    trainer.train()
+    assert Unready.held == 0
+    assert trainer._last_groups[0].rewards == [1.0, None, 1.0, 1.0]
+
+
+async def says_it_later(self, **columns):
+    return "!"
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("reset", [lambda self, **columns: [{"type": "text", "text": "!"}], says_it_later])
+def test_a_reset_that_does_not_answer_with_text_is_a_sentence(make, reset):
+    odd = type("Odd", (Account,), {"reset": reset})
+    with pytest.raises(UserError, match=r"reset of Odd answered with .* a plain function that answers with text or None"):
+        make(environment_factory=odd, reward=None)
+
+
+class Flaky(Env):
+    """Breaks over the second completion of every prompt, after its first turn."""
+
+    made = 0
+
+    def __init__(self, task):
+        self.task, self.number = task, Flaky.made % 4
+        Flaky.made += 1
+
+    def start(self):
+        return self.task.prompt
+
+    def reply(self, rollout):
+        if self.number == 1:
+            raise ConnectionError("nobody is there")
+        return None
+
+
+def test_a_broken_episode_is_dropped_from_its_group_counted_and_noted_once(make, tmp_path):
+    script = {0: ["5"], 1: ["5"], 2: ["5 it is"], 3: ["5"]}
+    trainer = make(env=Environment(Flaky, starts_with_prompt=True), script=script, config={"env_on_error": "drop", "max_steps": 2})
+    Flaky.made = 0
+    trainer.train()
+    assert [group.rewards for group in trainer._last_groups] == [[1.0, None, 0.0, 1.0]] * 2
+    assert [log["episodes/dropped"] for log in trainer.state.log_history if "reward" in log] == [2, 2]
+    assert [log["unscored"] for log in trainer.state.log_history if "reward" in log] == [0.25, 0.25]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["episodes_dropped"] == 4
+    with contextlib.closing(RunReader(tmp_path / "run")) as reader:
+        notes = [note.text for note in reader.notes() if note.kind == "env"]
+        assert [rollout.advantage for rollout in reader.rollouts(1, 0)][1] == 0
+    assert len(notes) == 1
+    assert "the environment Flaky raised ConnectionError: nobody is there" in notes[0]
+    assert "Traceback" in notes[0]
+
+
+def test_the_default_stops_at_a_broken_environment(make):
+    trainer = make(env=Environment(Flaky, starts_with_prompt=True), script={index: ["5"] for index in range(4)})
+    Flaky.made = 0
+    with pytest.raises(EnvError, match="nobody is there"):
+        trainer.train()
+
+
 def test_a_class_of_ones_own_is_an_environment(make):
     class Twice(Env):
         def __init__(self, task):
@@ -245,6 +336,7 @@ def test_one_question_with_one_answer_is_what_it_is_without_an_environment(make)
         ({"rollout_func": print}, "env="),
         ({"tools": [add], "config": {"max_turns": 3, "max_tool_calling_iterations": 4}}, "two names for one thing"),
         ({"tools": [add], "config": {"max_turns": 0}}, "max_turns=0"),
+        ({"tools": [add], "config": {"env_on_error": "dropp"}}, "Did you mean 'drop'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(make, arguments, says):

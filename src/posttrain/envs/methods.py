@@ -1,7 +1,7 @@
 """An object whose public methods are the tools, as in TRL's `environment_factory`: one object an episode, so that it can hold state.
 
-`reset(**columns)` prepares it and may answer with text, which follows the last user message. `get_reward()`, if there is one, pays at the end.
-TRL uses one object for many episodes; here each episode has its own, and `reset` is called once.
+`reset(**columns)` prepares it and may answer with text, which follows the last user message. `get_reward()`, if there is one, pays at the end (None:
+nothing can be said), and `close()` is called then. TRL uses one object for many episodes; here each has its own, and `reset` is called once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from posttrain.envs.environment import Environment, as_messages
 from posttrain.envs.tools import ToolEnv, tool_table
 from posttrain.errors import UserError
 from posttrain.types import Message, Rollout, Task
+from posttrain.waiting import settled
 
 _NOT_TOOLS = ("reset", "get_reward", "close")
 
@@ -28,11 +29,15 @@ def factory(make: Callable[[], Any], *, timeout: float = 30.0, max_result_chars:
     methods = _methods(sample)
     if not methods:
         raise UserError(f"{type(sample).__name__} has no public method but reset and get_reward; its other public methods are the model's tools")
+    pays = callable(getattr(sample, "get_reward", None))
+    for error in settled([_close(sample)]):
+        if isinstance(error, Exception):
+            raise error
     return Environment(
         lambda task: ObjectEnv(task, make(), timeout, max_result_chars),
         tools=tuple(tool.schema for tool in tool_table(methods).values()),
         role="tool",
-        pays=callable(getattr(sample, "get_reward", None)),
+        pays=pays,
     )
 
 
@@ -52,6 +57,10 @@ class ObjectEnv(ToolEnv):
         said = self.instance.reset(prompt=self.task.prompt, **self.task.columns)
         if said is None:
             return messages
+        if not isinstance(said, str):
+            raise UserError(
+                f"reset of {type(self.instance).__name__} answered with {str(said)[:60]!r}; it is a plain function that answers with text or None"
+            )
         if messages[-1]["role"] != "user":
             raise UserError(
                 f"reset of {type(self.instance).__name__} answered with text, but prompt {self.task.id} does not end with the user to say it"
@@ -61,6 +70,19 @@ class ObjectEnv(ToolEnv):
 
     async def finish(self, rollout: Rollout) -> None:  # type: ignore[override]
         super().finish(rollout)
-        if callable(getattr(self.instance, "get_reward", None)):
-            reward = self.instance.get_reward()
-            rollout.info["reward"] = float(await reward if inspect.isawaitable(reward) else reward)
+        try:
+            if rollout.turns and callable(getattr(self.instance, "get_reward", None)):
+                reward = await _awaited(self.instance.get_reward())
+                if reward is not None:
+                    rollout.info["reward"] = float(reward)
+        finally:
+            await _close(self.instance)
+
+
+async def _close(instance: Any) -> None:
+    if callable(getattr(instance, "close", None)):
+        await _awaited(instance.close())
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

@@ -129,3 +129,13 @@ def test_the_library_itself():
     _, answers, info = played(Echo(dataset=data, max_turns=2, rubric=vf.Rubric(funcs=[exact])), "b", "a")
     assert answers == [[{"role": "user", "content": "Again."}], None]
     assert info["reward"] == 1.0
+
+
+def test_an_episode_that_was_only_looked_at_is_not_paid():
+    """A trainer makes one to see its prompt; the rubric's functions read messages that are not there."""
+    env = Question()
+    (row,) = verifiers_rows(env)
+    episode = verifiers_environment(env).make(Task(0, row["prompt"], {}))
+    rollout = Rollout([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
+    assert settled([episode.finish(rollout)]) == [None]
+    assert rollout.info == {}

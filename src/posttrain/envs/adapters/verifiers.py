@@ -72,6 +72,8 @@ class VerifiersEnv(Env):
         return [_plain(message) for message in ([{"role": "user", "content": answer}] if isinstance(answer, str) else answer)]
 
     async def finish(self, rollout: Rollout) -> None:
+        if not rollout.turns:  # nothing was said that the rubric could read
+            return
         self._hear(rollout)
         total = 0.0
         for function, weight, objects in _functions(self.env.rubric):
