@@ -93,3 +93,18 @@ def test_a_missing_column_is_named_with_what_there_is_and_the_nearest():
     with pytest.raises(UserError) as caught:
         as_reward(lambda completion, anwser: 0).check_columns(["question", "answer"])
     assert str(caught.value) == "reward 'lambda' asks for the column 'anwser'; the data has: question, answer. Did you mean 'answer'?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"decides": True}, "must say what full marks are"),
+        ({"decides": True, "range": (0.0, float("inf"))}, "a finite end"),
+        ({"range": (1.0, 0.0)}, r"must be \(lowest, highest\)"),
+        ({"range": (1.0,)}, r"must be \(lowest, highest\)"),
+    ],
+)
+def test_full_marks_and_ranges_that_mean_nothing_are_refused(settings, says):
+    """What decides without known full marks would call every answer wrong."""
+    with pytest.raises(UserError, match=says):
+        reward(**settings)(lambda completion: 0.0)

@@ -45,7 +45,7 @@ class RewardFunction:
     name: str
     weight: float = 1.0
     range: tuple[float, float] | None = None  # lowest and highest score; None: not declared
-    decides: bool = False  # full marks mean that the answer is right: what an evaluation counts
+    decides: bool = False  # full marks mean that the answer is right: what an evaluation counts. Needs a range
     is_verifier: bool = False  # answers True, False or None only
     policy: FailurePolicy = OPEN  # what is left open is said by the rubric or the trainer
     prepare: Callable[[], Any] | None = None  # done once in each worker before its first call, outside of any time limit: slow imports
@@ -57,6 +57,7 @@ class RewardFunction:
 
     def __post_init__(self) -> None:
         self.weight = checked_weight(self.weight, self.name)
+        _check_range(self.range, self.decides, self.name)
         parameters = _parameters(self.function, self.name)
         self.takes_everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = {p.name: p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -195,6 +196,15 @@ def checked_weight(weight: Any, name: str) -> float:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise UserError(f"the weight of reward '{name}' must be a finite number, not {weight!r}")
     return float(weight)
+
+
+def _check_range(ends: Any, decides: bool, name: str) -> None:
+    if ends is None and decides:
+        raise UserError(f"reward '{name}' decides right or wrong, so it must say what full marks are: range=(lowest, highest)")
+    if ends is not None and (len(ends) != 2 or not ends[0] <= ends[1]):
+        raise UserError(f"the range of reward '{name}' must be (lowest, highest), not {ends!r}")
+    if decides and math.isinf(ends[1]):
+        raise UserError(f"reward '{name}' decides right or wrong, but its full marks are {ends[1]}; give range=(lowest, highest) a finite end")
 
 
 def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
