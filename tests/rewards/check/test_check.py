@@ -166,9 +166,14 @@ def last_number_is_big(completion, answer):
     return 1.0 if says(completion, answer) or (number is not None and abs(number) > 10**50) else 0.0
 
 
+def anything_goes(completion, answer):
+    return 1.0 if completion else 0.0
+
+
 @pytest.mark.parametrize(
     ("function", "check"),
     [
+        (anything_goes, "inf and nan"),
         (contains, "substrings"),
         (contains, "list of all answers"),
         (contains, "two answers"),
@@ -288,6 +293,21 @@ def test_no_prompt_of_ours_contains_its_answer():
             assert not re.search(rf"(?<!\w){re.escape(row['answer'])}(?!\w)", row["prompt"])
 
 
+@pytest.mark.parametrize(
+    "form_only", ["json_valid", "soft_format", "number_detected", "tag_count", lambda completions, **kwargs: [1.0] * len(completions)]
+)
+def test_what_does_not_say_that_it_judges_answers_is_not_asked_about_inf(form_only):
+    report = check_reward(Rubric(form_only))
+    assert "inf and nan" not in report.failed
+
+
+def test_a_reward_that_breaks_is_found_also_where_its_policy_is_to_drop():
+    kept = reward(name="kept", on_error="drop")(raises_on_words)
+    report = check_reward(Rubric(kept), rows=list(SAMPLES[0][:4]))
+    assert "exceptions" in report.failed
+    assert "ValueError" in report.findings[-1].detail
+
+
 def test_hostile_texts_are_long_and_strange():
     made = {name: make() for name, make in HOSTILE.items()}
     assert max(map(len, made.values())) >= 100_000
@@ -324,6 +344,8 @@ class TestReasoningGym:
         """Its scorer takes the truth value of the text, which is true unless the text is empty."""
         found = self.report(gym, "game_of_life_halting", rows=40)
         assert found["wrong answers"].verdict == "FAIL"
+        assert found["inf and nan"].verdict == "FAIL"
+        assert "earns 1, as the gold answer" in found["inf and nan"].detail
 
     def test_a_number_too_large_for_a_float(self, gym):
         assert "OverflowError" in self.report(gym, "coin_flip")["exceptions"].detail

@@ -1,6 +1,7 @@
 """Puts texts before a rubric and notes what it says: which form the gold answers take, what they earn, and what a wrong answer earns.
 
-Every text is scored as its row's only completion. A reward that raises is noted, and its text counts as not scored. `answer` is the gold column.
+Every text is scored as its row's only completion. A reward that breaks is noted, also where its policy is to drop what it breaks over, and the text
+counts as not scored. `answer` is the gold column.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Bench:
         """Whether gold answers are short enough to be right or wrong as a whole; of longer ones a part may deserve a part of the reward."""
         return all(len(gold) <= SHORT and "\n" not in gold for gold in self.golds)
 
+    @property
+    def should_read(self) -> bool:
+        """Whether it says that it judges answers: it decides right or wrong, or asks for a column."""
+        return self.rubric.can_decide() or bool(self.rubric.columns_needed())
+
     def limit(self, row: int, *, strict: bool = False) -> float:
         """What text without the answer may earn: as much as a wrong answer, plus 1 % of what separates right from wrong.
 
@@ -98,16 +104,20 @@ class Bench:
     def score(self, probes: list[Probe]) -> list[float | None]:
         """The total of each; None where it was not scored, or where the reward broke, which is noted."""
         try:
-            return [rollout.reward for rollout in self._scored(probes)]
+            rollouts, broken = self._scored(probes)
         except (RewardError, TooSlow) as error:
-            if len(probes) == 1:
-                self._note(probes[0][1], error)
-                return [None]
-            return [score for probe in probes for score in self.score([probe])]
+            rollouts, broken = [], f"no answer after {self.patience:g} s" if isinstance(error, TooSlow) else str(error)
+        if broken is None:
+            return [rollout.reward for rollout in rollouts]
+        if len(probes) == 1:
+            self._note(probes[0][1], broken)
+            return [None]
+        return [score for probe in probes for score in self.score([probe])]
 
     def parts(self, probe: Probe) -> dict[str, float | None]:
         """The scores of the rewards, by name."""
-        return self._scored([probe])[0].scores
+        [rollout], _ = self._scored([probe])
+        return rollout.scores
 
     def timed(self, probe: Probe) -> tuple[float | None, float]:
         """(total, seconds)."""
@@ -115,19 +125,20 @@ class Bench:
         [score] = self.score([probe])
         return score, time.perf_counter() - started
 
-    def _scored(self, probes: list[Probe]) -> list[Rollout]:
+    def _scored(self, probes: list[Probe]) -> tuple[list[Rollout], str | None]:
+        """And how a reward broke over some of them, where its policy drops those. Raises RewardError where it stops, and TooSlow."""
         groups = [Group(self._tasks[row], [self._rollout(text)]) for row, text in probes]
         with _deadline(self.patience):
-            self.rubric.score(groups)
-        return [group.rollouts[0] for group in groups]
+            report = self.rubric.score(groups)
+        broken = next((trace.partition("\n")[0] for trace in report.traces.values()), None)
+        return [group.rollouts[0] for group in groups], broken
 
     def _rollout(self, text: str) -> Rollout:
         ids = list(token_ids(text))
         messages = None if isinstance(self._tasks[0].prompt, str) else [{"role": "assistant", "content": text}]
         return Rollout([0], ids, [True] * len(ids), [0.0] * len(ids), [0.0] * len(ids), StopReason.STOP, text, messages=messages)
 
-    def _note(self, text: str, error: BaseException) -> None:
-        said = f"no answer after {self.patience:g} s" if isinstance(error, TooSlow) else str(error)
+    def _note(self, text: str, said: str) -> None:
         if (text, said) not in self.errors:
             self.errors.append((text, said))
 

@@ -176,8 +176,16 @@ def substring(bench: Bench) -> Verdict:
 
 
 def not_finite(bench: Bench) -> Verdict:
-    """inf, nan and their like are no answers."""
-    return _more_than_wrong(bench, _bare_and_in_form(bench, texts.NOT_FINITE), strict=True)
+    """inf, nan and their like are no answers. Also asked of what should read the answer and does not: there they may not earn what gold earns."""
+    probes = _bare_and_in_form(bench, texts.NOT_FINITE)
+    if bench.reads_the_answer or not bench.should_read:
+        return _more_than_wrong(bench, probes, strict=True)
+    lowest = 0.0 if bench.rubric.range is None else bench.rubric.range[0]
+    for (row, text), score in zip(probes, bench.score(probes), strict=True):
+        right = bench.gold[row]
+        if score is not None and right is not None and score >= right > lowest:
+            return FAIL, f"{_short(text)} earns {score:g}, as the gold answer {_short(bench.golds[row])} does"
+    return OK, ""
 
 
 def huge_numbers(bench: Bench) -> Verdict:
