@@ -1,9 +1,14 @@
 """Verdicts on honest programs, right and wrong, by each kind of test; and on tests that cannot judge."""
 
+import os
+import resource
+import sys
+
 import pytest
 
 from posttrain.errors import UserError
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Sandbox, strongest
+from posttrain.sandbox.birth import Forked
 from posttrain.sandbox.walls import Level
 
 pytestmark = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
@@ -144,3 +149,23 @@ def test_a_job_without_tests_of_one_kind_is_refused(tests):
 def test_limits_that_cannot_be_meant_are_refused(limits):
     with pytest.raises(UserError):
         Limits.from_config(limits)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="programs are held by a pidfd on Linux only")
+def test_a_process_with_many_open_files_still_sees_programs_end():
+    """`select` knows no descriptor above 1023; a trainer with many files open has them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        forked = Forked(child, os.pidfd_open(child))
+        assert forked.wait(5) == 0
+        assert forked.poll() == 0
+        os.waitpid(child, 0)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

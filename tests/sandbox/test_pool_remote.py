@@ -45,6 +45,7 @@ def test_forty_programs_are_judged_each_by_its_own_test():
     assert [verdict.passed for verdict in verdicts] == [n % 4 != 0 for n in range(1, 41)]
 
 
+PARTIAL = json.dumps(Verdict((Result(True),)).to_json())  # of two tests
 JOBS = [
     Job("def f(x): return x", [Call("f", [(1, 2**70)], (1, 2**70)), Call("f", [{1}], {2})], limits=Limits(wall_s=5)),
     Job("print(input())", [InputOutput("a", "a")], tolerance=0.5, stop_at_failure=True),
@@ -73,6 +74,7 @@ def test_a_command_that_speaks_the_protocol_gives_the_same_verdicts():
         ([sys.executable, "-c", "print('passed')"], "no verdict"),
         ([sys.executable, "-c", "import sys; sys.exit('down')"], "down"),
         ([sys.executable, "-c", "print('{\"results\": true}')"], "no verdict"),
+        ([sys.executable, "-c", f"print({PARTIAL!r})"], "no verdict"),
     ],
 )
 def test_a_remote_that_fails_is_an_error_and_no_verdict(command, cause):

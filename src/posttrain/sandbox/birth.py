@@ -40,23 +40,24 @@ class Forked:
         self.pid, self._pidfd = pid, pidfd
 
     def poll(self) -> int | None:
-        return 0 if self._pidfd < 0 or select.select([self._pidfd], [], [], 0)[0] else None
+        return 0 if self._has_ended(0.0) else None
 
     def wait(self, timeout: float | None = None) -> int:
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        if self._pidfd >= 0 and not poller.poll(None if timeout is None else timeout * 1000):
+        if not self._has_ended(timeout):
             raise subprocess.TimeoutExpired("a program", timeout or 0.0)
         return 0
 
+    def _has_ended(self, timeout: float | None) -> bool:
+        poller = select.poll()  # and not `select`, which knows no descriptor above 1023
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(None if timeout is None else timeout * 1000))
+
     def kill(self) -> None:
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def __del__(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
+        os.close(self._pidfd)
 
 
 class Nursery:

@@ -25,9 +25,16 @@ class CommandRunner:
         patience = 2 * len(job.tests) * job.limits.wall_s + self.overhead_s  # every test may use its limit, and be tried twice
         try:
             done = subprocess.run(self.command, input=json.dumps(job.to_json()).encode() + b"\n", capture_output=True, timeout=patience, check=False)
-            return Verdict.from_json(json.loads(done.stdout))
+            return _checked(Verdict.from_json(json.loads(done.stdout)), job)
         except (OSError, subprocess.TimeoutExpired) as error:
             return Verdict(error=f"the runner {self.command[0]} failed: {error}")
         except (ValueError, KeyError, TypeError):
             said = done.stderr.decode("utf-8", "replace").strip()[-300:]
             return Verdict(error=f"the runner {self.command[0]} gave no verdict (exit code {done.returncode}): {said}")
+
+
+def _checked(verdict: Verdict, job: Job) -> Verdict:
+    """Raises ValueError for a verdict that does not speak of every test."""
+    if verdict.error is None and len(verdict.results) != len(job.tests):
+        raise ValueError(f"{len(verdict.results)} results for {len(job.tests)} tests")
+    return verdict
