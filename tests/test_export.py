@@ -1,6 +1,7 @@
 """Models leave and come back: merged, as adapters, in 4 bits. What was trained, what was exported and what samples say the same."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -204,3 +205,14 @@ def test_the_command_exports_compares_and_writes_a_card(trained, tmp_path):
     again = CliRunner().invoke(app, ["export", str(trained / "adapter"), str(tmp_path / "out")])
     assert again.exit_code == 2
     assert "is there already and not empty" in again.stderr
+
+
+def test_adapters_of_a_checkpoint_leave_without_what_the_run_was_doing(trained, tmp_path):
+    checkpoint = tmp_path / "checkpoint-3"
+    shutil.copytree(trained / "adapter", checkpoint, ignore=shutil.ignore_patterns("run"))
+    for name in ("state-0.json", "posttrain.json", "trainer_state.json", "reference.safetensors", "value.safetensors"):
+        (checkpoint / name).write_text('{"rollout": "somebody said something"}')
+    export_model(str(checkpoint), tmp_path / "out", format="adapter")
+    exported = {path.name for path in (tmp_path / "out").iterdir()}
+    assert exported <= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= exported

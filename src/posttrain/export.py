@@ -25,6 +25,10 @@ from posttrain.types import Prompt
 
 FORMATS = ("merged", "adapter")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# What belongs to adapters and their tokenizer. A checkpoint's other files (pending rollouts, settings, optimizer) are nobody else's business.
+ADAPTER_FILES = (
+    ADAPTER, "adapter_model.safetensors", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*",
+)  # fmt: skip
 PROMPTS = ("The capital of France is", "1, 2, 3,", "Once upon a time", "Q: What is 12 + 30?\nA:")  # where the user gives none
 MOST_DISAGREEMENT = 0.1  # of greedy tokens, each behind the same tokens before it
 
@@ -82,7 +86,7 @@ def _copy_adapter(source: str, out: Path, base: str | None) -> None:
         raise UserError(f"{source} holds no adapters, so format='adapter' has nothing to write; use format='merged'")
     out.mkdir(parents=True, exist_ok=True)
     for path in Path(source).iterdir():
-        if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt") and path.name != "trainer_state.json":
+        if path.is_file() and any(path.match(pattern) for pattern in ADAPTER_FILES):
             shutil.copyfile(path, out / path.name)
     config = json.loads((out / ADAPTER).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base or base_of(source)
