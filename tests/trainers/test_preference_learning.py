@@ -145,7 +145,7 @@ def test_adapters_that_are_trained_further_start_at_their_reference(tmp_path, se
     second.train()
     log = second.state.log_history[0]
     assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), pytest.approx(0.0, abs=1e-6))
-    assert second.state.log_history[2]["rewards/margins"] > 0.01
+    assert second.state.log_history[2]["rewards/margins"] > 1e-3
 
 
 def test_a_given_reference_is_used_and_stays(tmp_path):
