@@ -63,12 +63,20 @@ def test_an_unknown_setting_names_the_nearest_one():
         ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter"),
         ({"use_liger_kernel": True}, "fused"),
         ({"generation_kwargs": {"temprature": 1}}, "Did you mean 'temperature'"),
+        ({"generation_kwargs": {"temperature": 0}}, "greedy"),
+        ({"generation_kwargs": {"max_new_tokens": 0}}, "1 or more"),
+        ({"top_p": 1.5}, "top_p"),
         ({"top_entropy_quantile": 0.0}, "top_entropy_quantile"),
     ],
 )
 def test_conflicts_are_refused_in_a_sentence(settings, words):
     with pytest.raises(UserError, match=words):
         GRPOConfig(output_dir="x", use_cpu=True, **settings)
+
+
+def test_stop_tokens_of_ones_own_stand_beside_the_models():
+    config = GRPOConfig(output_dir="x", use_cpu=True, generation_kwargs={"stop_token_ids": [7, 2]})
+    assert config.sampling((2, 3)).stop_token_ids == (2, 3, 7)
 
 
 def test_gspo_is_the_sequence_level():

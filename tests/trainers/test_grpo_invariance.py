@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def test_ratio_is_one_before_the_first_update_and_the_engine_agrees(make_trainer
 
 
 def test_a_masked_truncated_completion_teaches_nothing(make_trainer):
-    trainer = make_trainer(mask_truncated_completions=True, generation_kwargs={"stop_token_ids": []}, max_steps=1, weight_decay=0.0)
+    trainer = make_trainer(mask_truncated_completions=True, max_steps=1, weight_decay=0.0)
+    trainer.sampling = replace(trainer.sampling, stop_token_ids=())
     before = weights_of(trainer)
     trainer.train()
     assert torch.equal(weights_of(trainer), before)

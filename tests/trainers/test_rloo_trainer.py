@@ -1,5 +1,7 @@
 """RLOO: its first update against loops over completions, what it learns, and what does not change its update."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import build_float64_model, build_model, many_ones, weights_of
@@ -87,7 +89,8 @@ def test_an_update_does_not_depend_on_how_it_is_cut(make, tokenizer):
 
 
 def test_completions_that_were_cut_can_be_masked(make):
-    trainer = make(mask_truncated_completions=True, generation_kwargs={"stop_token_ids": []}, max_steps=1, weight_decay=0.0)
+    trainer = make(mask_truncated_completions=True, max_steps=1, weight_decay=0.0)
+    trainer.sampling = replace(trainer.sampling, stop_token_ids=())
     before = weights_of(trainer)
     trainer.train()
     assert torch.equal(weights_of(trainer), before)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.policy import ON_ERROR, FailurePolicy
+from posttrain.rollout.stopping import check_sampling
 from posttrain.trainers.config import BaseConfig, setting, settings
 from posttrain.types import Sampling
 
@@ -75,7 +76,9 @@ class OnlineConfig(BaseConfig):
     top_p: float = setting(1.0, "Nucleus sampling; 1.0 is off.")
     top_k: int | None = setting(0, "Keep the k likeliest tokens; 0 is off.")
     min_p: float | None = setting(None, "Keep tokens with at least this share of the likeliest one's probability.")
-    generation_kwargs: dict[str, Any] | None = setting(None, f"Overrides for sampling: {', '.join(_SAMPLING_KEYS)}.")
+    generation_kwargs: dict[str, Any] | None = setting(
+        None, f"Overrides for sampling: {', '.join(_SAMPLING_KEYS)}. Stop tokens are added to the model's own."
+    )
     chat_template_kwargs: dict[str, Any] | None = setting(None, "Keywords for the chat template, e.g. {'enable_thinking': False}.")
     max_turns: int | None = setting(None, "With an environment: how often the policy may speak in an episode. Default: as often as fits.")
     max_turn_tokens: int | None = setting(None, "With an environment: tokens of one turn. Default: what is left of max_completion_length.")
@@ -111,26 +114,32 @@ class OnlineConfig(BaseConfig):
         super().__post_init__()
         if self.num_generations < self.fewest_generations:
             raise UserError(f"num_generations={self.num_generations}: {self.why_so_many}; set it to {self.fewest_generations} or more")
-        if self.max_completion_length < 1:
-            raise UserError(f"max_completion_length={self.max_completion_length}: set it to 1 or more")
         if self.num_iterations < 1:
             raise UserError(f"num_iterations={self.num_iterations}: set it to 1 or more")
-        if self.temperature <= 0:
-            raise UserError(
-                f"temperature={self.temperature}: greedy completions of a prompt are all equal, so nothing can be compared; set it above 0"
-            )
+        self._check_sampling()
         self._resolve_turns()
         if self.engine not in ("local", "hf"):
             raise UserError(f"engine={self.engine!r}: use 'local' or 'hf'")
         if self.zero_signal_groups not in ("keep", "drop", "resample"):
             raise UserError(f"zero_signal_groups={self.zero_signal_groups!r}: use 'keep', 'drop' or 'resample'")
-        for key in self.generation_kwargs or {}:
-            if key not in _SAMPLING_KEYS:
-                raise UserError(f"generation_kwargs: {key} is not supported.{did_you_mean(key, _SAMPLING_KEYS)} Known: {', '.join(_SAMPLING_KEYS)}.")
         _ = self.reward_policy  # which checks its values
         if self.env_on_error not in ON_ERROR:
             raise UserError(f"env_on_error={self.env_on_error!r}: use 'stop' or 'drop'.{did_you_mean(str(self.env_on_error), ON_ERROR)}")
         self._resolve_batch()
+
+    def _check_sampling(self) -> None:
+        """What is drawn in the end: generation_kwargs may say it too."""
+        for key in self.generation_kwargs or {}:
+            if key not in _SAMPLING_KEYS:
+                raise UserError(f"generation_kwargs: {key} is not supported.{did_you_mean(key, _SAMPLING_KEYS)} Known: {', '.join(_SAMPLING_KEYS)}.")
+        sampling = self.sampling(())
+        if sampling.max_new_tokens < 1:
+            raise UserError(f"max_completion_length={sampling.max_new_tokens}: set it to 1 or more")
+        if sampling.temperature <= 0:
+            raise UserError(
+                f"temperature={sampling.temperature}: greedy completions of a prompt are all equal, so nothing can be compared; set it above 0"
+            )
+        check_sampling(replace(sampling, stop_strings=()), None)  # those need the tokenizer, and are checked with it
 
     def _resolve_turns(self) -> None:
         if self.max_tool_calling_iterations is not None:
@@ -186,7 +195,7 @@ class OnlineConfig(BaseConfig):
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0  # type: ignore[operator]
 
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
-        """How completions are drawn; generation_kwargs win over the settings."""
+        """How completions are drawn; generation_kwargs win over the settings, and their stop tokens are added to the model's."""
         over = dict(self.generation_kwargs or {})
         return Sampling(
             max_new_tokens=over.get("max_new_tokens", self.max_completion_length),
@@ -194,6 +203,6 @@ class OnlineConfig(BaseConfig):
             top_k=over.get("top_k", self.top_k) or 0,
             top_p=over.get("top_p", self.top_p),
             min_p=over.get("min_p", self.min_p),
-            stop_token_ids=tuple(over.get("stop_token_ids", stop_token_ids)),
+            stop_token_ids=tuple(dict.fromkeys((*stop_token_ids, *over.get("stop_token_ids", ())))),
             stop_strings=tuple(over.get("stop_strings", ())),
         )
