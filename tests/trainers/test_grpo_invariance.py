@@ -116,5 +116,6 @@ def run_world(processes, output, algorithm):
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo", "rloo"])
 def test_an_update_is_the_same_on_one_process_and_on_two(tmp_path, algorithm):
     one, two = (run_world(processes, tmp_path / f"{processes}.pt", algorithm) for processes in (1, 2))
+    assert one.keys() == two.keys()
     for name in one:
-        assert torch.allclose(one[name], two[name], rtol=0, atol=1e-6), name
+        assert torch.allclose(one[name], two[name], rtol=1e-5 if name.startswith("log ") else 0, atol=1e-6), name

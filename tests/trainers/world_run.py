@@ -1,4 +1,4 @@
-"""Run by `accelerate launch` from test_grpo_invariance.py: two whole trainer steps; process 0 saves the weights.
+"""Run by `accelerate launch` from test_grpo_invariance.py: two whole trainer steps; process 0 saves the weights, and what was logged.
 
 usage: world_run.py OUTPUT PROCESSES [ALGORITHM]        the global batch is the same for every number of processes; three groups divide unevenly over two
 """
@@ -19,6 +19,7 @@ def reward(completions, **kwargs):
     return [text.count("1") / 4 + len(text) / 100 for text in completions]
 
 
+TIMES = ("time/", "step_time", "tokens_per_second", "train_", "total_flos", "memory/")
 SHARED = {
     "output_dir": output + ".run",
     "per_device_train_batch_size": 12 // processes,
@@ -48,4 +49,7 @@ trainer = trainer_class(
 trainer.train()
 assert trainer.args.world_size == processes
 if trainer.is_world_process_zero():
-    torch.save({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, output)
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    logs = [(step, name, value) for step, log in enumerate(trainer.state.log_history) for name, value in log.items()]
+    logged = {f"log {step} {name}": torch.tensor(value) for step, name, value in logs if not name.startswith(TIMES)}
+    torch.save({**weights, **logged}, output)

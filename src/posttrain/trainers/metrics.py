@@ -24,7 +24,8 @@ class Metrics:
         self._counts: dict[str, float] = {}
 
     def note(self, name: str, total: Number, count: Number = 1.0) -> None:
-        """Add to a mean: `total` is a sum over `count` things. With count 0 throughout, the total itself is meant, per optimizer step."""
+        """Add to a mean: `total` is a sum over `count` things. With count 0 throughout, the total itself is meant, per optimizer step: a time of
+        this process, or a number that every process knows and notes whole."""
         entry = self._sums.setdefault(name, [0.0, 0.0])
         entry[0] = entry[0] + total  # tensors stay on their device until the log: noting never waits for it
         entry[1] = entry[1] + count
@@ -48,7 +49,7 @@ class Metrics:
             self.note(name, time.perf_counter() - start, 0.0)
 
     def drain(self, device: torch.device, steps: int) -> dict[str, float]:
-        """Names in the order they were first noted. Timings (count 0) are per optimizer step, averaged over processes."""
+        """Names in the order they were first noted. What has count 0 is per optimizer step, averaged over processes."""
         merged = Metrics()
         sums = {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
         parts = gather_json([sums, self._extremes, self._counts], device)

@@ -133,7 +133,7 @@ class OfflineTrainer(BaseTrainer):
         everyone = [example for examples in micro_steps for example in examples]
         mine = [example for examples in micro_steps for example in examples[self.args.process_index :: self.args.world_size]]
         tokens = sum(len(completion) for example in everyone for completion in example.completions[self.trained])
-        self.metrics.note("num_tokens", tokens / self.args.world_size, 0.0)
+        self.metrics.note("num_tokens", tokens, 0.0)
         return list(self.batches(mine, everyone))
 
     # Log-probs without a gradient

@@ -230,7 +230,7 @@ class OnlineTrainer(BaseTrainer):
     def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
         """Every row of this process that has trained tokens, with its weight in the update's sum. An algorithm may leave out rows without a gradient."""
         self.num_tokens = sum(part.num_tokens for part in chosen)
-        self.metrics.note("num_tokens", self.num_tokens / self.args.world_size, 0.0)
+        self.metrics.note("num_tokens", self.num_tokens, 0.0)
         return weighted_rows(chosen, self.objective, max_completion_length=self.sampling.max_new_tokens)
 
     def window(self, micro_steps: list[list[Task]]) -> list[MicroBatch]:

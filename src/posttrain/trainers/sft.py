@@ -163,7 +163,7 @@ class SFTTrainer(BaseTrainer):
         ]  # every process gets the same batches
         counts = gather_json([sum(e.targets for e in mine), sum(len(e.ids) for e in mine)], self.args.device)
         targets, tokens = (sum(values) for values in zip(*counts, strict=True))
-        self.metrics.note("num_tokens", tokens / self.args.world_size, 0.0)
+        self.metrics.note("num_tokens", tokens, 0.0)
         share = self.args.world_size / max(targets, 1)  # processes average their gradients
         return [SFTBatch(part, share, self.args.device) for part in self._parts(mine)]
 
