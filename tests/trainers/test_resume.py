@@ -37,7 +37,7 @@ def run(output_dir, moment="never", times=1, algorithm="grpo"):
 def record_of(output_dir):
     """Every deterministic row of the run's record."""
     with sqlite3.connect(output_dir / "run.sqlite") as store:
-        timing = ("time/", "step_time", "tokens_per_second", "train_", "total_flos", "epoch")
+        timing = ("time/", "memory/", "step_time", "tokens_per_second", "train_", "total_flos", "epoch")
         scalars = [row for row in store.execute("SELECT step, name, value FROM scalars ORDER BY step, name") if not row[1].startswith(timing)]
         details = store.execute("SELECT * FROM token_details ORDER BY step, grp, idx, updated_at").fetchall()
         rollouts = store.execute("SELECT step, grp, idx, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from posttrain.errors import TrainingError, UserError
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
-from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, VERSION
+from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION
 from posttrain.types import Group, Rollout
 
 SPARSE = 50
@@ -56,6 +56,7 @@ class TokenDetail:
     ratio: Sequence[float] | None  # [R]
     entropy: Sequence[float] | None  # [R]
     kl: Sequence[float] | None  # [R] against the reference
+    advantage: Sequence[float] | None = None  # [R] where every token has its own; None: the rollout's holds for all of them
 
 
 @dataclass
@@ -67,6 +68,7 @@ class StepRecord:
     groups: list[CollectedGroup] = field(default_factory=list)
     details: list[TokenDetail] = field(default_factory=list)
     seconds: float = 0.0  # of training since the run's first start, pauses between resumes not counted
+    vocabulary: dict[int, str] = field(default_factory=dict)  # what token ids say, of those that no earlier record of this process named
 
 
 class RunStore:
@@ -92,6 +94,9 @@ class RunStore:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version == 0 and tables == 0:
             self._db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
+        elif version in UPGRADES:
+            statements = [f"{statement};" for old in range(version, VERSION) for statement in UPGRADES[old]]
+            self._db.executescript(f"BEGIN IMMEDIATE;{''.join(statements)}PRAGMA user_version={VERSION};COMMIT;")
         elif version != VERSION:
             raise sqlite3.DatabaseError(f"schema version {version}, this posttrain writes {VERSION}")
 
@@ -127,6 +132,7 @@ class RunStore:
             for number, collected in enumerate(record.groups):
                 self._insert_group(db, record.step, number, collected)
             added = self._insert_tokens(db, record) if keep_tokens else 0
+            db.executemany("INSERT OR REPLACE INTO vocabulary VALUES (?, ?)", [(token, _text(text)) for token, text in record.vocabulary.items()])
             db.execute(
                 "INSERT INTO steps VALUES (?, ?, ?, ?) ON CONFLICT (step) DO UPDATE SET seconds=excluded.seconds, token_bytes=token_bytes+excluded.token_bytes",
                 (record.step, time.time(), record.seconds, added),
@@ -159,7 +165,7 @@ class RunStore:
     def clear(self) -> None:
         """Forget everything: a new run begins in this directory. The file stays, so that open readers see it happen."""
         with self._transaction() as db:
-            for table in (*STEP_COLUMN, "meta"):
+            for table in (*STEP_COLUMN, "meta", "vocabulary"):
                 db.execute(f"DELETE FROM {table}")
             self._token_bytes = 0
 
@@ -182,11 +188,11 @@ class RunStore:
         rows = [(step, number, index, *_rollout_row(rollout, advantage)) for index, (rollout, advantage) in enumerate(pairs)]
         db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         episodes = [
-            (step, number, index, rollout.turns, json.dumps(rollout.info), json.dumps(rollout.messages))
+            (step, number, index, rollout.turns, json.dumps(rollout.info), json.dumps(rollout.messages), json.dumps(_runs(rollout.sampled)))
             for index, rollout in enumerate(group.rollouts)
-            if rollout.turns != 1 or rollout.info  # otherwise the text says it all
+            if rollout.turns != 1 or rollout.info or not all(rollout.sampled)  # otherwise the text says it all
         ]
-        db.executemany("INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?)", episodes)
+        db.executemany("INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?)", episodes)
 
     @staticmethod
     def _insert_tokens(db: sqlite3.Connection, record: StepRecord) -> int:
@@ -197,11 +203,19 @@ class RunStore:
             for index, rollout in enumerate(collected.group.rollouts)
         ]
         details = [
-            (*d.key, record.step, pack_floats(d.logps), pack_halves(d.ratio, offset=1.0), pack_halves(d.entropy), pack_halves(d.kl))
+            (
+                *d.key,
+                record.step,
+                pack_floats(d.logps),
+                pack_halves(d.ratio, offset=1.0),
+                pack_halves(d.entropy),
+                pack_halves(d.kl),
+                pack_halves(d.advantage),
+            )
             for d in record.details
         ]
         db.executemany("INSERT OR REPLACE INTO rollout_tokens VALUES (?, ?, ?, ?, ?)", tokens)
-        db.executemany("INSERT OR REPLACE INTO token_details VALUES (?, ?, ?, ?, ?, ?, ?, ?)", details)
+        db.executemany("INSERT OR REPLACE INTO token_details VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", details)
         return sum(len(value) for row in (*tokens, *details) for value in row if isinstance(value, bytes))
 
 
@@ -214,6 +228,16 @@ def _finite(value: float) -> tuple[float | None, str | None]:
 def _text(text: str) -> str:
     """Lone surrogates, which UTF-8 cannot hold, become question marks; everything else is kept as it is."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _runs(sampled: Sequence[bool]) -> list[int]:
+    """How many tokens in a row the policy sampled, then how many it was given, and so on: [T, T, F, T] is [2, 1, 1]."""
+    runs = [0]
+    for token in sampled:
+        if token != (len(runs) % 2 == 1):
+            runs.append(0)
+        runs[-1] += 1
+    return runs
 
 
 def _rollout_row(rollout: Rollout, advantage: float) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from posttrain.errors import UserError
 from posttrain.tracking.blobs import unpack_floats, unpack_halves, unpack_ids
 from posttrain.tracking.events import RolloutKey
-from posttrain.tracking.schema import FILE_NAME, VERSION
+from posttrain.tracking.schema import FILE_NAME, UPGRADES, VERSION
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class EpisodeRow:
     turns: int  # of the policy
     info: dict[str, float]  # what the environment reported
     messages: list[dict[str, Any]] | None
+    runs: list[int] | None  # tokens in a row that the policy sampled, then that it was given, and so on; None: an old run did not keep it
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class TokenUpdate:
     ratio: list[float] | None
     entropy: list[float] | None
     kl: list[float] | None
+    advantage: list[float] | None  # None: the rollout's holds for all of its tokens
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ WITH RECURSIVE names(name) AS (
     SELECT min(name) FROM scalars UNION ALL SELECT (SELECT min(name) FROM scalars WHERE name > names.name) FROM names WHERE names.name IS NOT NULL)
 SELECT name FROM names WHERE name IS NOT NULL
 """
+_SINCE = "SELECT step, value, value, value, 1, flag IS NOT NULL FROM scalars WHERE name = ? AND step > ? ORDER BY step"
 _SERIES = """
 SELECT max(step), avg(value), min(value), max(value), count(*), count(flag)
 FROM (SELECT step, value, flag, ntile(?) OVER (ORDER BY step) AS bucket FROM scalars WHERE name = ?) GROUP BY bucket ORDER BY 1
@@ -105,7 +109,11 @@ _ROLLOUTS = """
 SELECT step, grp, idx, text, stop, reward, scores, advantage, policy_version, length FROM rollouts WHERE step = ? AND grp = ? ORDER BY idx
 """
 _TOKENS = "SELECT token_ids, logprobs FROM rollout_tokens WHERE step = ? AND grp = ? AND idx = ?"
-_DETAILS = "SELECT updated_at, logps, ratio, entropy, kl FROM token_details WHERE step = ? AND grp = ? AND idx = ? ORDER BY updated_at"
+_DETAILS = "SELECT updated_at, logps, ratio, entropy, kl, advantage FROM token_details WHERE step = ? AND grp = ? AND idx = ? ORDER BY updated_at"
+
+
+class NotBegunError(UserError):
+    """The store is being made: its first transaction is still open."""
 
 
 class RunReader:
@@ -125,12 +133,23 @@ class RunReader:
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise UserError(f"{self.path} is not a run store ({error})") from error
-        if version != VERSION:
+        if version != VERSION and version not in UPGRADES:
             self._db.close()
-            raise UserError(f"{self.path} has schema version {version}, this posttrain reads {VERSION}: use the posttrain that wrote it")
+            if version == 0:
+                raise NotBegunError(f"{self.path} is empty yet: the run has not begun")
+            raise UserError(f"{self.path} has schema version {version}, this posttrain reads up to {VERSION}: use the posttrain that wrote it")
+        self._version: int = version
 
     def meta(self) -> dict[str, Any]:
         return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM meta ORDER BY key")}
+
+    def changes(self) -> int:
+        """A number that changes whenever the writer commits."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+    def newest(self) -> tuple[int, float, float]:
+        """(step, seconds since the epoch when it was written, seconds of training up to it); zeros for an empty store."""
+        return self._db.execute("SELECT step, at, seconds FROM steps ORDER BY step DESC LIMIT 1").fetchone() or (0, 0.0, 0.0)
 
     def steps(self) -> list[int]:
         """Committed optimizer steps, ascending."""
@@ -143,6 +162,10 @@ class RunReader:
         """A curve in at most `max_points` equally filled buckets. Spikes stay visible in `low` and `high`."""
         return [Point(*row) for row in self._db.execute(_SERIES, (max_points, name))]
 
+    def since(self, name: str, step: int) -> list[Point]:
+        """What was logged after `step`, value by value."""
+        return [Point(*row) for row in self._db.execute(_SINCE, (name, step))]
+
     def groups(self, step: int) -> list[GroupRow]:
         return [GroupRow(*row) for row in self._db.execute(_GROUPS, (step,))]
 
@@ -154,19 +177,34 @@ class RunReader:
 
     def episode(self, key: RolloutKey) -> EpisodeRow | None:
         """None: one question with one answer, outside of any environment."""
-        row = self._db.execute("SELECT turns, info, messages FROM episodes WHERE step = ? AND grp = ? AND idx = ?", key).fetchone()
-        return None if row is None else EpisodeRow(row[0], json.loads(row[1]), json.loads(row[2]))
+        if self._version < 2:
+            return None
+        runs = "runs" if self._version >= 3 else "NULL"
+        row = self._db.execute(f"SELECT turns, info, messages, {runs} FROM episodes WHERE step = ? AND grp = ? AND idx = ?", key).fetchone()
+        return None if row is None else EpisodeRow(row[0], *(None if part is None else json.loads(part) for part in row[1:]))
 
     def tokens(self, key: RolloutKey) -> Tokens | None:
         """None: the size cap left this rollout's tokens out."""
         row = self._db.execute(_TOKENS, key).fetchone()
         if row is None:
             return None
+        query = _DETAILS if self._version >= 3 else _DETAILS.replace("advantage", "NULL")
         updates = [
-            TokenUpdate(step, unpack_floats(logps), unpack_halves(ratio, offset=1.0), unpack_halves(entropy), unpack_halves(kl))
-            for step, logps, ratio, entropy, kl in self._db.execute(_DETAILS, key)
+            TokenUpdate(step, unpack_floats(logps), unpack_halves(ratio, offset=1.0), *(unpack_halves(part) for part in rest))
+            for step, logps, ratio, *rest in self._db.execute(query, key)
         ]
         return Tokens(unpack_ids(row[0]), unpack_floats(row[1]), updates)
+
+    def vocabulary(self, token_ids: Iterable[int]) -> dict[int, str]:
+        """What these ids say, as far as the run recorded it (old runs did not)."""
+        if self._version < 3:
+            return {}
+        found = {}
+        for token in set(token_ids):
+            row = self._db.execute("SELECT text FROM vocabulary WHERE id = ?", (token,)).fetchone()
+            if row is not None:
+                found[token] = row[0]
+        return found
 
     def notes(self) -> list[Note]:
         return [Note(*row) for row in self._db.execute("SELECT step, at, kind, text FROM notes ORDER BY id")]

@@ -12,7 +12,7 @@ import numbers
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain import __version__
 from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
-from posttrain.tracking.schema import FILE_NAME
+from posttrain.tracking.schema import FILE_NAME, SUMMARY_NAME
 from posttrain.types import Group
 
-SUMMARY_NAME = "summary.json"
 Floats = Sequence[float] | torch.Tensor
 
 
@@ -39,6 +38,7 @@ class Recorder(TrainerCallback):
         self._path: Path | None = None  # None: not the main process, or training has not begun
         self._store: RunStore | None = None  # None: not training now
         self._pending: dict[int, StepRecord] = {}
+        self._named: set[int] = set()  # token ids whose text this process has recorded
         self._step = 0  # optimizer steps done
         self._started = 0.0  # a clock reading such that clock - _started is the run's training time, earlier parts included
 
@@ -48,17 +48,38 @@ class Recorder(TrainerCallback):
             collected = [CollectedGroup(*parts) for parts in zip(groups, advantages, prompts, strict=True)]
             self._record(step).groups.extend(collected)
 
+    def name_tokens(self, step: int, token_ids: Iterable[int], say: Callable[[int], str]) -> None:
+        """What the ids of recorded rollouts say, so that a run can be read without its tokenizer. `say` is asked once for every id."""
+        if self._store is not None:
+            new = set(token_ids) - self._named
+            self._record(step).vocabulary.update({token: say(token) for token in new})
+            self._named |= new
+
     def wants_tokens(self, key: RolloutKey) -> bool:
         """Whether `tokens` would keep this rollout: lets the trainer skip the copy to the host."""
         return self._store is not None and key.group < self.token_groups
 
     def tokens(
-        self, step: int, key: RolloutKey, *, logps: Floats, ratio: Floats | None = None, entropy: Floats | None = None, kl: Floats | None = None
+        self,
+        step: int,
+        key: RolloutKey,
+        *,
+        logps: Floats,
+        ratio: Floats | None = None,
+        entropy: Floats | None = None,
+        kl: Floats | None = None,
+        advantage: Floats | None = None,
     ) -> None:
         """What the update of `step` saw at each of the R tokens of the rollout collected as `key` (an earlier step's, when batches are reused)."""
         if self.wants_tokens(key):
-            detail = TokenDetail(RolloutKey(*key), _floats(logps), *(None if values is None else _floats(values) for values in (ratio, entropy, kl)))
+            rest = [None if values is None else _floats(values) for values in (ratio, entropy, kl, advantage)]
+            detail = TokenDetail(RolloutKey(*key), _floats(logps), *rest)
             self._record(step).details.append(detail)
+
+    def forget_tokens(self, step: int) -> None:
+        """An update of `step` is begun anew: what it saw so far never happened."""
+        if step in self._pending:
+            self._pending[step].details.clear()
 
     def note(self, kind: str, text: str) -> None:
         """An event in words, written at once under the step in progress."""
@@ -69,6 +90,7 @@ class Recorder(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._close()  # an earlier training of this trainer may have been interrupted
+        self._named.clear()
         assert args.output_dir is not None
         directory = Path(args.output_dir)
         self._path, self._step = directory / FILE_NAME, state.global_step
@@ -79,7 +101,9 @@ class Recorder(TrainerCallback):
         else:
             store.truncate_after(state.global_step)
             store.note(state.global_step, "resume", f"resumed after step {state.global_step} of {state.max_steps}")
-        store.write_meta({"config": args.to_dict(), "versions": versions(), "world_size": args.world_size, "started_at": time.time()})
+        method = type(args).__name__.removesuffix("Config")
+        progress = {"method": method, "max_steps": state.max_steps, "started_at": time.time()}
+        store.write_meta({"config": args.to_dict(), "versions": versions(), "world_size": args.world_size, **progress})
         self._started = time.perf_counter() - store.last()[1]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -90,10 +114,10 @@ class Recorder(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Keeps the numbers among the logs."""
+        """Keeps the numbers among the logs, and how much memory this process has."""
         scalars = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, numbers.Real)}
         if self._store is not None:
-            self._commit(state.global_step, scalars)
+            self._commit(state.global_step, scalars | (memory() if "loss" in scalars else {}))
         elif self._path is not None:  # an evaluation after training
             with closing(RunStore(self._path)) as store:
                 store.write(StepRecord(state.global_step, scalars, seconds=store.last()[1]))
@@ -108,6 +132,7 @@ class Recorder(TrainerCallback):
             "seconds": round(self._seconds(), 3),
             "metrics": self._store.last_scalars(),
             "reward_failures": self._store.sums("rewards/*/failed_*") | self._store.sums("rewards/*/retried"),  # over the whole run
+            "episodes_dropped": self._store.sums("episodes/dropped").get("episodes/dropped", 0.0),
             "best_metric": state.best_metric,
             "best_checkpoint": state.best_model_checkpoint,
             "versions": versions(),
@@ -132,11 +157,21 @@ class Recorder(TrainerCallback):
             self._store.write(record)
 
     def _close(self) -> None:
-            "episodes_dropped": self._store.sums("episodes/dropped").get("episodes/dropped", 0.0),
         self._pending.clear()
         if self._store is not None:
             self._store.close()
             self._store = None
+
+
+def memory() -> dict[str, float]:
+    """GiB that the process has in main memory now (where the system tells it), and the most that tensors have held on the GPU so far."""
+    held = {}
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as file:
+            held["memory/process_gib"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if torch.cuda.is_available():
+        held["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return held
 
 
 def versions() -> dict[str, str]:

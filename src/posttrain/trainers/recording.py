@@ -37,6 +37,8 @@ class RolloutRecord:
         ordered = [collected[number] for number in sorted(collected)]
         self._count += len(ordered)
         self.recorder.groups(step, [group for group, _, _ in ordered], [shares for _, shares, _ in ordered], [prompt for _, _, prompt in ordered])
+        seen = {token for group, _, _ in ordered for rollout in group.rollouts for token in rollout.token_ids}
+        self.recorder.name_tokens(step, seen, lambda token: text_of(token, decode))
 
     def tokens(self, step: int, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor) -> None:
         """What the update of `step` saw, of the rows that the record wants. logps, entropy (B, T)."""
@@ -51,7 +53,14 @@ class RolloutRecord:
                     ratio=torch.ones(R) if batch.old_logps is None else (logps[i, :R] - batch.old_logps[i, :R]).exp(),
                     entropy=entropy[i, :R],
                     kl=None if batch.ref_logps is None else k3(logps[i, :R], batch.ref_logps[i, :R]),
+                    advantage=row.token_advantages,
                 )
+
+
+def text_of(token: int, decode: Any) -> str:
+    """What a token adds to a text. Said twice, since many tokenizers leave out a space at the beginning; U+FFFD is a part of a character."""
+    once, twice = decode([token]), decode([token, token])
+    return str(twice[len(once) :]) if twice.startswith(once) else str(once)
 
 
 def _group(held: dict[str, Any]) -> Group:

@@ -1,0 +1,165 @@
+"""Charts as ECharts options: plain dictionaries, which the live page and the report hand to the same library.
+
+Nothing here is read as markup: tooltips are drawn on the canvas (`richText`), and texts of strangers are names and labels only. Grey texts and
+lines are of a tone that can be read on white and on black, so a chart need not know which it stands on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from posttrain.tracking.lines import visible
+from posttrain.tracking.reader import Point, RolloutRow
+from posttrain.watch.curves import Run
+from posttrain.watch.panels import Chart, Curve
+
+Option = dict[str, Any]
+
+COLOURS = ("#3f83dd", "#e08a12", "#1f9e77", "#c8559f", "#8b72d6", "#cf5747", "#3fa5bd", "#94912b")  # told apart by the colour-blind, on both grounds
+GREY, FAINT = "#7d8590", "rgba(125,133,144,0.22)"
+UP, DOWN = "#139a74", "#d9622b"  # advantage above 0, below 0
+DASHES = ("solid", "dashed", "dotted")
+MARKED = ("warning", "resume", "reward", "cap")  # notes that stand as lines in the first chart
+
+
+def option(chart: Chart, runs: Sequence[Run], *, marks: bool = False) -> Option:
+    """One run: a colour for each curve. Several: a colour for each run, and the curves differ by their dashes."""
+    series: list[Option] = []
+    curves = chart.curves if len(runs) == 1 else tuple(curve for curve in chart.curves if not curve.is_detail) or chart.curves
+    for place, run in enumerate(runs):
+        for number, curve in enumerate(curves):
+            points = run.curve(curve.metric)
+            if not points:
+                continue
+            alone = len(runs) == 1
+            colour = COLOURS[(number if alone else place) % len(COLOURS)]
+            name = visible(curve.label if alone else run.name if len(curves) == 1 else f"{run.name}: {curve.label}")
+            dash = ("dashed" if curve.is_held_out else "solid") if alone else DASHES[number % len(DASHES)]
+            if alone and number == 0 and not chart.panel.is_stacked:
+                series += _band(curve, points, colour, chart.panel.unit)
+            series.append(_line(curve, points, name, colour, dash, chart.panel.unit))
+            if chart.panel.is_stacked and alone:
+                series[-1] |= {"stack": "all", "areaStyle": {"opacity": 0.45}, "lineStyle": {"width": 0.5, "color": colour}}
+    if chart.panel.is_stacked and len(runs) == 1:
+        series += _rest(curves, runs[0])
+    if marks and len(runs) == 1 and series:
+        series[-1]["markLine"] = _marks(runs[0])
+    named = [line["name"] for line in series if not line.get("silent")]
+    return _frame(series, named, chart.panel.unit)
+
+
+def _frame(series: list[Option], named: list[str], unit: str) -> Option:
+    has_legend = len(named) > 1
+    axis = {"axisLabel": {"color": GREY, "fontSize": 11}, "axisLine": {"lineStyle": {"color": GREY}}, "splitLine": {"lineStyle": {"color": FAINT}}}
+    return {
+        "animation": False,
+        "textStyle": {"fontFamily": "inherit"},
+        "grid": {"left": 6, "right": 14, "top": 34 if has_legend else 12, "bottom": 4, "containLabel": True},
+        "legend": {"show": has_legend, "type": "scroll", "top": 0, "data": named, "textStyle": {"color": GREY}, "pageTextStyle": {"color": GREY}},
+        "tooltip": {"trigger": "axis", "renderMode": "richText", "confine": True, "axisPointer": {"type": "line"}},
+        "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", **axis, "splitLine": {"show": False}, "minInterval": 1},
+        "yAxis": {"type": "value", "scale": unit != "%", **axis, "axisLabel": {**axis["axisLabel"], "formatter": f"{{value}} {unit}".rstrip()}},
+        "series": series,
+    }
+
+
+def _line(curve: Curve, points: Sequence[Point], name: str, colour: str, dash: str, unit: str) -> Option:
+    say = _scale(curve, unit)
+    style = {"color": colour, "width": 1 if curve.is_detail else 1.8, "type": dash, "opacity": 0.7 if curve.is_detail else 1.0}
+    data = [[point.step, _rounded(say, point.mean)] for point in points]
+    return {
+        "type": "line",
+        "name": name,
+        "data": data,
+        "showSymbol": len(points) < 3 or curve.is_held_out,
+        "symbolSize": 5,
+        "color": colour,
+        "lineStyle": style,
+    }
+
+
+def _band(curve: Curve, points: Sequence[Point], colour: str, unit: str) -> list[Option]:
+    """From the least to the most of what each point stands for: a floor that is not seen, and what lies on it."""
+    if all(point.count == 1 for point in points):
+        return []
+    say = _scale(curve, unit)
+    floor, height = [], []
+    for point in points:
+        ends = [_rounded(say, end) for end in (point.low, point.high)]
+        low, high = (min(ends), max(ends)) if None not in ends else (None, None)  # type: ignore[type-var]
+        floor.append([point.step, low])
+        height.append([point.step, None if low is None or high is None else _short(high - low)])
+    unseen: Option = {"type": "line", "silent": True, "showSymbol": False, "stack": "band", "stackStrategy": "all", "lineStyle": {"opacity": 0}}
+    unseen |= {"tooltip": {"show": False}, "color": colour}
+    return [
+        unseen | {"name": "least", "data": floor},
+        unseen | {"name": "most", "data": height, "areaStyle": {"color": colour, "opacity": 0.16}},
+    ]
+
+
+def _rest(curves: Sequence[Curve], run: Run) -> list[Option]:
+    """What of a step's time no curve accounts for."""
+    known: dict[int, float] = {}
+    for curve in curves:
+        for point in run.curve(curve.metric):
+            known[point.step] = known.get(point.step, 0.0) + (point.mean or 0.0)
+    points = [
+        [point.step, _short(max(point.mean - known[point.step], 0.0))]
+        for point in run.curve("step_time")
+        if point.mean is not None and point.step in known
+    ]
+    if not points:
+        return []
+    line = {"type": "line", "name": "the rest", "data": points, "showSymbol": len(points) < 3, "symbolSize": 5, "color": GREY, "stack": "all"}
+    return [line | {"areaStyle": {"opacity": 0.3}, "lineStyle": {"width": 0.5, "color": GREY}}]
+
+
+def _marks(run: Run) -> Option:
+    steps = sorted({note.step for note in run.notes if note.kind in MARKED})[:50]
+    style = {"color": DOWN, "type": "dashed", "opacity": 0.6}
+    return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": [{"xAxis": step} for step in steps]}
+
+
+def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None) -> Option:
+    """A group against itself: every completion at its reward, the mean as a line, one deviation to both sides as a band."""
+    scored = [(row, row.reward) for row in rows if row.reward is not None]
+    frame = _frame([], [], "")
+    axis = {"axisLabel": {"color": GREY, "fontSize": 11}, "axisTick": {"show": False}, "axisLine": {"show": False}}
+    frame["xAxis"] = {"type": "category", "data": [f"#{row.key.rollout}" for row, _ in scored], **axis}
+    frame["tooltip"]["trigger"] = "item"
+    data = [{"value": [f"#{row.key.rollout}", _short(reward)], "itemStyle": {"color": sign_colour(row.advantage)}} for row, reward in scored]
+    points: Option = {"type": "scatter", "name": "reward", "data": data, "symbolSize": 13}
+    if mean is not None:
+        label = {"formatter": f"mean {mean:.3g}", "color": GREY, "position": "insideEndTop"}
+        line = {"silent": True, "symbol": "none", "lineStyle": {"color": GREY, "type": "solid"}, "label": label, "data": [{"yAxis": mean}]}
+        points["markLine"] = line
+    if mean is not None and std:
+        ends = [reward for _, reward in scored] + [mean - std, mean + std]
+        margin = 0.06 * (max(ends) - min(ends))
+        frame["yAxis"] |= {"min": _short(min(ends) - margin), "max": _short(max(ends) + margin)}
+        points["markArea"] = {"silent": True, "itemStyle": {"color": FAINT}, "data": [[{"yAxis": mean - std}, {"yAxis": mean + std}]]}
+    frame["series"] = [points]
+    return frame
+
+
+def sign_colour(value: float) -> str:
+    return UP if value > 0 else DOWN if value < 0 else GREY
+
+
+def not_finite(chart: Chart, runs: Sequence[Run]) -> int:
+    """How many values of a chart were NaN or infinite: gaps in its curves."""
+    return sum(point.not_finite for run in runs for curve in chart.curves for point in run.curve(curve.metric))
+
+
+def _scale(curve: Curve, unit: str) -> Callable[[float], float]:
+    factor = 100.0 if unit == "%" else 1.0
+    return (lambda value: factor * (1.0 - value)) if curve.is_complement else (lambda value: factor * value)
+
+
+def _rounded(say: Callable[[float], float], value: float | None) -> float | None:
+    return None if value is None else _short(say(value))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")  # a screen shows no more, and a page is sent faster
