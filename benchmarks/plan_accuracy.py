@@ -1,0 +1,228 @@
+"""How far `posttrain plan` is from the truth: `python benchmarks/plan_accuracy.py [simulated|chunked|switches|real] [--models llama-3.1-8b ...]`.
+
+simulated: five architectures x three contexts x {full, LoRA, QLoRA} at full depth against posttrain's own step on fake tensors, attention by a kernel.
+chunked: the same models with attention under explicit masks, as on a GPU today, two layers deep (a chunk of queries at a time makes many
+operators; layers are alike). switches: each switch, and other shapes of a micro-batch. real: the growth of a process's resident memory after
+its imports, in two steps of a real trainer on this machine's CPU. What is measured replaces its line in benchmarks/results/plan.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hardware
+
+MODELS = ("llama-3.1-8b", "qwen2.5-1.5b", "qwen3-4b", "phi-4", "gemma-3-1b")
+CONTEXTS = (1024, 4096, 20480)
+PROMPT = 256
+LORA = {"lora_r": 32, "dtype": "bfloat16"}
+QLORA = LORA | {"adapter_dtype": "bfloat16", "load_in_4bit": True}
+FRUGAL = QLORA | {"tile_rows": 2048, "activation_offloading": True, "optim": "adamw_8bit"}
+FUSED = {"attention": "fused"}
+LAYERS = 2  # where attention is chunked; of Gemma one that slides and one that sees everything
+METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": FRUGAL}
+# name -> (model, prompt, completions, settings)
+SWITCHES: dict[str, tuple[str, int, tuple[int, ...], dict[str, Any]]] = {
+    "plain QLoRA": ("llama-3.1-8b", PROMPT, (3840,), QLORA),
+    "float32 adapters": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"adapter_dtype": "float32"}),
+    "no checkpoints": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"gradient_checkpointing": False}),
+    "no checkpoints, offloaded": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"gradient_checkpointing": False, "activation_offloading": True}),
+    "tiles": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"tile_rows": 1024}),
+    "offloaded": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"activation_offloading": True}),
+    "8-bit optimizer": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"optim": "adamw_8bit"}),
+    "all": ("llama-3.1-8b", PROMPT, (3840,), FRUGAL),
+    "full, tiles": ("qwen2.5-1.5b", PROMPT, (3840,), {"tile_rows": 1024}),
+    "full, no checkpoints": ("qwen2.5-1.5b", PROMPT, (3840,), {"gradient_checkpointing": False}),
+    "full, bf16 weights": ("qwen2.5-1.5b", PROMPT, (3840,), {"dtype": "bfloat16"}),
+    "a group": ("qwen2.5-1.5b", PROMPT, (960,) * 4, LORA),
+    "a group on a CPU": ("qwen2.5-1.5b", PROMPT, (960,) * 4, LORA | {"dtype": "float32", "bf16": False, "device": "cpu"}),
+    "full on a CPU": ("qwen2.5-1.5b", PROMPT, (3840,), {"bf16": False, "device": "cpu"}),
+}
+
+# name -> (settings of the model, tokens of a row, settings of the trainer, whether every weight is trained)
+REAL: dict[str, tuple[dict[str, int], int, dict[str, Any], bool]] = {
+    "full": ({"hidden_size": 512, "layers": 10, "vocab_size": 32000}, 1024, {}, True),
+    "full, checkpoints": ({"hidden_size": 512, "layers": 16, "vocab_size": 64000}, 2048, {"gradient_checkpointing": True}, True),
+    "LoRA": ({"hidden_size": 512, "layers": 8, "vocab_size": 16000}, 4096, {}, False),
+    "LoRA, checkpoints": ({"hidden_size": 768, "layers": 6, "vocab_size": 32000}, 8192, {"gradient_checkpointing": True}, False),
+    "LoRA, tiles": ({"hidden_size": 768, "layers": 10, "vocab_size": 64000}, 8192, {"gradient_checkpointing": True, "tile_rows": 512}, False),
+}
+
+
+def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
+    """One plan beside one simulated step. layers: None: all."""
+    import torch
+    from transformers import AutoConfig
+
+    from posttrain.plan import Job, plan, shape_of
+    from posttrain.plan.job import ATTENTION
+    from posttrain.simulate import Job as Simulated
+    from posttrain.simulate import simulate_step
+
+    total = prompt + sum(completions)
+    given = {
+        "gradient_checkpointing": True,
+        "max_tokens_per_micro_batch": total,
+        "rollout_size": 2 * len(completions),
+    } | settings  # two micro-batches
+    fields = fields_of(model, layers)
+    job = Job(shape_of(fields, model), prompt, completions[0], generations=len(completions), **given)
+    started = time.perf_counter()
+    truth = simulate_step(
+        AutoConfig.for_model(fields.pop("model_type"), **fields),
+        Simulated(
+            prompt,
+            completions,
+            lora_rank=job.lora_r,
+            load_in_4bit=job.load_in_4bit,
+            dtype=getattr(torch, job.dtype),
+            adapter_dtype=getattr(torch, job.adapter_dtype),
+            mixed_precision=job.bf16,
+            optimizer="adamw_8bit" if "8bit" in job.optim else "adamw",
+            gradient_checkpointing=job.gradient_checkpointing,
+            activation_offloading=job.activation_offloading,
+            tile_rows=job.tile_rows,
+            attention=job.attention or ATTENTION[job.device],
+            device=job.device,
+        ),
+    )
+    seconds = time.perf_counter() - started
+    found = plan(job)
+    return _line(found.train_peak - found.training["context"], truth.device) | {
+        "planned_above": found.above,
+        "measured_above": truth.above,
+        "error_above": found.above / truth.above - 1,
+        "planned_host": found.host["checkpoints_host"],
+        "measured_host": truth.host,
+        "seconds": round(seconds, 1),
+    }
+
+
+def fields_of(model: str, layers: int | None) -> dict[str, Any]:
+    """Of a known model's config, with as many layers."""
+    from posttrain.plan.known import KNOWN
+
+    fields = dict(KNOWN[model])
+    if layers is not None:
+        fields["num_hidden_layers"] = layers
+        if "sliding_window_pattern" in fields:
+            fields["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
+            del fields["sliding_window_pattern"]
+    return fields
+
+
+def _line(planned: int, measured: int) -> dict[str, Any]:
+    """`above`, in the callers: without weights, adapters, gradients and optimizer."""
+    return {"planned": planned, "measured": measured, "error": planned / measured - 1}
+
+
+def real(name: str) -> dict[str, Any]:
+    """In a process of its own, which says what it grew by."""
+    done = subprocess.run([sys.executable, __file__, "--child", name], capture_output=True, text=True, check=True, env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(name: str) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from small import build_tokenizer
+
+    from posttrain import SFTConfig, SFTTrainer
+    from posttrain.plan import Job, plan, shape_of
+
+    sizes, tokens, settings, is_full = REAL[name]
+    tokenizer = build_tokenizer()
+    hidden = sizes["hidden_size"]
+    config = LlamaConfig(
+        vocab_size=sizes["vocab_size"], hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=sizes["layers"],
+        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, max_position_embeddings=tokens, eos_token_id=0, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    lora = None
+    if not is_full:
+        from peft import LoraConfig
+
+        lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    _warm_up(torch)
+    before = hardware.resident_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        args = SFTConfig(
+            output_dir=folder, max_steps=2, per_device_train_batch_size=1, max_length=tokens, max_tokens_per_micro_batch=tokens, save_strategy="no",
+            use_cpu=True, completion_only_loss=False, **settings,
+        )  # fmt: skip
+        rows = [{"text": "1" * (tokens - 1)} for _ in range(4)]
+        trainer = SFTTrainer(LlamaForCausalLM(config), args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+        trainer.train()
+    peak = hardware.peak_resident_bytes()
+    shape = shape_of(config.to_dict(), name)
+    job = Job(
+        shape, 1, tokens - 1, generations=1, is_online=False, lora_r=None if is_full else 16, bf16=False, device="cpu",
+        max_tokens_per_micro_batch=tokens, optim=args.optim.value, **settings,
+    )  # fmt: skip
+    print(json.dumps(_line(plan(job).peak, peak - before) | {"parameters": shape.parameters, "tokens": tokens}))
+
+
+def _warm_up(torch: Any) -> None:
+    """What torch sets up at its first product and its first backward is no part of a model."""
+    x = torch.zeros(64, 64, requires_grad=True)
+    (x @ x).sum().backward()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["simulated", "chunked", "switches", "real"])
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if options.child:
+        child(options.child)
+        return
+    path = hardware.RESULTS / "plan.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    results["hardware"] = hardware.describe("transformers", "peft")
+
+    def note(part: str, name: str, line: dict[str, Any]) -> None:
+        results.setdefault(part, {})[name] = line
+        hardware.save("plan", results)
+        print(
+            f"{part} {name}: planned {line['planned'] / 2**30:.2f} GiB, measured {line['measured'] / 2**30:.2f} ({line['error']:+.1%})"
+            + (f", above {line['error_above']:+.1%}" if "error_above" in line else ""),
+            flush=True,
+        )
+
+    if "simulated" in options.parts:
+        for model in options.models:
+            for method, settings in METHODS.items():
+                for context in CONTEXTS:
+                    note("simulated", f"{model} {method} {context}", simulated(model, PROMPT, (context - PROMPT,), settings | FUSED))
+    if "chunked" in options.parts:
+        for model in options.models:
+            for method, settings in METHODS.items():
+                note("chunked", f"{model} {method} 4096", simulated(model, PROMPT, (4096 - PROMPT,), settings, LAYERS))
+    if "switches" in options.parts:
+        for name, case in SWITCHES.items():
+            note("switches", name, simulated(*case[:3], case[3] | FUSED))
+    if "real" in options.parts:
+        for name in REAL:
+            note("real", name, real(name))
+    from posttrain.plan.seeds import table
+
+    hardware.save("plan_published", {"rows": [vars(row) for row in table()]})
+
+
+if __name__ == "__main__":
+    main()

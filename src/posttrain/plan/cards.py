@@ -1,0 +1,50 @@
+"""How much memory there is: sizes as people write them, and what this machine has free now.
+
+"16GB" is 16 * 10^9 bytes, which is about what a card sold as such leaves to a process; "16GiB" is 16 * 2^30.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from posttrain.errors import UserError
+
+_UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
+
+
+def read_size(text: str) -> int:
+    """Bytes of "16GB", "15.5 GiB" or "16" (GB). Raises UserError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(found[2].upper() or "GB") if found else None
+    if found is None or unit is None:
+        raise UserError(f"{text!r} is no size of memory; write 16GB or 15.5GiB")
+    return int(float(found[1]) * unit)
+
+
+def as_text(size: float) -> str:
+    """In GiB, or in MiB below one."""
+    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that a process could still take of this machine's GPU ("cuda") or memory ("cpu"). None: it cannot be known here."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    return _available(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
+
+
+def _available(meminfo: Path, group: Path) -> int | None:
+    """What the kernel calls available, and no more than a container's limit leaves."""
+    if not meminfo.is_file():
+        return None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    if found is None:
+        return None
+    available = int(found[1]) * 1024
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available

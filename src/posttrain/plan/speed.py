@@ -1,0 +1,58 @@
+"""How long a step takes at least: its arithmetic at a card's full rate, and its reading of memory at full bandwidth.
+
+A lower bound, not a prediction: no run reaches either rate, and what is launched one kernel at a time stays far below. What it is good for is
+comparing settings, and telling hours from weeks. S tokens of all streams, P, R, G as in `job.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from posttrain.plan.estimate import weight_bytes
+from posttrain.plan.job import Job
+
+
+@dataclass(frozen=True)
+class Least:
+    """Of one rollout and the update it feeds: multiplications and additions, bytes read, and the least seconds of both."""
+
+    update_flops: float
+    update_seconds: float
+    rollout_bytes: float
+    rollout_seconds: float
+
+
+def least_time(job: Job, tflops: float, bandwidth: float) -> Least:
+    """tflops: 10^12 operations a second in the precision that is used; bandwidth: 10^9 bytes a second."""
+    flops, read = update_flops(job), rollout_bytes(job)
+    return Least(flops, flops / (tflops * 1e12), read, read / (bandwidth * 1e9))
+
+
+def update_flops(job: Job) -> float:
+    """2 a weight and token in each direction: forward, gradients of inputs, gradients of weights where they are trained, and the forward again
+    under gradient checkpointing; attention over half of the pairs; the head over the trained tokens, its logits made again in the backward."""
+    shape, groups = job.shape, job.rows / job.generations
+    parts = -(-job.generations // job.rows_in_stream)  # a split group repeats its prompt
+    tokens = groups * (parts * job.prompt_length + job.generations * job.completion_length)
+    targets = job.rows * job.completion_length
+    again = 1 if job.gradient_checkpointing else 0
+    of_weights = 1 if job.lora_r is None else 0
+    linear = 2 * tokens * (shape.linear_weights * (2 + again + of_weights) + job.adapter_weights * (3 + again))
+    pairs = groups * parts * job.prompt_length**2 / 2 + job.rows * job.completion_length * (job.prompt_length + job.completion_length / 2)
+    attention = 4 * pairs * shape.layers * shape.q * (1 + again + 2.5)  # the backward of a fused kernel: five products of the forward's two
+    head = 2 * targets * shape.vocab * shape.hidden * (3 + of_weights)
+    return linear + attention + head
+
+
+def rollout_bytes(job: Job) -> float:
+    """Every token reads all weights once for all rows that are decoded together, and each row its own cache, the prompt's once a group."""
+    if not job.is_online:
+        return 0.0
+    shape, size = job.shape, job.arithmetic.autocast or job.arithmetic.stored
+    weights = weight_bytes(shape, "bfloat16" if size == 2 else job.dtype, job.load_in_4bit)
+    together = min(job.max_concurrent_completions, job.rows)
+    rounds = -(-job.rows // together)
+    cache = 2 * shape.layers * shape.kv * size
+    prompts = -(-together // job.generations)
+    per_token = weights + cache * (prompts * job.prompt_length + together * job.completion_length / 2)
+    return float(rounds * job.completion_length * per_token)
