@@ -112,11 +112,11 @@ def test_sharded_training_is_refused_by_name(make_trainer, settings):
     with pytest.raises((UserError, ImportError), match=f"(?i){next(iter(settings))}"):
         make_trainer(**settings)
 
+
 def test_a_completion_that_one_reward_scores_is_scored_although_others_do_not_apply(make_trainer):
     trainer = make_trainer(reward=[lambda completion: float(len(completion)), lambda completion: None, lambda completion: None])
     trainer.train()
     assert trainer.state.log_history[0]["unscored"] == 0.0
-
 
 
 def test_a_full_disk_at_a_checkpoint_leaves_the_last_one_whole(make_trainer, monkeypatch):
@@ -150,6 +150,21 @@ def test_a_changed_setting_or_dataset_is_refused_by_name_and_more_steps_are_not(
     more = make_trainer(max_steps=3)
     more.train(resume_from_checkpoint=True)
     assert more.state.global_step == 3
+
+
+def test_a_checkpoint_without_the_optimizer_is_no_place_to_go_on_from(make_trainer):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True).train()
+    with pytest.raises(UserError, match="without the optimizer"):
+        make_trainer(max_steps=4, save_only_model=True).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_more_processes_is_refused(make_trainer):
+    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    saved = checkpoints.last_checkpoint(trainer.args.output_dir)
+    (saved / "state-1.json").write_text((saved / "state-0.json").read_text())  # what a second process would have left
+    with pytest.raises(UserError, match="another number of processes"):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=True)
 
 
 def test_checkpoints_hold_no_pickles_but_tensors(make_trainer):

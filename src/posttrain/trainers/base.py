@@ -314,13 +314,12 @@ class BaseTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The last hook of resuming, after weights and counters: our own state comes back here."""
+        if checkpoint is not None:
+            checkpoints.check_resumable(Path(checkpoint), self.args.world_size)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = Path(checkpoint) / f"state-{self.args.process_index}.json"
-        if not path.is_file():
-            raise UserError(f"{checkpoint} was written by another number of processes; resume with as many as it was started with")
-        self.load_state_to_resume(json.loads(path.read_text()))
+        self.load_state_to_resume(json.loads((Path(checkpoint) / f"state-{self.args.process_index}.json").read_text()))
         self.load_tensors(Path(checkpoint))
 
 

@@ -108,6 +108,16 @@ def rotate(output_dir: str | Path, limit: int | None, keep: str | None) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
+def check_resumable(checkpoint: Path, processes: int) -> None:
+    """Refuse a checkpoint of more or fewer processes, and one without the optimizer: a continuation would make a new one, in silence."""
+    if len(list(checkpoint.glob("state-*.json"))) != processes:
+        raise UserError(f"{checkpoint} was written by another number of processes; resume with as many as it was started with")
+    if not (checkpoint / "optimizer.pt").is_file():
+        raise UserError(
+            f"{checkpoint} holds weights without the optimizer (save_only_model), so no run can go on from it; give it as `model` to a new one"
+        )
+
+
 def settings_of(args: Any, **more: Any) -> dict[str, Any]:
     """What a continuation must have in common with the run, as JSON values."""
     held = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE and not name.startswith(("hub_", "push_to_hub"))}
