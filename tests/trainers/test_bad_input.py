@@ -102,6 +102,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_trainer, monkeyp
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update(make_trainer, monkeypatch):
+    """A root at 0: its value is finite, its slope is not."""
+    trainer = make_trainer()
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    monkeypatch.setattr(trainer, "loss", lambda model, batch: (0 * trainer.logprobs(model, batch.stream).logps.sum()).sqrt())
+    with pytest.raises(TrainingError, match="gradient became nan at step 1"):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
 def test_several_gpus_without_a_launcher(make_trainer, monkeypatch):
     monkeypatch.setattr(GRPOConfig, "n_gpu", property(lambda self: 2))
     refused(make_trainer, "accelerate launch")

@@ -179,7 +179,7 @@ class BaseTrainer(Trainer):
                 with contextlib.nullcontext() if sync else self.accelerator.no_sync(model):
                     loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
                     if not torch.isfinite(loss):
-                        raise TrainingError(self._not_finite(loss.item()))
+                        raise TrainingError(self._not_finite("loss", loss.item()))
                     self.accelerator.backward(loss)
                 total += loss.detach()
         if is_last_item:
@@ -196,9 +196,16 @@ class BaseTrainer(Trainer):
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _not_finite(self, loss: float) -> str:
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' hook between backward and step. A finite loss may have a gradient that is not; with fp16 the scaler skips such a step."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            raise TrainingError(self._not_finite("gradient", float(norm)))
+        return norm
+
+    def _not_finite(self, what: str, value: float) -> str:
         return (
-            f"the loss became {loss} at step {self.state.global_step + 1}; nothing of this step was applied. "
+            f"the {what} became {value} at step {self.state.global_step + 1}; nothing of this step was applied. "
             "Lower learning_rate or max_grad_norm, use bf16 instead of fp16, or look at the rewards of this step, and resume from the last checkpoint."
         )
 
