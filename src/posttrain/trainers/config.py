@@ -48,6 +48,18 @@ def settings(cls: type[Config]) -> type[Config]:
 
 
 DEFAULT_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
+_NO_EFFECT = {  # settings of transformers that no trainer here reads: name -> (values at which that is no loss, what to do)
+    "train_sampling_strategy": (
+        ("random",),
+        "set shuffle_dataset=False to keep the order of the data; lengths need no grouping, since nothing is padded",
+    ),
+    "dataloader_drop_last": ((False,), "an update is a mean over what it holds, so a smaller last one is sound; leave it out"),
+    "bf16_full_eval": ((False,), "an evaluation has the precision of training; leave it out"),
+    "fp16_full_eval": ((False,), "an evaluation has the precision of training; leave it out"),
+    "torch_empty_cache_steps": ((None,), "not built; a smaller max_tokens_per_micro_batch bounds the memory"),
+    "label_smoothing_factor": ((0.0,), "only SFT smooths its targets (DPO and CPO have label_smoothing); leave it out"),
+    "neftune_noise_alpha": ((None, 0.0), "only SFT adds noise to embeddings; leave it out"),
+}
 _SHARDED = "sharding over devices is not built yet; use plain data parallelism (`accelerate launch`), or one device"
 
 
@@ -57,6 +69,7 @@ class BaseConfig(TrainingArguments):
     """Defaults that differ from transformers', and settings of the run directory."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {}
+    no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = _NO_EFFECT
 
     output_dir: str | None = setting("runs/run", "Where checkpoints, the record and summary.json go.")
     logging_steps: float = setting(1, "Log every so many steps.")
@@ -89,6 +102,9 @@ class BaseConfig(TrainingArguments):
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
         super().__post_init__()
+        for name, (harmless, why) in self.no_effect.items():
+            if getattr(self, name) not in harmless:
+                raise UserError(f"{name}={getattr(self, name)!r} would have no effect: {why}")
         if self.logging_nan_inf_filter:
             raise UserError("logging_nan_inf_filter hides a loss that is not finite; leave it at False")
         if self.fsdp or self.deepspeed:

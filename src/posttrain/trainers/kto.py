@@ -40,6 +40,9 @@ OWN, OTHER = slice(0, 1), slice(1, 2)  # of an example's completions: the row's,
 class KTOConfig(ReferenceConfig):
     """Names and defaults are TRL's; rows are shuffled, since the mismatched completion goes with its row."""
 
+    _strategies = ("random", "sequential")  # TRL asks for the second, because its mismatched completions come from the neighbour in a batch
+    no_effect = ReferenceConfig.no_effect | {"train_sampling_strategy": (_strategies, ReferenceConfig.no_effect["train_sampling_strategy"][1])}
+
     loss_type: str = setting("kto", f"Which loss: {', '.join(LOSSES)}. The second measures against 0 instead of z.")
     desirable_weight: float = setting(1.0, "Weight of good completions. With few of them raise it, so that good and bad weigh about the same.")
     undesirable_weight: float = setting(1.0, "Weight of bad completions.")

@@ -29,6 +29,10 @@ class SFTConfig(BaseConfig):
         "router_aux_loss_coef": (None, "the auxiliary loss of mixture-of-experts routers is not built; leave it out"),
     }
 
+    no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        name: why for name, why in BaseConfig.no_effect.items() if name not in ("label_smoothing_factor", "neftune_noise_alpha")
+    }
+
     learning_rate: float = setting(2e-5, "AdamW's learning rate.")
     max_length: int | None = setting(1024, "Longer examples are cut at their end; None keeps them whole. With packing: the size of a bin.")
     shuffle_dataset: bool = setting(True, "A new order each epoch, drawn from (seed, epoch). A stream is shuffled within 1,000 rows.")
