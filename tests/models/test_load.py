@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlavaConfig, PreTrainedTokenizerFast, T5Config
 
 from posttrain.errors import UserError
-from posttrain.models.load import context_length, load_model, load_tokenizer, prepare_model, stop_token_ids
+from posttrain.models.load import context_length, load_model, load_tokenizer, prepare_model, stop_token_ids, without_dropout
 from posttrain.ops.attention import NAME
 from posttrain.policy import load_policy
 
@@ -69,6 +69,19 @@ def test_stop_tokens_are_all_of_the_generation_config_and_the_tokenizers(directo
 def test_a_missing_padding_token_becomes_eos(directory):
     tokenizer = load_tokenizer(str(directory))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "dropout"),
+    [("qwen2", {"attention_dropout": 0.5}), ("gpt2", {"attn_pdrop": 0.5, "resid_pdrop": 0.5}), ("gpt neox", {"attention_dropout": 0.5})],
+)
+def test_no_dropout_is_left_where_none_is_wanted(tiny, family, dropout):
+    model = tiny(family, **dropout).train()
+    prepare_model(model)
+    ids = torch.arange(1, 13)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    without_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_the_context_length_is_the_configs(directory):

@@ -53,6 +53,16 @@ def prepare_model(model: nn.Module) -> None:
         base.set_attn_implementation("eager")
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: modules, and the numbers that some layers hand to attention or to a function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
     check_exists(name)

@@ -27,7 +27,7 @@ from posttrain.data.stream import PackItem, Stream, pack
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.adapters import add_lora
 from posttrain.models.forward import StreamLogprobs, make_logprobs
-from posttrain.models.load import load_tokenizer, prepare_model
+from posttrain.models.load import load_tokenizer, prepare_model, without_dropout
 from posttrain.models.merge import load_trainable
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
@@ -73,9 +73,7 @@ class BaseTrainer(Trainer):
         if peft_config is not None:
             model = add_lora(model, peft_config)  # type: ignore[assignment]
         if args.disable_dropout:
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            without_dropout(model)
         self.metrics = Metrics()
         self.recorder = Recorder(token_groups=args.record_tokens_of, max_token_bytes=args.record_megabytes * 2**20)
         self.view = TerminalView(note=self.recorder.note)
