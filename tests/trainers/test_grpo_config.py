@@ -62,6 +62,8 @@ def test_an_unknown_setting_names_the_nearest_one():
         ({"sync_ref_model": True}, "beta"),
         ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter"),
         ({"use_liger_kernel": True}, "fused"),
+        ({"beta": -0.1}, "away from its reference"),
+        ({"kl_estimator": "k1_in_reward", "multi_objective_aggregation": "normalize_then_sum"}, "its own deviation"),
         ({"neftune_noise_alpha": 5.0}, "no effect: only SFT"),
         ({"label_smoothing_factor": 0.1}, "no effect: only SFT"),
         ({"train_sampling_strategy": "group_by_length"}, "shuffle_dataset"),

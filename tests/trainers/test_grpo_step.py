@@ -1,6 +1,7 @@
 """One whole GRPO step, rollout to weights, against a plain implementation: transformers rows, log_softmax, loops."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -42,6 +43,28 @@ def test_temperature_divides_the_trainers_logits_too(make_trainer, temperature):
     trainer.train()
     logs = [log for log in trainer.state.log_history if "ratio" in log]
     assert all(log["sampling/logp_difference/max"] < 1e-4 for log in logs)
+
+
+@pytest.mark.parametrize("budget", [None, 16], ids=["one micro-batch", "many"])
+def test_the_entropy_bonus_is_a_mean_over_the_tokens_that_are_trained(make_trainer, monkeypatch, budget):
+    """Equal rewards leave the bonus alone in the loss."""
+    settings = {"entropy_coef": 0.5, "top_entropy_quantile": 0.3, "max_tokens_per_micro_batch": budget, "max_steps": 1}
+    trainer = make_trainer(reward=lambda completions, **_: [1.0] * len(completions), **settings)
+    seen = []
+    note = trainer.note_update
+
+    def watched(batch, logps, entropy, terms):
+        seen.extend(entropy[batch.mask].tolist())
+        note(batch, logps, entropy, terms)
+
+    monkeypatch.setattr(trainer, "note_update", watched)
+    trainer.train()
+    seen.sort(reverse=True)
+    place = 0.3 * (len(seen) - 1)
+    undecided = seen[: math.floor(place) + 1]  # the quantile lies between two of them, or on one
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(-0.5 * sum(undecided) / len(undecided), rel=1e-5)
+    assert log["entropy_coef"] == 0.5
 
 
 def test_reward_rises(make_trainer):

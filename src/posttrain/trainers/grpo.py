@@ -108,7 +108,8 @@ class GRPOTrainer(OnlineTrainer):
         )
         self._entropy_of_step = [0.0, 0.0]  # sum over trained tokens and their count, of this process, since the last update
         self._window_rows: list[Row] = []  # of the update in progress, of this process, those without a gradient too
-        self._threshold: torch.Tensor | None = None  # entropy above which tokens are trained; None: all
+        self._threshold: torch.Tensor | None = None  # entropy above which the policy term of tokens is trained; None: of all
+        self._undecided = 0  # tokens of the update in progress that reach it, over all processes
 
     @property
     def kl_in_reward(self) -> bool:
@@ -166,32 +167,39 @@ class GRPOTrainer(OnlineTrainer):
     def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
         self._between_updates()
         batches = super().window(micro_steps)
-        self._threshold = self._entropy_threshold() if self.args.top_entropy_quantile < 1 else None
+        self._threshold, self._undecided = None, self.num_tokens
+        if self.args.top_entropy_quantile < 1:
+            entropies = self._entropies()
+            self._threshold = entropy_threshold(entropies, self.args.top_entropy_quantile)
+            self._undecided = int((entropies >= self._threshold).sum())
         return batches
 
     def _between_updates(self) -> None:
-        """Once per optimizer step the entropy coefficient moves."""
+        """Once per optimizer step the entropy coefficient moves, and is noted."""
         parts = gather_json(self._entropy_of_step, self.args.device)
         total, count = (sum(part[i] for part in parts) for i in (0, 1))
         self._entropy_of_step = [0.0, 0.0]
         if count:
             self.entropy.update(total / count)
+        if self.args.use_adaptive_entropy or self.entropy.coef:
+            self.metrics.note("entropy_coef", self.entropy.coef)
 
-    def _entropy_threshold(self) -> torch.Tensor:
-        """Over all trained tokens of the update, on all processes (TRL: of a micro-batch)."""
+    def _entropies(self) -> torch.Tensor:
+        """(N,) of all trained tokens of the update, on all processes (TRL: of a micro-batch)."""
         values: list[float] = []
         with self.frozen(self.model_wrapped) as module:
             for batch in self.micro_batches(self._window_rows, [0.0] * len(self._window_rows)):
                 entropy = self.logprobs(module, batch.stream, self.sampling.temperature).entropy
                 values += entropy[batch.mask].tolist()
         everyone = [value for part in gather_json(values, self.args.device) for value in part]
-        return entropy_threshold(torch.tensor(everyone, device=self.args.device), self.args.top_entropy_quantile)
+        return torch.tensor(everyone, device=self.args.device)
 
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
         bonus = bool(self.entropy.current)
         logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus)[:2]  # (B, T) each; never (B, T, V)
+        undecided = None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold)  # (B, T)
         terms = policy_terms(
             logps,
             batch.old_logps,
@@ -201,15 +209,16 @@ class GRPOTrainer(OnlineTrainer):
             options=self.options,
             ref_logps=batch.ref_logps,
             sampling_logps=batch.sampler_logps,
-            policy_mask=None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold),
+            policy_mask=undecided,
         )
         loss = (terms.per_token * batch.weights[:, None]).sum()
+        mask = batch.mask if undecided is None else undecided
         if bonus:
-            loss = loss + entropy_bonus(entropy, batch.mask, coef=self.entropy.current, num_tokens=self.num_tokens)
+            loss = loss + entropy_bonus(entropy, mask, coef=self.entropy.current, num_tokens=self._undecided)
         self.note_update(batch, logps, entropy, terms)
         if self.args.use_adaptive_entropy:
             total, count = self._entropy_of_step
-            self._entropy_of_step = [total + float((entropy.detach() * batch.mask).sum()), count + float(batch.mask.sum())]
+            self._entropy_of_step = [total + float((entropy.detach() * mask).sum()), count + float(mask.sum())]
         return loss * self.args.world_size
 
     # Resuming

@@ -47,7 +47,9 @@ class GRPOConfig(OnlineConfig):
     top_entropy_quantile: float = setting(
         1.0, "Train the policy term on this share of tokens with the highest entropy, over the whole window. 1.0 is all."
     )
-    entropy_coef: float = setting(0.0, "Weight of an entropy bonus, a mean over the trained tokens for every loss type.")
+    entropy_coef: float = setting(
+        0.0, "Weight of an entropy bonus, for every loss type a mean over the tokens whose policy term is trained (top_entropy_quantile)."
+    )
     use_adaptive_entropy: bool = setting(False, "Let the coefficient rise while entropy is below entropy_target and fall above it.")
     entropy_coef_min: float = setting(0.0, "Lower bound of the adaptive coefficient.")
     entropy_coef_max: float = setting(1.0, "Upper bound of the adaptive coefficient.")
@@ -76,6 +78,13 @@ class GRPOConfig(OnlineConfig):
         if self.use_adaptive_entropy and not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
             raise UserError(
                 f"entropy_coef={self.entropy_coef} must lie between entropy_coef_min={self.entropy_coef_min} and entropy_coef_max={self.entropy_coef_max}"
+            )
+        if self.beta < 0:
+            raise UserError(f"beta={self.beta}: a negative weight would push the policy away from its reference; set it to 0 or more")
+        if self.kl_estimator == "k1_in_reward" and self.multi_objective_aggregation == "normalize_then_sum":
+            raise UserError(
+                "kl_estimator='k1_in_reward' makes the KL one of the rewards, and multi_objective_aggregation='normalize_then_sum' would divide it by "
+                "its own deviation, so that beta means nothing; use 'k2' or 'k3', or 'sum_then_normalize'"
             )
         if self.sync_ref_model and not self.beta:
             raise UserError("sync_ref_model moves a reference, but beta=0.0 uses none; set beta, or leave sync_ref_model out")
