@@ -1,6 +1,7 @@
 """What cannot work is refused in a sentence that names the cause and the fix, and nothing half-written is left behind."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain import GRPOConfig, GRPOTrainer
+from posttrain import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from posttrain.errors import RewardError, TrainingError, UserError
 from posttrain.trainers import checkpoints
 
@@ -53,6 +54,24 @@ def test_a_prompt_longer_than_the_context(make_trainer, rows):
 
 def test_a_model_path_that_does_not_exist(make_trainer):
     refused(make_trainer, "no model directory", model="/no/such/model")
+
+
+@pytest.mark.parametrize("trainer_class", [SFTTrainer, RewardTrainer, DPOTrainer])
+def test_code_that_a_tokenizer_brings_along_runs_only_when_it_is_trusted(trainer_class, tmp_path, make_model, tokenizer, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    made = tmp_path / "made"
+    make_model().save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    (made / "own.py").write_text("from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n")
+    config = json.loads((made / "tokenizer_config.json").read_text())
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (made / "tokenizer_config.json").write_text(json.dumps(config | own))
+    rows = [{"text": "1+1=2"}] if trainer_class is SFTTrainer else [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}]
+    config_class = {SFTTrainer: SFTConfig, RewardTrainer: RewardConfig, DPOTrainer: DPOConfig}[trainer_class]
+    settings = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "max_length": 16}
+    for trusted in (True, False):
+        trainer = trainer_class(str(made), args=config_class(**settings, trust_remote_code=trusted), train_dataset=rows)
+        assert (type(trainer.tokenizer).__name__ == "OwnTokenizer") == trusted
 
 
 def test_no_reward(make_trainer):

@@ -69,7 +69,7 @@ class BaseTrainer(Trainer):
             model = load_trainable(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
         else:
             prepare_model(model)
-        self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name)
+        self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         if peft_config is not None:
             model = add_lora(model, peft_config)  # type: ignore[assignment]
         if args.disable_dropout:

@@ -97,7 +97,8 @@ class RewardTrainer(OfflineTrainer):
     ) -> None:
         args = args or RewardConfig()
         name = model if isinstance(model, str) else model.config._name_or_path
-        tokenizer = with_own_padding(processing_class if processing_class is not None else load_tokenizer(name))
+        loaded = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+        tokenizer = with_own_padding(loaded)
         if isinstance(model, str):
             model = load_reward_model(model, seed=args.seed, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
         else:

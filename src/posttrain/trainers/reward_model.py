@@ -38,7 +38,7 @@ class ModelReward:
             raise UserError(
                 f"'{model}' is a language model without a trained score; train it with `posttrain reward-model`, and give what that saved"
             )
-        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
+        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name, trust_remote_code=loading.get("trust_remote_code", False))
         self.model.eval().requires_grad_(False)
         self._scores = make_scores(self.model)
 

@@ -246,7 +246,7 @@ def _with_template(
 ) -> tuple[str | PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and its tokenizer with the chat template and the end token that the settings ask for."""
     name = model if isinstance(model, str) else model.config._name_or_path
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
+    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     if args.reply_opening is not None and args.chat_template_path is None:
         raise UserError("reply_opening goes with chat_template_path: plain or chatml; for another template write it into the template")
     if args.chat_template_path is not None and set_chat_template(tokenizer, args.chat_template_path, args.reply_opening):
