@@ -70,6 +70,8 @@ class BaseConfig(TrainingArguments):
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {}
     no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = _NO_EFFECT
+    # The least value of a setting, where one is given.
+    lowest: ClassVar[dict[str, float]] = {"max_tokens_per_micro_batch": 1, "record_tokens_of": 0, "record_megabytes": 0}
 
     output_dir: str | None = setting("runs/run", "Where checkpoints, the record and summary.json go.")
     logging_steps: float = setting(1, "Log every so many steps.")
@@ -102,6 +104,10 @@ class BaseConfig(TrainingArguments):
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
         super().__post_init__()
+        for name, lowest in self.lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UserError(f"{name}={value}: set it to {lowest} or more")
         for name, (harmless, why) in self.no_effect.items():
             if getattr(self, name) not in harmless:
                 raise UserError(f"{name}={getattr(self, name)!r} would have no effect: {why}")

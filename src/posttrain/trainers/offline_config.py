@@ -68,6 +68,8 @@ class OfflineConfig(BaseConfig):
 class ReferenceConfig(OfflineConfig):
     """Where the reference's log-probs come from."""
 
+    lowest: ClassVar[dict[str, float]] = BaseConfig.lowest | {"ref_model_mixup_alpha": 0, "ref_model_sync_steps": 1}
+
     precompute_ref_log_probs: bool = setting(
         False,
         "Compute the reference's log-probs once, before training, and keep them in output_dir (reference.safetensors): no reference model is held "

@@ -56,6 +56,18 @@ class OnlineConfig(BaseConfig):
         "max_prompt_length": (None, "prompts are never cut; filter long rows from the dataset"),
     }
 
+    lowest: ClassVar[dict[str, float]] = BaseConfig.lowest | {
+        "generation_batch_size": 1,
+        "steps_per_generation": 1,
+        "num_iterations": 1,
+        "num_generations_eval": 1,
+        "max_turns": 1,
+        "max_turn_tokens": 1,
+        "max_concurrent_completions": 1,
+        "max_resampling_rounds": 0,
+        "ref_model_mixup_alpha": 0,
+        "ref_model_sync_steps": 1,
+    }
     fewest_generations: ClassVar[int] = 2
     why_so_many: ClassVar[str] = "GRPO compares the completions of a group with each other"
 
@@ -114,8 +126,6 @@ class OnlineConfig(BaseConfig):
         super().__post_init__()
         if self.num_generations < self.fewest_generations:
             raise UserError(f"num_generations={self.num_generations}: {self.why_so_many}; set it to {self.fewest_generations} or more")
-        if self.num_iterations < 1:
-            raise UserError(f"num_iterations={self.num_iterations}: set it to 1 or more")
         self._check_sampling()
         self._resolve_turns()
         if self.engine not in ("local", "hf"):
@@ -146,10 +156,8 @@ class OnlineConfig(BaseConfig):
             if self.max_turns not in (None, self.max_tool_calling_iterations + 1):
                 raise UserError("max_turns and max_tool_calling_iterations (which is one less) are two names for one thing; set only one of them")
             self.max_turns = self.max_tool_calling_iterations + 1
-        for name in ("max_turns", "max_turn_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}: set it to 1 or more")
+            if self.max_turns < 1:
+                raise UserError(f"max_tool_calling_iterations={self.max_tool_calling_iterations}: set it to 0 or more")
 
     def _resolve_batch(self) -> None:
         """Fill steps_per_generation and generation_batch_size from each other, as TRL does."""

@@ -41,6 +41,10 @@ class PPOConfig(OnlineConfig):
         "micro_batch_size": (None, _DERIVED),
         "num_total_batches": (None, _DERIVED),
     }
+    lowest: ClassVar[dict[str, float]] = {
+        **{"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "cliprange": 0, "cliprange_value": 0, "vf_coef": 0},
+        **OnlineConfig.lowest,
+    }
     fewest_generations = 1
     why_so_many = "a prompt needs a completion"
 
@@ -71,9 +75,6 @@ class PPOConfig(OnlineConfig):
     )
 
     def __post_init__(self) -> None:
-        for name, lowest in _LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"{name}={getattr(self, name)}: set it to {lowest} or more")
         if self.num_iterations not in (1, self.num_ppo_epochs):
             raise UserError("num_iterations is called num_ppo_epochs in PPO; set only that")
         self.num_iterations = self.num_ppo_epochs
@@ -100,6 +101,3 @@ class PPOConfig(OnlineConfig):
                 f"steps_per_generation={self.steps_per_generation}, but gradient_accumulation_steps x num_mini_batches = {steps}; set num_mini_batches only"
             )
         self.steps_per_generation = steps
-
-
-_LOWEST = {"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "cliprange": 0, "cliprange_value": 0, "vf_coef": 0}
