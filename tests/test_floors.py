@@ -32,12 +32,15 @@ FLOOR = {
     "envs": 3,
     "tracking": 3,
     "trainers": 4,
-    "probe": 4,
     "plan": 4,
+    "simulate": 4,
     "policy": 4,
     "export": 5,
     "exam": 5,
+    "probe": 5,
+    "doctor": 5,
     "demo": 5,
+    "watch": 5,
     "cli": 6,
 }
 # On these floors parts may import each other: the nouns and their errors; what composes; what shows it.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.evaluation import mcnemar
 from posttrain.exam import Paper, sit_exam
+from posttrain.models.load import stop_token_ids
+from posttrain.probe import Probe, probe
 from posttrain.rewards import Rubric
 from posttrain.trainers.grpo import GRPOTrainer
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.sft import SFTConfig, SFTTrainer
-from posttrain.types import Task
+from posttrain.types import Sampling, Task
 
 MAX_NEW_TOKENS = 12  # a worked answer has at most 10 tokens and an end
 EXAM_SIZE = 500
@@ -98,13 +101,16 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     before = _exam(model, tokenizer, tasks, rubric)
     console.print(f"         greedy {before.accuracy}")
 
-    console.print(f"\n[bold]3 grpo[/]   {PROMPTS} prompts x {GENERATIONS} completions per step · rubric: a number ±1, the right one ±3")
     prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
+    found = _probe(model, tokenizer, prompts, rubric, seed)
+    console.print(f"\n[bold]3 probe[/]  {_probed(found)}")
+
+    console.print(f"\n[bold]4 grpo[/]   {PROMPTS} prompts x {GENERATIONS} completions per step · rubric: a number ±1, the right one ±3")
     trainer = GRPOTrainer(model, rubric, grpo_config(seed, out, quick), prompts, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(str(out / "model"))
 
-    console.print("\n[bold]4 exam[/]   the same sums")
+    console.print("\n[bold]5 exam[/]   the same sums")
     after = _exam(model, tokenizer, tasks, rubric)
     p = mcnemar(before.right, after.right)
     gain = 100 * (after.accuracy.value - before.accuracy.value)
@@ -116,6 +122,7 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     with (out / "exam.jsonl").open("w") as file:
         file.writelines(json.dumps({"prompt": row["prompt"], "answer": row["answer"]}) + "\n" for row in exam_rows)
     summary = {"before": _scores(before), "after": _scores(after), "p_value": p, "seconds": seconds, "seed": seed, "max_new_tokens": MAX_NEW_TOKENS}
+    summary["probe"] = {"verdict": found.verdict, "signal": asdict(found.signal[GENERATIONS]), "pass_at_1": asdict(found.pass_at[1])}
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     console.print(f"\n{seconds:.0f} s in all. The same exam again:  posttrain eval {output_dir}")
     console.print("Do it yourself:  posttrain grpo arithmetic.yaml      Your own task: see the README")
@@ -154,6 +161,18 @@ def grpo_config(seed: int, out: Path, quick: bool) -> GRPOConfig:
 
 def _exam(model: Any, tokenizer: Any, tasks: list[Task], rubric: Rubric) -> Paper:
     return sit_exam(model, tokenizer, tasks, rubric, max_new_tokens=MAX_NEW_TOKENS)
+
+
+def _probe(model: Any, tokenizer: Any, rows: list[dict[str, str]], rubric: Rubric, seed: int) -> Probe:
+    """Two steps' worth of completions, from the prompts that GRPO is going to see."""
+    tasks = [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(rows)]
+    sampling = Sampling(MAX_NEW_TOKENS, stop_token_ids=stop_token_ids(model, tokenizer))
+    return probe(model, tokenizer, tasks, rubric, sampling, num_generations=GENERATIONS, groups_per_rollout=PROMPTS, seed=seed)
+
+
+def _probed(found: Probe) -> str:
+    ever, sampled = found.pass_at[found.k], found.pass_at[1]
+    return f"p > 0 for {ever.value:.0%} of {found.n} prompts · {sampled.value:.0%} of completions right · {found.verdict}"
 
 
 def _scores(paper: Paper) -> dict[str, Any]:

@@ -1,14 +1,29 @@
-"""Statistics of an exam: how sure is an accuracy, and did it really change? Standard library only; whoever sits the exam is elsewhere.
+"""Statistics of an exam: how sure is an accuracy, did it really change, and what would groups of G completions show? Standard library only.
 
-n questions, k of them right. Intervals are Wilson's, comparisons on the same questions are McNemar's exact test.
+n questions. Answered once, k of them right: Wilson's or Clopper and Pearson's interval, and McNemar's exact test. Answered several times: questions are
+what was drawn at random, so intervals and tests work on one value a question. Whoever sits the exam is elsewhere.
 """
 
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, variance
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over questions, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 @dataclass(frozen=True)
@@ -30,15 +45,161 @@ class Proportion:
 
 def wilson(right: int, n: int, confidence: float = 0.95) -> Proportion:
     """Wilson's score interval (1927, eq. 6): unlike p +- 2 standard errors it stays within 0 and 1 and is not empty at 0 of n."""
-    if not 0 <= right <= n or n == 0:
-        raise ValueError(f"{right} right of {n} is not a proportion")
+    _check_count(right, n)
+    low, high = _score_interval(right / n, n, confidence)
+    return Proportion(right, n, low, high)
+
+
+def _score_interval(p: float, n: float, confidence: float) -> tuple[float, float]:
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p, spread = right / n, z * z / n
+    spread = z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    low = 0.0 if right == 0 else centre - half  # exactly 0 and 1 at the ends: rounding must not pass them
-    high = 1.0 if right == n else centre + half
+    # exactly 0 and 1 at the ends: rounding must not pass them
+    return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
+
+
+def clopper_pearson(right: int, n: int, confidence: float = 0.95) -> Proportion:
+    """The exact interval (Clopper and Pearson 1934): it covers at least as often as it says, for every p and n."""
+    _check_count(right, n)
+    tail = (1 - confidence) / 2
+    low = 0.0 if right == 0 else _beta_quantile(tail, right, n - right + 1)
+    high = 1.0 if right == n else _beta_quantile(1 - tail, right + 1, n - right)
     return Proportion(right, n, low, high)
+
+
+def _check_count(right: int, n: int) -> None:
+    if not 0 <= right <= n or n == 0:
+        raise ValueError(f"{right} right of {n} is not a proportion")
+
+
+def _beta_quantile(q: float, a: float, b: float) -> float:
+    """x with I_x(a, b) = q, by halving."""
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _beta_cdf(middle, a, b) < q else (low, middle)
+    return middle
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b): its continued fraction (DLMF 8.17.22), evaluated from the front."""
+    if x > (a + 1) / (a + b + 2):  # where the fraction of the mirror image converges faster
+        return 1 - _beta_cdf(1 - x, b, a)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    fraction, above, below = 1.0, 1.0, 0.0  # of neighbouring convergents
+    for m in range(1, 1000):
+        half = m // 2
+        if m % 2 == 0:
+            term = half * (b - half) * x / ((a + m - 1) * (a + m))
+        else:
+            term = -(a + half) * (a + b + half) * x / ((a + m - 1) * (a + m))
+        below = 1 / (1 + term * below)
+        above = 1 + term / above
+        fraction *= above * below
+        if abs(above * below - 1) < 1e-15:
+            break
+    return front / fraction
+
+
+# Several answers a question
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """The chance that k of n answers, `right` of which are right, hold a right one: 1 - C(n - right, k) / C(n, k).
+
+    The unbiased estimate of pass@k from n answers to a question (Chen et al. 2021, arXiv:2107.03374, eq. 1). Raises ValueError for k above n.
+    """
+    _check_count(right, n)
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} cannot be estimated from {n} answers to a question: it takes {k} or more")
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def chance_of(count: int, n: int, size: int) -> float:
+    """The chance that `size` of n things, drawn without putting back, all belong to the `count` of a kind."""
+    return math.comb(count, size) / math.comb(n, size)
+
+
+def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
+    """The chance that no two of `size` completions, drawn from these without putting back, got different rewards: a group without signal.
+
+    The unbiased estimate of how often a training group of that size is silent. None: not scored, and so not compared.
+    """
+    n = len(rewards)
+    if not 1 <= size <= n:
+        raise ValueError(f"groups of {size} cannot be judged by {n} completions of a prompt: it takes {size} or more")
+    counts = Counter(rewards)
+    unscored = counts.pop(None, 0)
+    nothing_scored = math.comb(unscored, size)
+    silent = sum(math.comb(count + unscored, size) - nothing_scored for count in counts.values()) + nothing_scored
+    return silent / math.comb(n, size)
+
+
+def rate(values: Sequence[float], answers: int, confidence: float = 0.95) -> Estimate:
+    """The mean of a value in [0, 1] a question (a share of its answers, a pass@k), each from `answers` answers.
+
+    Wilson's interval for as many independent answers as would scatter like these means do (the effective sample size of cluster samples; Korn and
+    Graubard 1998): never fewer than there are questions, never more than there are answers.
+    """
+    n, mean = len(values), fmean(values)
+    scatter = variance(values) / n if n > 1 else 0.0
+    effective = mean * (1 - mean) / scatter if scatter > 0 else n
+    return Estimate(mean, *_score_interval(mean, min(max(effective, n), n * answers), confidence))
+
+
+def bootstrap(values: Sequence[float], *, bounds: tuple[float, float] = (0.0, 1.0), confidence: float = 0.95, rounds: int = 2000) -> Estimate:
+    """The mean of one value a question, whatever its distribution; `bounds`: the least and most a value can be.
+
+    Questions are drawn again; the percentiles are widened to those of Student's t for so few questions (Hesterberg 2015, section 5). Where all values
+    are equal the sample says nothing of their scatter: then the exact bound on the share of other values holds, each as far away as it can be.
+    """
+    n, mean = len(values), fmean(values)
+    if min(values) == max(values):
+        other = clopper_pearson(0, n, confidence).high
+        return Estimate(mean, mean - other * (mean - bounds[0]), mean + other * (bounds[1] - mean))
+    means = sorted(_redrawn(values, rounds))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _student(0.5 + confidence / 2, n - 1))
+    return Estimate(mean, _quantile(means, tail), _quantile(means, 1 - tail))
+
+
+def _redrawn(values: Sequence[float], rounds: int) -> list[float]:
+    rng = random.Random(0)  # an interval is a function of the data
+    return [fmean(rng.choices(values, k=len(values))) for _ in range(rounds)]
+
+
+def forecast(chances: Sequence[float], count: int, confidence: float = 0.95, rounds: int = 2000) -> Estimate:
+    """The share of `count` new questions that will show something which questions like these show with these chances.
+
+    It holds both uncertainties: of the chance (questions drawn again, as in `bootstrap`) and of the `count` coins that are thrown with it.
+    """
+    rng = random.Random(1)
+    mean = fmean(chances)
+    certain = min(chances) == max(chances) and mean in (0.0, 1.0)
+    edge = clopper_pearson(0, len(chances), confidence).high if certain else 0.0  # exceptions that no question has shown yet
+    shares = sorted(_heads(rng, abs(redrawn - edge), count) / count for redrawn in _redrawn(chances, rounds))
+    tail = (1 - confidence) / 2
+    return Estimate(mean, min(_quantile(shares, tail), mean), max(_quantile(shares, 1 - tail), mean))
+
+
+def _heads(rng: random.Random, chance: float, count: int) -> int:
+    return sum(rng.random() < chance for _ in range(count))
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float:
+    """Between neighbours linearly."""
+    place = q * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def _student(q: float, degrees: int) -> float:
+    """Student's t quantile for q > 1/2, from the beta distribution of degrees / (degrees + t * t)."""
+    x = _beta_quantile(2 * (1 - q), degrees / 2, 0.5)
+    return math.sqrt(degrees * (1 - x) / x)
+
+
+# Two models, the same questions
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
@@ -46,8 +207,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
 
     Only questions that changed count: under the null hypothesis each went either way with probability 1/2 (McNemar 1947, exact binomial form).
     """
-    if len(before) != len(after):
-        raise ValueError(f"a paired test needs the same questions: {len(before)} before, {len(after)} after")
+    _check_pairs(before, after)
     gained = sum(1 for old, new in zip(before, after, strict=True) if new and not old)
     lost = sum(1 for old, new in zip(before, after, strict=True) if old and not new)
     changed = gained + lost
@@ -56,3 +216,47 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
         term = term * (changed - k) // (k + 1)
         tail += term
     return min(1.0, 2 * tail / 2**changed)
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95) -> Estimate:
+    """How much oftener `after` is right, on the same questions: Wilson's intervals of the two, put together with their correlation.
+
+    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10. Like Wilson's it is not empty where few changed.
+    """
+    _check_pairs(before, after)
+    old, new = (wilson(sum(given), len(given), confidence) for given in (before, after))
+    both = sum(then and now for then, now in zip(before, after, strict=True))
+    margins = old.right * new.right * (old.n - old.right) * (new.n - new.right)
+    agreement = both * old.n - old.right * new.right  # above 0 it is corrected for continuity
+    agreement = max(0, agreement - old.n / 2) if agreement > 0 else agreement
+    correlation = agreement / math.sqrt(margins) if margins else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
+
+    difference = new.value - old.value
+    low, high = reach(new.value - new.low, old.high - old.value), reach(new.high - new.value, old.value - old.low)
+    return Estimate(difference, difference - low, difference + high)
+
+
+def permutation(before: Sequence[float], after: Sequence[float], rounds: int = 20_000) -> float:
+    """Two-sided p-value that the values of the two, one a question, have the same mean: the signs of the differences are drawn anew.
+
+    Of `rounds` draws; the data count as one more, so that it is never 0 and never too small (Phipson and Smyth 2010). Not below 1 / (rounds + 1).
+    """
+    _check_pairs(before, after)
+    differences = [new - old for old, new in zip(before, after, strict=True) if new != old]
+    sizes = Counter(abs(difference) for difference in differences)
+    observed = abs(math.fsum(differences)) - 1e-9  # sums of the same terms in another order
+    rng = random.Random(0)
+
+    def drawn() -> float:
+        """Of m differences of one size, as many are positive as a random number of m bits has ones."""
+        return math.fsum(size * (2 * rng.getrandbits(count).bit_count() - count) for size, count in sizes.items())
+
+    return (1 + sum(abs(drawn()) >= observed for _ in range(rounds))) / (1 + rounds)
+
+
+def _check_pairs(before: Sequence[object], after: Sequence[object]) -> None:
+    if len(before) != len(after):
+        raise ValueError(f"a paired test needs the same questions: {len(before)} before, {len(after)} after")

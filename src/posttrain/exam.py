@@ -1,4 +1,4 @@
-"""An exam: a model answers held-out prompts and a rubric says which answers are right. Greedy unless told otherwise.
+"""An exam: a model answers held-out prompts and a rubric says which answers are right. Greedy and once, unless told otherwise.
 
 The statistics of the result stand in evaluation.py; this sits between models, engine and rewards.
 """
@@ -14,10 +14,13 @@ from posttrain.envs import Environment
 from posttrain.evaluation import Proportion, wilson
 from posttrain.models.load import stop_token_ids
 from posttrain.rewards import Rubric
+from posttrain.rewards.policy import BASE, FailurePolicy
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.stage import make_stage
-from posttrain.types import Engine, Rollout, Sampling, Task
+from posttrain.types import Engine, Group, Rollout, Sampling, Task
+
+EXAM_STEP, PROBE_STEP = -2, -3  # keys of random numbers that neither a training step (0, 1, ...) nor its evaluation (-1) uses
 
 
 @dataclass(frozen=True)
@@ -38,42 +41,59 @@ class Paper:
 
 
 def sit_exam(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], rubric: Rubric, *, max_new_tokens: int, temperature: float = 0.0, **asked: Any
+) -> Paper:
+    """One completion per task, greedy at temperature 0. With an environment it is a whole episode, of at most `max_new_tokens` in all.
+
+    asked: what `answers` takes besides: seed, engine, environment and its limits, keywords of the chat template.
+    """
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stop_token_ids(model, tokenizer))
+    rollouts = [group.rollouts[0] for group in answers(model, tokenizer, tasks, rubric, sampling, **asked)]
+    return Paper(list(tasks), rollouts, [rubric.is_right(rollout) is True for rollout in rollouts])
+
+
+def answers(
     model: Any,
     tokenizer: Any,
     tasks: Sequence[Task],
     rubric: Rubric,
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
+    num_generations: int = 1,
     seed: int = 0,
+    step: int = EXAM_STEP,
     engine: Engine | None = None,
     environment: Environment | None = None,
     max_turns: int | None = None,
     max_turn_tokens: int | None = None,
+    reward_policy: FailurePolicy = BASE,
+    env_on_error: str = "stop",
     **chat_template_kwargs: Any,
-) -> Paper:
-    """One completion per task, greedy at temperature 0. With an environment it is a whole episode, of at most `max_new_tokens` in all."""
+) -> list[Group]:
+    """`num_generations` completions of each task, scored while others are still drawn: what a rollout of training is, without training.
+
+    reward_policy: what happens when a reward breaks that does not say so itself. env_on_error: "drop" leaves episodes of a broken environment unscored.
+    """
     engine = engine or LocalEngine(tokenizer)
-    stops = stop_token_ids(model, tokenizer)
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stops)
     stage, prompt_ids = None, []
     if environment is None:
         prompt_ids = [encode_prompt(tokenizer, task.prompt, **chat_template_kwargs) for task in tasks]
     else:
-        limits = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens}
-        stage = make_stage(environment, tokenizer, stops, **limits, **chat_template_kwargs)
-    with engine.serving(model, version=0):
-        groups = play(
-            list(tasks),
-            prompt_ids,
-            engine,
-            sampling,
-            num_generations=1,
-            seed=seed,
-            step=-2,  # a key of its own: neither a training step's nor evaluation's
-            decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            stage=stage,
-        )
-    rubric.score(groups)
-    rollouts = [group.rollouts[0] for group in groups]
-    return Paper(list(tasks), rollouts, [rubric.is_right(rollout) is True for rollout in rollouts])
+        limits: dict[str, Any] = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens, "on_error": env_on_error}
+        stage = make_stage(environment, tokenizer, sampling.stop_token_ids, **limits, **chat_template_kwargs)
+    with rubric.scoring(default=reward_policy) as scoring:
+        with engine.serving(model, version=0):
+            groups = play(
+                list(tasks),
+                prompt_ids,
+                engine,
+                sampling,
+                num_generations=num_generations,
+                seed=seed,
+                step=step,
+                decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+                on_group=scoring.add,
+                stage=stage,
+            )
+        rubric.fill(groups, scoring)
+    return groups

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.cli import fit
 from posttrain.cli.kinds import Kind
 from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, is_reward_model
 from posttrain.cli.values import nearest, read_settings
@@ -35,20 +36,11 @@ def hide_progress_bars() -> None:
 
 def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
     """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes nowhere)."""
-    config, given = kind.config_class(), getattr(recipe, kind.section)
-    settings = read_settings(kind.section, given, config, kind.title)
-    if kind.is_online:
-        _join(settings, kind.section, "engine", recipe.engine.kind, "engine.kind", default="local")
-        for name, value in recipe.env.settings().items():
-            _join(settings, kind.section, name, value, f"env.{name}", default=None)
-    if recipe.eval.every is not None:
-        _join(settings, kind.section, "eval_strategy", "steps", "eval.every", default=None)
-        _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
-    args = _config(config, kind.section, settings, recipe.model, default_output, output_dir)
+    args = read_args(kind, recipe, default_output=default_output, output_dir=output_dir)
     rubric = make_rubric(recipe) if kind.is_online else None
     if recipe.data.streaming and kind.is_online:
         raise UserError(f"data.streaming: {kind.title} draws its prompts from the whole dataset; leave it out")
-    raw = load_data(_needed(recipe.data.train, "data.train"), streaming=recipe.data.streaming)
+    raw = load_data(needed(recipe.data.train, "data.train"), streaming=recipe.data.streaming)
     tokenizer = make_tokenizer(recipe.model, raw)
     inputs: dict[str, Any] = {"args": args, "train_dataset": fill(raw, recipe.data, tokenizer, rubric), "processing_class": tokenizer}
     if recipe.eval.every is not None:
@@ -59,9 +51,24 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
         if not kind.is_online:
             raise UserError(f"env: {kind.title} does not play in environments; leave the section out")
         inputs["env"] = environment
+    fit.check(kind, recipe, args, inputs["train_dataset"], tokenizer)
     model = make_model(recipe.model, tokenizer, args.seed)
     with _no_empty_folder(args.output_dir):
         return kind.trainer_class()(model, peft_config=lora_config(recipe.model), **inputs)
+
+
+def read_args(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
+    """The trainer's settings, those that stand in other sections among them."""
+    config, given = kind.config_class(), getattr(recipe, kind.section)
+    settings = read_settings(kind.section, given, config, kind.title)
+    if kind.is_online:
+        _join(settings, kind.section, "engine", recipe.engine.kind, "engine.kind", default="local")
+        for name, value in recipe.env.settings().items():
+            _join(settings, kind.section, name, value, f"env.{name}", default=None)
+    if recipe.eval.every is not None:
+        _join(settings, kind.section, "eval_strategy", "steps", "eval.every", default=None)
+        _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
+    return _config(config, kind.section, settings, recipe.model, default_output, output_dir)
 
 
 def make_rubric(recipe: Recipe) -> Rubric:
@@ -87,7 +94,7 @@ def make_tokenizer(model: ModelSection, raw: Any) -> PreTrainedTokenizerBase:
     if model.tokenizer is None:
         from posttrain.models.load import load_tokenizer
 
-        return load_tokenizer(_needed(model.name, "model.name"))
+        return load_tokenizer(needed(model.name, "model.name"))
     from posttrain.data.tokenizer import train_bpe
 
     return train_bpe((text for row in raw for value in row.values() for text in _texts(value)), model.tokenizer.vocab_size)
@@ -112,7 +119,7 @@ def fill(raw: Any, data: DataSection, tokenizer: Any, rubric: Rubric | None = No
 
 
 def evaluation_rows(recipe: Recipe, tokenizer: Any, rubric: Rubric | None = None) -> Rows:
-    raw = chosen(load_rows(_needed(recipe.eval.data, "eval.data")), recipe.eval)
+    raw = chosen(load_rows(needed(recipe.eval.data, "eval.data")), recipe.eval)
     return fill(raw, recipe.data, tokenizer, rubric)
 
 
@@ -129,10 +136,13 @@ def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTra
     """The model's name, which the trainer loads; or a model with random weights."""
     if section.load_in_4bit:
         from posttrain.models.load import four_bits, load_model
+        from posttrain.models.quantise import names_to_keep
 
-        return load_model(_needed(section.name, "model.name"), dtype=_dtype(section) or "float32", quantization_config=four_bits(has_adapters=True))
+        name = needed(section.name, "model.name")
+        quantisation = four_bits(has_adapters=True, keep_in_16bit=names_to_keep(name, section.keep_in_16bit))
+        return load_model(name, dtype=_dtype(section) or "float32", quantization_config=quantisation)
     if section.from_scratch is None:
-        return _needed(section.name, "model.name")
+        return needed(section.name, "model.name")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -189,7 +199,7 @@ def _dtype(section: ModelSection) -> str | None:
     return section.dtype
 
 
-def _needed(value: Any, where: str) -> Any:
+def needed(value: Any, where: str) -> Any:
     if value is None:
         raise UserError(f"the recipe does not say {where}; give it there or as --{where}=...")
     return value

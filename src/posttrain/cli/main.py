@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input can
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,16 @@ import typer
 
 from posttrain.cli import data as data_commands
 from posttrain.cli import rewards
+from posttrain.cli.doctor import doctor
+from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
 from posttrain.cli.kinds import KINDS
 from posttrain.cli.options import SETTINGS, overrides, sentences
+from posttrain.cli.plan import plan
+from posttrain.cli.probe import probe
 from posttrain.cli.recipe import read_recipe
 from posttrain.cli.run import run as run_stages
+from posttrain.cli.watch import Watch, report, watch, watching
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a language model into one that reasons: GRPO and SFT."
@@ -27,6 +31,12 @@ app = typer.Typer(
 app.add_typer(rewards.app, name="reward")
 app.add_typer(data_commands.app, name="data")
 app.command()(export)
+app.command()(watch)
+app.command()(report)
+app.command(name="eval")(evaluate)
+app.command(context_settings=SETTINGS)(probe)
+app.command()(doctor)
+app.command(context_settings=SETTINGS)(plan)
 app.command(name="run", context_settings=SETTINGS)(run_stages)
 
 
@@ -37,9 +47,11 @@ DryRun = Annotated[bool, typer.Option(help="Check everything, print the plan, tr
 
 
 def _training_command(name: str) -> Callable[..., None]:
-    def command(ctx: typer.Context, recipe: RecipeName, resume: Resume = False, overwrite: Overwrite = False, dry_run: DryRun = False) -> None:
+    def command(
+        ctx: typer.Context, recipe: RecipeName, resume: Resume = False, overwrite: Overwrite = False, dry_run: DryRun = False, watch: Watch = False
+    ) -> None:
         with sentences():
-            _train(name, ctx, recipe, resume, overwrite, dry_run)
+            _train(name, ctx, recipe, resume, overwrite, dry_run, watch)
 
     return command
 
@@ -53,9 +65,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the data, the model and the training.")] = 0,
     output: Annotated[str, typer.Option(help="Where the run is written.")] = "runs/demo",
     quick: Annotated[bool, typer.Option(help="A few steps only: does everything work here?")] = False,
+    watch: Watch = False,
 ) -> None:
     """A tiny transformer learns two-digit addition, on CPU, without a download."""
-    with sentences():
+    with sentences(), watching([output, f"{output}/sft"], watch):
         from posttrain.demo import run_demo
 
         run_demo(seed=seed, output_dir=output, quick=quick)
@@ -75,37 +88,16 @@ def sample(
     with sentences():
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.exams import complete
+        from posttrain.tracking.lines import shown
         from posttrain.types import Sampling
 
         hide_progress_bars()
         for rollout in complete(model, prompt, system, n, Sampling(max_new_tokens, temperature), seed):
-            typer.echo(rollout.text + ("" if not rollout.is_truncated else " [cut]"))
+            text = shown(rollout.text) if sys.stdout.isatty() else rollout.text
+            typer.echo(text + ("" if not rollout.is_truncated else " [cut]"))
 
 
-@app.command(name="eval")
-def evaluate(
-    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's directory or name, or a run's directory.")],
-    data: Annotated[
-        str | None, typer.Option(help="Questions: a file or a name on the hub. Default: the run's own exam, else the recipe's eval.data.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Its templates and rubric are used. Default: the run's own.")] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Ask so many of them, always the same ones. Default: the recipe's eval.samples, else all.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: what the run was trained with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Greedy accuracy with its 95 % interval."""
-    with sentences():
-        from posttrain.cli.build import hide_progress_bars
-        from posttrain.cli.exams import evaluate, find_question, report
-
-        hide_progress_bars()
-        result = evaluate(find_question(target, data, recipe, max_new_tokens), samples)
-        typer.echo(json.dumps(result) if as_json else report(result))
-
-
-def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool) -> None:
+def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool, watch: bool) -> None:
     recipe = read_recipe(name, overrides(ctx))
     from posttrain.cli import build, training
 
@@ -117,7 +109,8 @@ def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite:
         return
     default_output = f"runs/{Path(name).stem}" + ("" if command == "grpo" else f"-{command}")
     output_dir = str(getattr(recipe, kind.section).get("output_dir") or default_output)
-    training.train_run(kind, recipe, output_dir, resume=resume, overwrite=overwrite)
+    with watching([output_dir], watch):
+        training.train_run(kind, recipe, output_dir, resume=resume, overwrite=overwrite)
 
 
 def run() -> None:

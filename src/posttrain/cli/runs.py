@@ -7,9 +7,20 @@ from pathlib import Path
 
 from posttrain.errors import UserError, did_you_mean
 
-MODEL, RECIPE, EXAM, SUMMARY = "model", "recipe.yaml", "exam.jsonl", "summary.json"
+MODEL, RECIPE, EXAM, SUMMARY, ANSWERS = "model", "recipe.yaml", "exam.jsonl", "summary.json", "eval.jsonl"
 # All that a run writes. Starting over removes these names and nothing else.
-WRITTEN = (MODEL, RECIPE, EXAM, SUMMARY, "run.sqlite*", "reference.safetensors", "checkpoint-*", ".writing-checkpoint-*", ".deleting-checkpoint-*")
+WRITTEN = (
+    MODEL,
+    RECIPE,
+    EXAM,
+    SUMMARY,
+    ANSWERS,
+    "run.sqlite*",
+    "reference.safetensors",
+    "checkpoint-*",
+    ".writing-checkpoint-*",
+    ".deleting-checkpoint-*",
+)
 
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
@@ -22,6 +33,10 @@ def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -
     if last is not None and not (resume or overwrite):
         raise UserError(
             f"{output_dir} holds an earlier run, saved up to {last.name}. Go on with --resume, start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
+        )
+    if is_model(Path(output_dir) / MODEL) and not (resume or overwrite):
+        raise UserError(
+            f"{output_dir} holds the model of an earlier run. Start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
         )
     return resume and last is not None
 
