@@ -25,7 +25,6 @@ from posttrain.losses.policy import Objective, Terms
 from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Scoring
-from posttrain.rewards.library.repetition import repeated_share
 from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
@@ -38,7 +37,8 @@ from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.recording import RolloutRecord
 from posttrain.trainers.reward_log import RewardLog
-from posttrain.trainers.stage import first_prompts, make_stage, note_episode
+from posttrain.trainers.rollout_log import note_groups
+from posttrain.trainers.stage import first_prompts, make_stage
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches, weighted_rows
 from posttrain.types import Engine, Group, Task
 
@@ -161,7 +161,7 @@ class OnlineTrainer(BaseTrainer):
                 groups = self._play(mine, [self.prompt_ids[task.id] for task in mine], self.args.num_generations, step, scoring, attempt)
             with self.metrics.timed("time/reward"):  # what is left to wait for
                 self._score(groups, scoring, self.metrics)
-        self.note_groups(groups, self.metrics)  # before any group is dropped: otherwise the curves would lie
+        self._note_groups(groups, self.metrics)
         return list(zip(numbers, groups, strict=True))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -203,6 +203,9 @@ class OnlineTrainer(BaseTrainer):
             raise
         self._last_groups = groups
         self.reward_log.add(report, groups, metrics, self.args.device)
+
+    def _note_groups(self, groups: list[Group], metrics: Metrics) -> None:
+        note_groups(groups, metrics, self.rubric, in_environment=self.stage is not None)
 
     def _with_signal(self, groups: list[tuple[int, Group]], wanted: int, step: int) -> list[tuple[int, Group]]:
         """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all processes."""
@@ -309,38 +312,6 @@ class OnlineTrainer(BaseTrainer):
             self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
         self.record.tokens(self.state.global_step + 1, batch, logps, entropy)
 
-    def note_groups(self, groups: list[Group], metrics: Metrics) -> None:
-        """What a rollout looked like: reward and its parts, signal, lengths."""
-        for group in groups:
-            if len(group.rollouts) > 1:
-                metrics.note("frac_reward_zero_std", not group.has_signal)
-            for rollout in group.rollouts:
-                self._note_rollout(rollout, metrics)
-            scored = [reward for reward in group.rewards if reward is not None]
-            if len(scored) > 1:
-                metrics.note("reward_std", torch.tensor(scored).std().item())
-
-    def _note_rollout(self, rollout: Any, metrics: Metrics) -> None:
-        if rollout.reward is not None:
-            metrics.note("reward", rollout.reward)
-        for name, score in rollout.scores.items():
-            if score is not None:
-                metrics.note(f"rewards/{name}/mean", score)
-        metrics.note("unscored", rollout.reward is None)
-        is_right = self.rubric.is_right(rollout)
-        if is_right is not None:
-            metrics.note("solved", is_right)
-        if self.stage is not None:
-            note_episode(rollout, metrics)
-        length = sum(rollout.sampled)
-        metrics.note("completions/mean_length", length)
-        metrics.note_extreme("completions/min_length", "min", length)
-        metrics.note_extreme("completions/max_length", "max", length)
-        metrics.note("completions/clipped_ratio", rollout.is_truncated)
-        metrics.note("completions/repeated", repeated_share(rollout.token_ids, 3))
-        if not rollout.is_truncated:
-            metrics.note("completions/mean_terminated_length", length)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
@@ -368,7 +339,7 @@ class OnlineTrainer(BaseTrainer):
             with self._scoring() as scoring:
                 groups = self._play([tasks[i] for i in mine], [ids[i] for i in mine], generations, -1, scoring)
                 self._score(groups, scoring, metrics)
-            self.note_groups(groups, metrics)
+            self._note_groups(groups, metrics)
             values = metrics.drain(self.args.device, steps=1)
             logs |= {prefix + key: value for key, value in values.items()} | {f"{prefix}runtime": time.perf_counter() - start}
         self.log(logs)
