@@ -7,7 +7,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.tracking.advice import SILENT_LOGS, Advisor
-from posttrain.tracking.lines import duration, line, number, visible
+from posttrain.tracking.lines import duration, line, number, shown, visible
 from posttrain.tracking.terminal import TerminalView
 from posttrain.types import Rollout, StopReason
 
@@ -159,6 +159,10 @@ def test_numbers_are_short(value, text):
 @pytest.mark.parametrize(("seconds", "text"), [(12, "0:12"), (151, "2:31"), (3_723, "1:02:03")])
 def test_durations_are_clock_readings(seconds, text):
     assert duration(seconds) == text
+
+
+def test_text_of_several_lines_is_shown_as_such_and_moves_no_cursor():
+    assert shown("a\n\tb\x1b[2J\r\u202e") == "a\n\tb\\x1b[2J\\r\\u202e"
 
 
 def test_visible_text_keeps_letters_of_every_script():

@@ -60,6 +60,7 @@ def _print_rows(found: Preview) -> None:
     from rich.text import Text
 
     from posttrain.cli.preview import stretches
+    from posttrain.tracking.lines import shown
 
     console = Console(highlight=False, soft_wrap=True)
     for number, pieces in enumerate(found.shown):
@@ -68,7 +69,7 @@ def _print_rows(found: Preview) -> None:
             text = Text(f"{piece.name}: " if len(pieces) > 1 else "", style="bold")
             for content, style in stretches(piece, found.tokenizer, found.stop_ids):
                 before, after = MARKS.get(style, ("", "")) if console.no_color or not console.is_terminal else ("", "")
-                text.append(before + content + after, style=STYLES[style])
+                text.append(before + shown(content) + after, style=STYLES[style])
             console.print(text)
     if found.shown:
         legend = Text.assemble(

@@ -20,6 +20,11 @@ def visible(text: str) -> str:
     return "".join(char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _HIDDEN else char for char in text)
 
 
+def shown(text: str) -> str:
+    """As `visible`, but line breaks and tabs do their work: text of several lines, to be read as such."""
+    return "".join(char if char in "\n\t" else visible(char) for char in text)
+
+
 def number(value: float) -> str:
     """Three significant digits, two decimals at least from 0.1 on: 0.00213, 0.11, 3.71, 1,234."""
     if abs(value) >= 1000:
