@@ -128,6 +128,18 @@ def test_a_dry_run_checks_the_data_of_every_stage_and_writes_nothing(folder, run
     assert "stage 'grpo': the template of 'prompt' asks for the column 'question'" in wrong.stderr
 
 
+def test_starting_over_removes_nothing_before_the_recipe_was_checked(folder, run):
+    kept = folder / "all" / "1-sft" / "model" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("an afternoon")
+    (folder / "all" / "1-sft" / "stage.json").write_text("{}")
+    (folder / "rows.jsonl").write_text('{"question": "1+1="}')
+    wrong = run("--overwrite")
+    assert wrong.exit_code == 2
+    assert "stage 'sft'" in wrong.stderr
+    assert kept.read_text() == "an afternoon"
+
+
 def stages_of(folder, text, *overrides):
     (folder / "own.yaml").write_text("model: {name: base}\ndata: {train: rows.jsonl}\nstages:\n" + text)
     return read_stages(str(folder / "own.yaml"), overrides, str(folder / "own"))

@@ -30,24 +30,24 @@ def run(
         if resume and overwrite:
             raise UserError("--resume goes on with a run and --overwrite starts it over: give one of them")
         stages = read_stages(recipe, overrides(ctx), output)
-        if overwrite and not dry_run:
-            for stage in stages:
-                clear(stage)
-        _check_data(stages)
+        _check_data(stages, again=overwrite)
         if dry_run:
             for stage in stages:
                 typer.echo(f"{stage.name}: {stage.kind.title}, from {stage.start}, into {stage.directory}")
             typer.echo("the recipe is ready to train: nothing was written")
             return
-        _run(stages, resume)
+        if overwrite:
+            _clear(stages)
+        with watching([str(stage.directory) for stage in stages], watch):
+            _run(stages, resume)
 
 
-def _check_data(stages: list[Stage]) -> None:
-    """The rows of every stage, before the first is trained."""
+def _check_data(stages: list[Stage], *, again: bool) -> None:
+    """The rows of every stage, before the first is trained. again: also of those that are done."""
     from posttrain.cli.preview import preview
 
     for stage in stages:
-        if (stage.directory / DONE).is_file():
+        if (stage.directory / DONE).is_file() and not again:
             continue
         try:
             recipe, kind, before = data_of(stage, stages)
@@ -58,6 +58,16 @@ def _check_data(stages: list[Stage]) -> None:
 
 def _run(stages: list[Stage], resume: bool) -> None:
     from posttrain.cli import training
+def _clear(stages: list[Stage]) -> None:
+    """Of several processes one removes, and the others wait."""
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            for stage in stages:
+                clear(stage)
+
+
 
     models: dict[str, str] = {}
     for number, stage in enumerate(stages, start=1):
