@@ -11,6 +11,7 @@ import typer
 from posttrain.cli import runs
 from posttrain.cli.options import overrides, sentences
 from posttrain.cli.stages import DONE, MERGED, Stage, clear, data_of, read_stages
+from posttrain.cli.watch import Watch, watching
 from posttrain.errors import UserError
 
 
@@ -21,6 +22,7 @@ def run(
     resume: Annotated[bool, typer.Option(help="Skip stages that are done, and go on within the one that is not.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Remove what earlier runs of these stages wrote, and start over.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check every stage and its data, train nothing.")] = False,
+    watch: Watch = False,
 ) -> None:
     """Train in stages, such as sft, reward-model, ppo, each on the model before it. Settings can follow: --sft.max_steps=100"""
     with sentences():
