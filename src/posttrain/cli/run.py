@@ -58,8 +58,6 @@ def _check_data(stages: list[Stage], *, again: bool) -> None:
             raise UserError(f"stage '{stage.name}': {error}") from error
 
 
-def _run(stages: list[Stage], resume: bool) -> None:
-    from posttrain.cli import training
 def _clear(stages: list[Stage]) -> None:
     """Of several processes one removes, and the others wait."""
     from accelerate import PartialState
@@ -70,6 +68,8 @@ def _clear(stages: list[Stage]) -> None:
                 clear(stage)
 
 
+def _run(stages: list[Stage], resume: bool) -> None:
+    from posttrain.cli import training
 
     models: dict[str, str] = {}
     for number, stage in enumerate(stages, start=1):
