@@ -24,11 +24,11 @@ from posttrain.policy import Policy
 from posttrain.types import Prompt
 
 FORMATS = ("merged", "adapter")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What belongs to adapters and their tokenizer. A checkpoint's other files (pending rollouts, settings, optimizer) are nobody else's business.
 ADAPTER_FILES = (
     ADAPTER, "adapter_model.safetensors", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*",
 )  # fmt: skip
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PROMPTS = ("The capital of France is", "1, 2, 3,", "Once upon a time", "Q: What is 12 + 30?\nA:")  # where the user gives none
 MOST_DISAGREEMENT = 0.1  # of greedy tokens, each behind the same tokens before it
 

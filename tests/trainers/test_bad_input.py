@@ -112,6 +112,12 @@ def test_none_means_not_scored_and_the_run_goes_on(make_trainer):
     assert trainer.state.log_history[0]["unscored"] == pytest.approx(3 / 8)
 
 
+def test_a_completion_that_one_reward_scores_is_scored_although_others_do_not_apply(make_trainer):
+    trainer = make_trainer(reward=[lambda completion: float(len(completion)), lambda completion: None, lambda completion: None])
+    trainer.train()
+    assert trainer.state.log_history[0]["unscored"] == 0.0
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(make_trainer, monkeypatch):
     trainer = make_trainer()
     before = [p.detach().clone() for p in trainer.model.parameters()]
@@ -140,12 +146,6 @@ def test_several_gpus_without_a_launcher(make_trainer, monkeypatch):
 def test_sharded_training_is_refused_by_name(make_trainer, settings):
     with pytest.raises((UserError, ImportError), match=f"(?i){next(iter(settings))}"):
         make_trainer(**settings)
-
-
-def test_a_completion_that_one_reward_scores_is_scored_although_others_do_not_apply(make_trainer):
-    trainer = make_trainer(reward=[lambda completion: float(len(completion)), lambda completion: None, lambda completion: None])
-    trainer.train()
-    assert trainer.state.log_history[0]["unscored"] == 0.0
 
 
 def test_a_full_disk_at_a_checkpoint_leaves_the_last_one_whole(make_trainer, monkeypatch):
