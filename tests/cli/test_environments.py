@@ -132,6 +132,9 @@ def test_a_recipe_trains_in_an_environment_and_is_examined_in_it(model):
     ("env", "says"),
     [
         ({"kind": "tool"}, "Did you mean tools"),
+        ({"kind": "chat", "name": "game.py:answer", "timeout": 5}, "env.timeout belongs to the kinds tools, factory"),
+        ({"kind": "factory", "name": "game.py:Counter", "call_format": "plain"}, "env.call_format belongs to"),
+        ({"max_turns": 3}, "env.max_turns belongs to"),
         ({"kind": "tools"}, "belong together"),
         ({"kind": "chat"}, "env.name"),
         ({"kind": "chat", "name": "game.py:anser"}, "Did you mean 'answer'"),

@@ -179,6 +179,19 @@ def test_resuming_what_never_saved_starts_from_the_beginning(folder):
     assert "starting from the beginning" in result.output
 
 
+def test_a_finished_model_is_not_written_over_where_no_checkpoint_was_kept(folder):
+    unsaved = ("--train.save_strategy=no", "--train.max_steps=1")
+    assert call("grpo", folder / "recipe.yaml", *unsaved).exit_code == 0
+    assert "holds the model of an earlier run. Start over with --overwrite" in sentence(call("grpo", folder / "recipe.yaml", *unsaved))
+    assert call("grpo", folder / "recipe.yaml", *unsaved, "--overwrite").exit_code == 0
+
+
+def test_what_the_system_refuses_is_a_sentence_too(folder):
+    (folder / "file").write_text("no directory")
+    result = call("grpo", folder / "recipe.yaml", f"--train.output_dir={folder}/file/run")
+    assert "Not a directory" in sentence(result, code=1)
+
+
 def test_resume_and_overwrite_exclude_each_other(folder):
     assert "give one of them" in sentence(call("grpo", folder / "recipe.yaml", "--resume", "--overwrite"))
 

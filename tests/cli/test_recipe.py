@@ -5,8 +5,8 @@ from importlib import resources
 import pytest
 import yaml
 
-from posttrain.cli.recipe import Recipe, lay_over, read_recipe
-from posttrain.cli.stages import has_stages, read_stages
+from posttrain.cli.recipe import Recipe, find_recipe, lay_over, load_yaml, read_recipe
+from posttrain.cli.stages import read_stages
 from posttrain.errors import UserError
 
 MINIMAL = "model: {name: some/model}\ndata: {train: rows.jsonl}\n"
@@ -26,7 +26,7 @@ def test_every_packaged_recipe_can_be_read_by_name():
     names = [entry.name for entry in resources.files("posttrain").joinpath("recipes").iterdir() if entry.name.endswith(".yaml")]
     assert {"arithmetic.yaml", "gsm8k.yaml", "gsm8k-tiny.yaml"} <= set(names)
     for name in names:
-        if has_stages(name):
+        if "stages" in load_yaml(find_recipe(name)):
             assert read_stages(name, (), None)
             continue
         assert isinstance(read_recipe(name), Recipe)
@@ -118,3 +118,8 @@ def test_a_recipe_that_does_not_exist_is_named_with_those_that_do():
         read_recipe("gsm8k-tinny")
     with pytest.raises(UserError, match=r"no recipe \./nowhere/gsm8k.yaml"):
         read_recipe("./nowhere/gsm8k.yaml")
+
+
+def test_sections_may_share_settings_by_an_anchor(recipe_file):
+    text = "sft: &all {max_steps: 3, seed: 1}\ntrain:\n  <<: *all\n  seed: 2\n"
+    assert read_recipe(recipe_file(MINIMAL + text)).train == {"max_steps": 3, "seed": 2}

@@ -24,8 +24,8 @@ class EnvSection:
     name: str | None = None  # of the other kinds: file.py:thing, the function that answers, or the class of the environment
     max_turns: int | None = None  # how often the policy may speak; None: as often as fits
     max_turn_tokens: int | None = None  # tokens of one turn; None: what is left of max_completion_length
-    timeout: float = 30.0  # seconds that one call of a tool may take
-    call_format: str | None = None  # how the model writes calls; None: found out from its chat template
+    timeout: float | None = None  # with tools, factory: seconds that one call of a tool may take; None: 30
+    call_format: str | None = None  # with tools: how the model writes calls; None: found out from its chat template
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -34,6 +34,9 @@ class EnvSection:
             raise UserError("env.tools and env.kind: tools belong together, as in {kind: tools, tools: [my_tools.py:calculator]}")
         if (self.kind in _NAMED) != (self.name is not None):
             raise UserError(f"env.name belongs to the kinds {', '.join(_NAMED)}, as in {{kind: chat, name: my_game.py:answer}}")
+        for setting, kinds in _ONLY_WITH.items():
+            if getattr(self, setting) is not None and self.kind not in kinds:
+                raise UserError(f"env.{setting} belongs to the kinds {', '.join(kinds)}, and the kind is {self.kind}; leave it out")
 
     def settings(self) -> dict[str, int]:
         """What of it is the trainer's."""
@@ -48,7 +51,7 @@ class EnvSection:
 def _tools(section: EnvSection) -> Environment:
     from posttrain.envs.tools import tools
 
-    return tools([_loaded(name) for name in section.tools], timeout=section.timeout, call_format=section.call_format)
+    return tools([_loaded(name) for name in section.tools], call_format=section.call_format, **_timeout(section))
 
 
 def _chat(section: EnvSection) -> Environment:
@@ -60,7 +63,11 @@ def _chat(section: EnvSection) -> Environment:
 def _factory(section: EnvSection) -> Environment:
     from posttrain.envs.methods import factory
 
-    return factory(_loaded(section.name), timeout=section.timeout)
+    return factory(_loaded(section.name), **_timeout(section))
+
+
+def _timeout(section: EnvSection) -> dict[str, float]:
+    return {} if section.timeout is None else {"timeout": section.timeout}
 
 
 def _stepping(section: EnvSection) -> Environment:
@@ -94,3 +101,5 @@ KINDS: dict[str, Callable[[EnvSection], Environment | None]] = {
     "stepping": _stepping,  # reset and step, as in Gymnasium and OpenEnv
     "own": _own,  # a class with start and reply
 }
+_SEVERAL_TURNS = tuple(kind for kind in KINDS if kind != "single")
+_ONLY_WITH = {"timeout": ("tools", "factory"), "call_format": ("tools",), "max_turns": _SEVERAL_TURNS, "max_turn_tokens": _SEVERAL_TURNS}

@@ -13,7 +13,7 @@ from posttrain.cli.values import nearest
 from posttrain.errors import EnvError, RewardError, TrainingError, UserError
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
-EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2, EnvError: 2}
+EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2, EnvError: 2, OSError: 1}
 
 
 @contextlib.contextmanager
@@ -21,6 +21,8 @@ def sentences() -> Iterator[None]:
     """Errors that are the user's to mend are printed as a sentence, without a traceback."""
     try:
         yield
+    except BrokenPipeError:  # whoever reads our output has enough: typer ends quietly
+        raise
     except tuple(EXIT_CODES) as error:
         if os.environ.get("POSTTRAIN_TRACEBACK") == "1":
             raise

@@ -72,10 +72,6 @@ class Stage:
         staging.rename(self.directory / DONE)
 
 
-def has_stages(name: str) -> bool:
-    return "stages" in load_yaml(find_recipe(name))
-
-
 def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list[Stage]:
     """Every stage, its names and settings checked. An override goes to the stages that have its section. Raises UserError."""
     path = find_recipe(name)

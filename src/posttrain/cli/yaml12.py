@@ -12,12 +12,12 @@ import yaml
 
 from posttrain.errors import UserError
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_BOOL, _FLOAT, _MERGE = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
         doubled = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if doubled is not None:
             raise UserError(f"the key '{doubled}' stands twice (line {node.start_mark.line + 1} and below); keep one")
