@@ -321,14 +321,14 @@ class TestReasoningGym:
     def gym(self):
         return pytest.importorskip("reasoning_gym")
 
-    def report(self, gym, task, wanted=lambda entry: True, rows=8, **settings):
+    def report(self, gym, task, wanted=lambda entry: True, rows=8, patience=10.0, **settings):
         dataset = gym.create_dataset(task, size=40, seed=1, **settings)
         rows = [{"prompt": entry["question"], "answer": entry["answer"], "entry": entry} for entry in dataset if wanted(entry)][:rows]
 
         def score(completion, entry):
             return dataset.score_answer(completion, entry)
 
-        return {finding.name: finding for finding in check_reward(Rubric(score), rows).findings}
+        return {finding.name: finding for finding in check_reward(Rubric(score), rows, patience=patience).findings}
 
     def test_fourteen_for_four(self, gym):
         found = self.report(gym, "chain_sum", lambda entry: entry["answer"] == "4", min_terms=2, max_terms=2, min_digits=1, max_digits=1)
@@ -348,7 +348,8 @@ class TestReasoningGym:
         assert "earns 1, as the gold answer" in found["inf and nan"].detail
 
     def test_a_number_too_large_for_a_float(self, gym):
-        assert "OverflowError" in self.report(gym, "coin_flip")["exceptions"].detail
+        found = self.report(gym, "coin_flip", rows=1, patience=1.0)  # it also takes for ever to write a number of 10^21 digits
+        assert "OverflowError" in found["exceptions"].detail
 
     def test_two_answers_at_once(self, gym):
         assert self.report(gym, "gcd")["two answers"].verdict == "FAIL"
