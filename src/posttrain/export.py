@@ -20,6 +20,7 @@ from posttrain.data.chat import encode_prompt
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.load import context_length, four_bits, load_tokenizer, stop_token_ids
 from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
+from posttrain.models.quantise import names_to_keep
 from posttrain.policy import Policy
 from posttrain.types import Prompt
 
@@ -52,9 +53,17 @@ class Parity:
 
 
 def export_model(
-    source: str, directory: str | Path, *, format: str = "merged", dtype: str = "bfloat16", load_in_4bit: bool = False, base: str | None = None
+    source: str,
+    directory: str | Path,
+    *,
+    format: str = "merged",
+    dtype: str = "bfloat16",
+    load_in_4bit: bool = False,
+    keep_in_16bit: int | Sequence[str] | None = None,
+    base: str | None = None,
 ) -> None:
-    """Write the model in `source` (weights or adapters) to `directory`. load_in_4bit: the adapters were trained beside 4-bit weights.
+    """Write the model in `source` (weights or adapters) to `directory`. load_in_4bit: the adapters were trained beside 4-bit weights, except for
+    those that keep_in_16bit (as in `load_policy`) names.
 
     base: the name of the model that exported adapters belong to, where it is known elsewhere under another one than here. Raises UserError.
     """
@@ -69,8 +78,16 @@ def export_model(
     if format == "adapter":
         _copy_adapter(source, out, base)
         return
-    quantised = {"quantization_config": four_bits(has_adapters=is_adapter(source))} if load_in_4bit else {}
+    quantised = _as_trained(source, load_in_4bit, keep_in_16bit)
     save_plain(load_merged(source, **quantised), load_tokenizer(source), out, dtype=DTYPES[dtype])
+
+
+def _as_trained(source: str, load_in_4bit: bool, keep_in_16bit: int | Sequence[str] | None) -> dict[str, Any]:
+    """How to load what the adapters were trained beside."""
+    if not load_in_4bit:
+        return {}
+    kept = names_to_keep(base_of(source), keep_in_16bit) if is_adapter(source) else []
+    return {"quantization_config": four_bits(has_adapters=is_adapter(source), keep_in_16bit=kept)}
 
 
 def _refuse_scorers(source: str) -> None:
@@ -94,10 +111,16 @@ def _copy_adapter(source: str, out: Path, base: str | None) -> None:
 
 
 def check_parity(
-    source: str, directory: str | Path, prompts: Sequence[Prompt] = PROMPTS, *, max_new_tokens: int = 64, load_in_4bit: bool = False
+    source: str,
+    directory: str | Path,
+    prompts: Sequence[Prompt] = PROMPTS,
+    *,
+    max_new_tokens: int = 64,
+    load_in_4bit: bool = False,
+    keep_in_16bit: int | Sequence[str] | None = None,
 ) -> Parity:
     """Ask both, on the CPU in float32 (the exported one in its own dtype where it is smaller). Raises TrainingError where they disagree."""
-    quantised = {"quantization_config": four_bits(has_adapters=is_adapter(source))} if load_in_4bit else {}
+    quantised = _as_trained(source, load_in_4bit, keep_in_16bit)
     trained = Policy(load_trainable(source, **quantised).eval(), load_tokenizer(source))
     longest = max(len(encode_prompt(trained.tokenizer, prompt)) for prompt in prompts)
     max_new_tokens = max(1, min(max_new_tokens, (context_length(trained.model) or max_new_tokens + longest) - longest))

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import UserError
 from posttrain.models.adapters import add_lora
-from posttrain.models.load import four_bits, load_tokenizer, stop_token_ids
-from posttrain.models.merge import is_adapter, load_trainable
+from posttrain.models.load import four_bits, is_quantised, load_tokenizer, stop_token_ids
+from posttrain.models.merge import base_of, is_adapter, load_trainable
+from posttrain.models.quantise import names_to_keep
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.types import Group, Prompt, Sampling, Task
@@ -67,20 +68,28 @@ def load_policy(
     lora: Any = None,
     dtype: torch.dtype | str = torch.float32,
     load_in_4bit: bool = False,
+    keep_in_16bit: int | Sequence[str] | None = None,
+    adapter_dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
 ) -> Policy:
     """The model and tokenizer of a directory or hub name; adapters with the model they belong to, ready to be trained on.
 
-    lora: a peft.LoraConfig for new adapters. load_in_4bit (QLoRA): the weights beside the adapters in 4 bits; needs bitsandbytes, and adapters.
+    lora: a peft.LoraConfig for new adapters, in adapter_dtype. load_in_4bit (QLoRA): the weights beside the adapters in 4 bits; needs bitsandbytes,
+    and adapters. keep_in_16bit: of those, linears that stay in `dtype`, by name; or bytes to spend on the ones that lose most.
     device: default the GPU where there is one. Raises UserError for what cannot be loaded.
     """
-    quantised = {"quantization_config": four_bits(has_adapters=lora is not None or is_adapter(name))} if load_in_4bit else {}
+    base = base_of(name) if is_adapter(name) else name
+    quantised = (
+        {"quantization_config": four_bits(has_adapters=lora is not None or base != name, keep_in_16bit=names_to_keep(base, keep_in_16bit))}
+        if load_in_4bit
+        else {}
+    )
     model: Any = load_trainable(name, dtype=dtype, trust_remote_code=trust_remote_code, **quantised)
     if lora is not None:
-        model = add_lora(model, lora)
+        model = add_lora(model, lora, dtype=adapter_dtype)
     where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    if not load_in_4bit:  # those are where they were quantised
+    if not is_quantised(model):  # those are where they were quantised
         model = model.to(where)
     return Policy(model, load_tokenizer(name, trust_remote_code=trust_remote_code))
 

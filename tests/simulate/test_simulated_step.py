@@ -42,14 +42,14 @@ def test_what_is_there_between_steps_is_counted_by_formula():
 
 def test_offloaded_checkpoints_are_on_the_host():
     """The input of every layer but the last two, which are not worth sending or still on their way."""
-    config, tokens = small(num_hidden_layers=12, hidden_size=512), 2400
-    job = Job(400, (2000,), lora_rank=4)
-    kept, sent = simulate_step(config, job), simulate_step(config, Job(400, (2000,), lora_rank=4, activation_offloading=True))
-    layer_input = tokens * 512 * 2
+    config, layers, tokens = small(num_hidden_layers=8, hidden_size=4096), 8, 300
+    job = Job(100, (200,), lora_rank=4)
+    kept, sent = simulate_step(config, job), simulate_step(config, Job(100, (200,), lora_rank=4, activation_offloading=True))
+    layer_input = tokens * 4096 * 2
     assert kept.host == 0
-    assert kept.parts["checkpoints"] >= 12 * layer_input
-    assert 10 * layer_input <= sent.host <= 13 * layer_input
-    assert sent.parts["checkpoints"] <= 4 * layer_input
+    assert kept.parts["checkpoints"] >= layers * layer_input
+    assert (layers - 2) * layer_input <= sent.host <= (layers + 1) * layer_input
+    assert sent.parts["checkpoints"] < 5 * layer_input
     assert sent.device < kept.device
 
 
@@ -67,7 +67,7 @@ def test_memory_follows_the_longest_stream_and_not_the_number_of_completions():
 
 def test_memory_follows_the_vocabulary_by_its_embedding_and_head_only():
     """With the head frozen no tile of logits is larger for it, once the vocabulary is wider than a tile."""
-    job = Job(64, (448,), lora_rank=4)
+    job = Job(64, (512,), lora_rank=4)
     peaks = {size: simulate_step(small(vocab_size=size, tie_word_embeddings=True), job) for size in (65536, 131072, 262144)}
     for low, high in ((65536, 131072), (131072, 262144)):
         assert peaks[high].device - peaks[low].device == (high - low) * 64 * 2
@@ -95,9 +95,16 @@ def test_the_8b_step_at_20k_tokens_in_4_bits_takes_10_gib():
     assert memory.above <= 3 * GIB
 
 
+def test_chunked_attention_needs_little_more_than_a_fused_kernel():
+    """It is what devices other than a CPU take now. The difference is one layer's, whatever the number of layers."""
+    config = LlamaConfig(**LLAMA_8B | {"num_hidden_layers": 2})
+    fused, chunked = (simulate_step(config, Job(1024, (7168,), **QLORA, attention=attention)) for attention in ("fused", "chunked"))
+    assert chunked.device - fused.device < 0.25 * GIB
+
+
 @pytest.mark.slow
 def test_the_8b_step_at_131k_tokens_in_4_bits_takes_26_gib():
-    memory = simulate_step(LlamaConfig(**LLAMA_8B), Job(2048, (129024,), **QLORA))
+    memory = simulate_step(LlamaConfig(**LLAMA_8B), Job(2048, (129024,), **QLORA | {"tile_rows": 16384}))
     assert memory.device <= 26 * GIB
     assert memory.host <= 32.5 * GIB
 

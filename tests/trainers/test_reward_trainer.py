@@ -188,7 +188,7 @@ def test_bad_rows_are_explained(make, row, said):
         make(rows=[row])
 
 
-@pytest.mark.parametrize("name", ["dataset_num_proc", "pad_to_multiple_of", "activation_offloading", "chat_template_path", "eos_token"])
+@pytest.mark.parametrize("name", ["dataset_num_proc", "pad_to_multiple_of", "chat_template_path", "eos_token"])
 def test_names_of_trl_that_do_nothing_here_are_refused(name):
     with pytest.raises(UserError, match=name):
         RewardConfig(**{name: 7})

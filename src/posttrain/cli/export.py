@@ -33,11 +33,11 @@ def export(
         hide_progress_bars()
         run = Path(source) if (Path(source) / runs.RECIPE).is_file() else None
         model = runs.model_of(source)
-        four_bits = is_adapter(model) and _was_in_4bit(run)
-        library.export_model(model, directory, format=format, dtype=dtype, load_in_4bit=four_bits, base=base)
+        beside = _beside(run) if is_adapter(model) else {}
+        library.export_model(model, directory, format=format, dtype=dtype, base=base, **beside)
         parity = None
         if compare and format == "merged":
-            parity = library.check_parity(model, directory, _prompts(prompts, run) or library.PROMPTS, load_in_4bit=four_bits)
+            parity = library.check_parity(model, directory, _prompts(prompts, run) or library.PROMPTS, **beside)
             typer.echo(str(parity))
         library.write_card(directory, source=model, run=run, parity=parity)
         typer.echo(f"exported to {directory}")
@@ -45,10 +45,14 @@ def export(
             typer.echo(f"pushed to {library.push_to_hub(directory, push_to_hub, private=not public)}")
 
 
-def _was_in_4bit(run: Path | None) -> bool:
+def _beside(run: Path | None) -> dict[str, Any]:
+    """What kind of weights the run's adapters were trained beside, as its recipe says."""
     from posttrain.cli.recipe import read_recipe
 
-    return run is not None and read_recipe(str(run / runs.RECIPE)).model.load_in_4bit
+    if run is None:
+        return {}
+    section = read_recipe(str(run / runs.RECIPE)).model
+    return {"load_in_4bit": section.load_in_4bit, "keep_in_16bit": section.keep_in_16bit}
 
 
 def _prompts(given: str | None, run: Path | None) -> list[Any]:

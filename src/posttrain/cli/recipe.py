@@ -45,12 +45,15 @@ class ModelSection:
     from_scratch: dict | None = None  # {model_type: qwen3, hidden_size: 64, ...}: random weights instead of `name`
     tokenizer: TokenizerSection | None = None  # with from_scratch only
     load_in_4bit: bool = False
+    keep_in_16bit: int | list | None = None  # with load_in_4bit: linears that are not quantised, by name; or bytes for those that lose most
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and (self.lora is None or self.from_scratch is not None):
             raise UserError(
                 "model.load_in_4bit: 4-bit weights of a pretrained model stay as they are beside adapters; give model.lora too (lora: {})"
             )
+        if self.keep_in_16bit is not None and not self.load_in_4bit:
+            raise UserError("model.keep_in_16bit: says what load_in_4bit leaves alone; set both, or neither")
         if (self.name is None) == (self.from_scratch is None):
             raise UserError("model needs one of: name (a directory or a name on the hub), from_scratch (a config, for random weights)")
         if (self.tokenizer is None) != (self.from_scratch is None):

@@ -104,8 +104,11 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
 
 def _merge(stage: Stage, models: dict[str, str], adapter: Path) -> None:
     from posttrain.models.load import four_bits, load_tokenizer
-    from posttrain.models.merge import load_merged, save_plain
+    from posttrain.models.merge import base_of, load_merged, save_plain
+    from posttrain.models.quantise import names_to_keep
 
-    quantised = {"quantization_config": four_bits(has_adapters=True)} if stage.recipe(models).model.load_in_4bit else {}
+    section = stage.recipe(models).model
+    kept = names_to_keep(base_of(adapter), section.keep_in_16bit) if section.load_in_4bit else []
+    quantised = {"quantization_config": four_bits(has_adapters=True, keep_in_16bit=kept)} if section.load_in_4bit else {}
     shutil.rmtree(stage.directory / MERGED, ignore_errors=True)
     save_plain(load_merged(str(adapter), **quantised), load_tokenizer(str(adapter)), stage.directory / MERGED)

@@ -48,7 +48,7 @@ class Stage:
         """`models`: the directory of every stage that is done. Raises UserError for sections that cannot be read."""
         values = _with_models(copy.deepcopy(self.values), models)
         if self.start != START:
-            kept = {key: value for key, value in values["model"].items() if key in ("dtype", "lora", "load_in_4bit")}
+            kept = {key: value for key, value in values["model"].items() if key in ("dtype", "lora", "load_in_4bit", "keep_in_16bit")}
             values["model"] = {"name": models.get(self.start, MARK + self.start), **kept}
         values.setdefault(self.kind.section, {})["output_dir"] = str(self.directory)
         return recipe_of(values, self.file)

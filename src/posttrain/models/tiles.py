@@ -7,6 +7,7 @@ What mixes rows, or is not known to keep them apart, is left alone: attention it
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -18,7 +19,7 @@ from posttrain.ops.tiled import TiledRows
 
 logger = logging.getLogger(__name__)
 
-_EXPERTS = ("expert", "moe", "router")  # in the names of the classes of mixtures
+_MIXTURES = re.compile(r"expert|router|sparsemoe|moeblock|moe$", re.IGNORECASE)  # in the names of their classes
 
 
 @contextmanager
@@ -34,7 +35,9 @@ def check_tiles(model: nn.Module, *, strict: bool = True) -> None:
     """Says by name what is left alone. Raises UserError where nothing can be tiled and it is `strict`ly wanted."""
     if strict and not places(model):
         raise UserError(f"tile_rows: {type(base_model(model)).__name__} has no layers with norms and an MLP of a known kind; leave it out")
-    mixtures = sorted({type(child).__name__ for layer in _layers(model) for child in layer.children() if _is_mixture(child)})
+    mixtures = sorted(
+        {type(child).__name__ for layer in _layers(model) for name, child in layer.named_children() if _is_mlp(name) and _is_mixture(child)}
+    )
     if mixtures:
         logger.warning("tile_rows: %s mixes experts and is computed as a whole; norms and projections are tiled", mixtures[0])
 
@@ -88,4 +91,4 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_mixture(module: nn.Module) -> bool:
-    return any(word in type(part).__name__.lower() for part in module.modules() for word in _EXPERTS)
+    return any(_MIXTURES.search(type(part).__name__) for part in module.modules())

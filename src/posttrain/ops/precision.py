@@ -7,16 +7,23 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 
-_stand_in: ContextVar[str | None] = ContextVar("_stand_in", default=None)  # None: a CPU tensor is a CPU tensor
+
+class _StandIn(NamedTuple):
+    kind: str
+    has_fused_attention: bool
+
+
+_stand_in: ContextVar[_StandIn | None] = ContextVar("_stand_in", default=None)  # None: a CPU tensor is a CPU tensor
 
 
 @contextmanager
-def standing_for(device_type: str) -> Iterator[None]:
+def standing_for(device_type: str, *, has_fused_attention: bool) -> Iterator[None]:
     """Inside, tensors on the CPU are treated as if they lay on a device of that type: for simulations, whose tensors hold nothing."""
-    token = _stand_in.set(device_type)
+    token = _stand_in.set(_StandIn(device_type, has_fused_attention))
     try:
         yield
     finally:
@@ -25,13 +32,21 @@ def standing_for(device_type: str) -> Iterator[None]:
 
 def kind_of(device: torch.device) -> str:
     """The type of a device, or what the CPU stands for in a simulation."""
-    return (_stand_in.get() if device.type == "cpu" else None) or device.type
+    stand_in = _stand_in.get()
+    return device.type if stand_in is None or device.type != "cpu" else stand_in.kind
+
+
+def has_fused_attention(device: torch.device) -> bool:
+    """Whether attention that tells its log-sum-exp is one kernel there, forward and backward."""
+    stand_in = _stand_in.get()
+    return device.type == "cpu" and (stand_in is None or stand_in.has_fused_attention)
 
 
 def multiplies_natively(dtype: torch.dtype, device_type: str) -> bool:
     """Whether matmuls of `dtype` are the device's own and not emulated. An emulated bf16 matmul takes 3 to 5 times as long as the
     float32 one of the same (rounded) numbers, whose answer is at least as exact: a product of two bf16 numbers fits in a float32."""
-    return _stand_in.get() not in (None, "cpu") or _native(dtype, device_type)
+    stand_in = _stand_in.get()
+    return (stand_in is not None and stand_in.kind != "cpu") or _native(dtype, device_type)
 
 
 @functools.cache

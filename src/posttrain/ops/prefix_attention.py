@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from posttrain.ops.precision import kind_of, multiplies_natively
+from posttrain.ops.precision import has_fused_attention, multiplies_natively
 from posttrain.ops.prefix_plain import prefix_attention_plain
 from posttrain.ops.prefix_plan import Part, PrefixPlan, Tile
 
@@ -26,7 +26,7 @@ def prefix_attention(
 ) -> torch.Tensor:
     """q (S, H, d), k and v (S, Hkv, d), in any mixture of dtypes -> (S, H, d). A query sees at most `window` latest positions, itself included."""
     dtype = _common_dtype(q, k, v)
-    if kind_of(q.device) == "cpu" and not plan.is_cut_by(window):
+    if has_fused_attention(q.device) and not plan.is_cut_by(window):
         return _SharedPrefix.apply(q, k, v, plan, scaling, dtype)
     return prefix_attention_plain(q.to(dtype), k.to(dtype), v.to(dtype), plan.chunks(window), scaling=scaling)
 

@@ -10,6 +10,7 @@ import torch
 from posttrain.errors import UserError
 
 OPTIMIZERS = ("adamw", "adamw_8bit")
+ATTENTIONS = ("fused", "chunked")
 KEPT = ("weights", "adapters", "gradients", "optimizer")  # what is there between the micro-batches too
 
 
@@ -31,11 +32,16 @@ class Job:
     gradient_checkpointing: bool = True
     activation_offloading: bool = False
     tile_rows: int | None = None
-    device: str = "cuda"  # whose ways through the code are taken
+    attention: str = (
+        "fused"  # a kernel that keeps q, k, v, its output and log-sum-exp; or "chunked": ops.prefix_plain, as on every device but the CPU now
+    )
+    device: str = "cuda"  # whose dtypes and sizes of tiles are taken
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer={self.optimizer!r}: {' and '.join(OPTIMIZERS)} can be simulated")
+        if self.attention not in ATTENTIONS:
+            raise UserError(f"attention={self.attention!r}: {' and '.join(ATTENTIONS)} can be simulated")
         if self.load_in_4bit and self.lora_rank is None:
             raise UserError("4-bit weights cannot be trained, only adapters beside them; set lora_rank")
 

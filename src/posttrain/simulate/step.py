@@ -37,7 +37,7 @@ def simulate_step(config: PreTrainedConfig, job: Job) -> Memory:
     Raises UserError for a model that trainers refuse too.
     """
     model = shape_of(config, job)
-    with standing_for(job.device), FakeTensorMode(allow_non_fake_inputs=True):
+    with standing_for(job.device, has_fused_attention=job.attention == "fused"), FakeTensorMode(allow_non_fake_inputs=True):
         return measured_step(model, job)
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as transformers_logging
 
-from posttrain.data.stream import PackItem, Stream, pack
+from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.adapters import add_lora
 from posttrain.models.forward import StreamLogprobs, make_logprobs
@@ -32,16 +32,28 @@ from posttrain.models.merge import load_trainable
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
 from posttrain.trainers import checkpoints
-from posttrain.trainers.config import BaseConfig
+from posttrain.trainers.config import ADAPTER_DTYPES, BaseConfig
 from posttrain.trainers.interrupt import Interrupt
+from posttrain.trainers.memory import Thrift, Update
 from posttrain.trainers.metrics import Metrics
 
 
 class MicroBatch:
     """One stream and what its loss needs. Subclasses add (B, T) and (B,) tensors. A plain class: wrappers must not rebuild it."""
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    keeps_groups = False  # whether the completions of a prompt meet in the loss
+
+    def __init__(self, items: list[PackItem], device: torch.device) -> None:
+        self.items = items  # with the numbers of their rows
+        self.stream = pack(items).to(device)
+
+    def of(self, items: list[PackItem]) -> MicroBatch:
+        """The part of this micro-batch that consists of `items`."""
+        raise AssertionError(f"{type(self).__name__} does not say what a part of it is")
+
+    def smaller(self, max_tokens: int) -> list[MicroBatch]:
+        """The same in micro-batches of at most `max_tokens`, as far as they can be cut."""
+        return [self.of(part) for part in split(self.items, max_tokens, whole=self.keeps_groups)]
 
 
 class BaseTrainer(Trainer):
@@ -71,7 +83,7 @@ class BaseTrainer(Trainer):
             prepare_model(model)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         if peft_config is not None:
-            model = add_lora(model, peft_config)  # type: ignore[assignment]
+            model = add_lora(model, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype])  # type: ignore[assignment]
         if args.disable_dropout:
             without_dropout(model)
         self.metrics = Metrics()
@@ -93,6 +105,8 @@ class BaseTrainer(Trainer):
         for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(callback)
         self.prepare_forward(model)
+        self.thrift = Thrift(args, model)
+        self.token_budget = args.token_budget  # halved where it did not fit
         self._step_started: float | None = None  # None: the first step of the next log has not begun
         self._steps_before = 0  # optimizer steps done when it began
         self._resuming_from: Path | None = None
@@ -160,6 +174,7 @@ class BaseTrainer(Trainer):
             except StopIteration:
                 break
         batches = self.window(micro_steps) if micro_steps else []
+        self._update = Update(self)
         items: list[dict[str, Any]] = [{"micro_batches": batches[index :: len(micro_steps)]} for index in range(len(micro_steps))]
         return items, None
 
@@ -167,22 +182,38 @@ class BaseTrainer(Trainer):
         """Forward and backward for each micro-batch of this item; gradients are synchronised on the last one of the window only."""
         model.train()
         batches = inputs["micro_batches"]
-        total = torch.zeros((), device=self.args.device)
         is_last_item = self.accelerator.sync_gradients
         if is_last_item and not batches and self.args.world_size > 1:
             batches = [None]  # every process must join the reduction, with a zero that is connected to the graph
         with self.metrics.timed("time/update"):
-            for index, batch in enumerate(batches):
-                sync = is_last_item and index == len(batches) - 1
-                with contextlib.nullcontext() if sync else self.accelerator.no_sync(model):
-                    loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
-                    if not torch.isfinite(loss):
-                        raise TrainingError(self._not_finite("loss", loss.item()))
-                    self.accelerator.backward(loss)
-                total += loss.detach()
+            total = self._update.run(model, batches, sync=is_last_item)
         if is_last_item:
             self._fill_missing_gradients(model)
         return total
+
+    def run(self, model: nn.Module, batches: list[Any], *, sync: bool) -> torch.Tensor:
+        """Forward and backward of each; the gradients of processes meet after the last one of a window (`sync`)."""
+        total = torch.zeros((), device=self.args.device)
+        for index, batch in enumerate(batches):
+            is_last = sync and index == len(batches) - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model), self.thrift.tiles(model):
+                with self.thrift.forward():
+                    loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
+                if not torch.isfinite(loss):
+                    raise TrainingError(self._not_finite("loss", loss.item()))
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def notes(self) -> Callable[[], None]:
+        """Takes back, when called, what an update has noted since now."""
+        metrics = self.metrics.copy()
+
+        def take_back() -> None:
+            self.metrics.restore(metrics)
+            self.recorder.forget_tokens(self.state.global_step + 1)
+
+        return take_back
 
     def _zero_loss(self, model: nn.Module) -> torch.Tensor:
         stream = pack([PackItem([0], [[0]])]).to(self.args.device)

@@ -48,6 +48,7 @@ def settings(cls: type[Config]) -> type[Config]:
 
 
 DEFAULT_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
+ADAPTER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_EFFECT = {  # settings of transformers that no trainer here reads: name -> (values at which that is no loss, what to do)
     "train_sampling_strategy": (
         ("random",),
@@ -90,6 +91,17 @@ class BaseConfig(TrainingArguments):
     max_tokens_per_micro_batch: int | None = setting(
         None, "Token budget of one forward and backward. Changes memory and speed, never the result. Default: 4096, or the longest single stream."
     )
+    activation_offloading: bool | str = setting(
+        False,
+        "Keep what the forward saves for the backward in host memory. 'auto': on a GPU where it is a good part of the memory. No effect on a CPU.",
+    )
+    tile_rows: int | str | None = setting(
+        None, "Compute norms, MLPs and projections so many rows at a time: less memory for long streams, a little slower. 'auto': 2048."
+    )
+    adapter_dtype: str = setting(
+        "float32", "Of the adapters made from peft_config: 'float32' masters, or 'bfloat16' at half the memory, where small updates may round away."
+    )
+    memory_check: bool = setting(True, "Commands refuse, before the model is loaded, what `posttrain plan` says cannot fit the device.")
     record_tokens_of: int = setting(4, "Record per-token log-probs, ratios, entropies and KLs of this many groups a step.")
     record_megabytes: int = setting(512, "Size cap of the per-token records of a run.")
 
@@ -119,6 +131,12 @@ class BaseConfig(TrainingArguments):
             raise UserError("use_liger_kernel: log-probs are fused already (posttrain.ops.linear_logprobs); leave it at False")
         if self.torch_compile:
             raise UserError("torch_compile: the attention layouts are not traceable yet; leave it at False")
+        if self.activation_offloading not in (False, True, "auto"):
+            raise UserError(f"activation_offloading={self.activation_offloading!r}: use True, False or 'auto'")
+        if self.tile_rows not in (None, "auto") and not (isinstance(self.tile_rows, int) and self.tile_rows >= 1):
+            raise UserError(f"tile_rows={self.tile_rows!r}: use a number of rows, 1 or more, or 'auto'")
+        if self.adapter_dtype not in ADAPTER_DTYPES:
+            raise UserError(f"adapter_dtype={self.adapter_dtype!r}: use {' or '.join(map(repr, ADAPTER_DTYPES))}")
         if self.auto_find_batch_size:
             raise UserError("auto_find_batch_size would change the batch in silence; set max_tokens_per_micro_batch, which changes memory only")
 

@@ -103,6 +103,9 @@ class DPOBatch(PairBatch):
         super().__init__(items, device)
         self.update = update
 
+    def of(self, items: list[PackItem]) -> DPOBatch:
+        return DPOBatch(items, self.stream.device, self.update)
+
 
 class DPOTrainer(OfflineTrainer):
     """`DPOTrainer(model, args=DPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or without prompt.
@@ -176,7 +179,7 @@ class DPOTrainer(OfflineTrainer):
             mean_chosen_length=sum(len(example.completions[0]) for example in everyone) / len(everyone),
             share=self.args.world_size / len(everyone),
         )
-        for items in pair_parts(mine, self.args.token_budget):
+        for items in pair_parts(mine, self.token_budget):
             yield DPOBatch(items, self.args.device, update)
 
     def _transport(self, mine: list[Example], ref_logps: torch.Tensor) -> Transport:

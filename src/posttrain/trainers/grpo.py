@@ -10,6 +10,7 @@ The weights w_i are what distinguishes GRPO, DAPO, Dr. GRPO...; they are known b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -220,6 +221,15 @@ class GRPOTrainer(OnlineTrainer):
             total, count = self._entropy_of_step
             self._entropy_of_step = [total + float((entropy.detach() * mask).sum()), count + float(mask.sum())]
         return loss * self.args.world_size
+
+    def notes(self) -> Callable[[], None]:
+        before, take_back = self._entropy_of_step, super().notes()
+
+        def take_all_back() -> None:
+            self._entropy_of_step = before
+            take_back()
+
+        return take_all_back
 
     # Resuming
 

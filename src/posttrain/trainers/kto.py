@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from posttrain.data.chat import encode_example
 from posttrain.data.convert import unpair_preference_dataset
 from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE, UNPAIRED_PREFERENCE
-from posttrain.data.stream import PackItem, pack, split
+from posttrain.data.stream import PackItem, split
 from posttrain.errors import UserError
 from posttrain.losses.kto import LOSSES, estimated_kl
 from posttrain.trainers.base import MicroBatch
@@ -74,8 +74,11 @@ class KTOBatch(MicroBatch):
     """A stream of n completions. `places` (n,): which of this process's they are."""
 
     def __init__(self, items: list[PackItem], device: torch.device, update: Update) -> None:
-        super().__init__(pack(items).to(device))
+        super().__init__(items, device)
         self.places, self.update = self.stream.row_ids, update
+
+    def of(self, items: list[PackItem]) -> KTOBatch:
+        return KTOBatch(items, self.stream.device, self.update)
 
 
 class KTOTrainer(OfflineTrainer):
@@ -157,7 +160,7 @@ class KTOTrainer(OfflineTrainer):
             shares_of_margin=torch.tensor(shares, dtype=torch.float64, device=device),
         )
         items = [PackItem(example.prompt_ids, example.completions[OWN]) for example in mine]
-        for part in split(items, self.args.token_budget):
+        for part in split(items, self.token_budget):
             yield KTOBatch(part, device, update)
 
     def _kl(self, mine: list[Example], ref_logps: list[float]) -> float:

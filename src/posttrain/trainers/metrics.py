@@ -39,6 +39,19 @@ class Metrics:
         """Add to a plain sum over everything since the last log: all steps, all processes."""
         self._counts[name] = self._counts.get(name, 0.0) + number
 
+    def copy(self) -> Metrics:
+        copied = Metrics()
+        copied._sums = {name: list(entry) for name, entry in self._sums.items()}
+        copied._extremes = {name: list(held) for name, held in self._extremes.items()}
+        copied._counts = dict(self._counts)
+        return copied
+
+    def restore(self, earlier: Metrics) -> None:
+        """Forget what was noted since `earlier` was copied, except for time: it was spent."""
+        times = {name: entry for name, entry in self._sums.items() if name.startswith("time/")}
+        copied = earlier.copy()
+        self._sums, self._extremes, self._counts = copied._sums | times, copied._extremes, copied._counts
+
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Note the seconds that a block takes, per optimizer step."""

@@ -143,7 +143,7 @@ class OfflineTrainer(BaseTrainer):
         items = [PackItem(example.prompt_ids, example.completions[which]) for example in examples]
         found: dict[int, float] = {}
         with self.frozen(model) as module:
-            for part in split(items, self.args.token_budget, whole=True):
+            for part in split(items, self.token_budget, whole=True):
                 stream = pack(part).to(self.args.device)
                 sums = self.row_sums(self.logprobs(module, stream).logps, stream)
                 found.update(zip(stream.row_ids.tolist(), sums.tolist(), strict=True))

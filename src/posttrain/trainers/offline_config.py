@@ -16,7 +16,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "padding_free": (False, "streams never hold padding; leave it out"),
     "pad_to_multiple_of": ("auto", "streams are packed without padding; leave it out"),
     "dataset_num_proc": (None, "rows are tokenized in this process; leave it out"),
-    "activation_offloading": (False, "not built; use gradient_checkpointing, or a smaller max_tokens_per_micro_batch"),
     "router_aux_loss_coef": (None, "the load-balancing loss of mixture-of-experts models is not added yet; leave it out"),
     "pad_token": (None, "nothing is padded; leave it out"),
     "padding_value": (None, "nothing is padded; leave it out"),

@@ -249,7 +249,7 @@ class OnlineTrainer(BaseTrainer):
 
     def micro_batches(self, rows: list[Row], weights: list[float]) -> list[PolicyBatch]:
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        return policy_batches(rows, weights, max_tokens=self.args.token_budget, device=self.args.device, dtype=dtype)
+        return policy_batches(rows, weights, max_tokens=self.token_budget, device=self.args.device, dtype=dtype)
 
     def frozen_logps(self, rows: list[Row], forward: Callable[[nn.Module, PolicyBatch], torch.Tensor], model: nn.Module) -> list[list[float]]:
         """Per-token values of `forward`, (B, T), for every row, without a gradient."""

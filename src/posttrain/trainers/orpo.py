@@ -68,6 +68,9 @@ class FreeBatch(PairBatch):
         super().__init__(items, device)
         self.share, self.token_share = share, token_share
 
+    def of(self, items: list[PackItem]) -> FreeBatch:
+        return FreeBatch(items, self.stream.device, self.share, self.token_share)
+
 
 class ReferenceFreeTrainer(OfflineTrainer):
     """A weighted NLL of the chosen completions and a loss of each pair, which `compare` says."""
@@ -112,7 +115,7 @@ class ReferenceFreeTrainer(OfflineTrainer):
 
     def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[FreeBatch]:
         world, tokens = self.args.world_size, sum(len(example.completions[0]) for example in everyone)
-        for items in pair_parts(mine, self.args.token_budget):
+        for items in pair_parts(mine, self.token_budget):
             yield FreeBatch(items, self.args.device, world / len(everyone), world / tokens)
 
     def loss(self, model: nn.Module, batch: FreeBatch) -> torch.Tensor:

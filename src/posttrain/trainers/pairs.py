@@ -12,7 +12,7 @@ import torch
 
 from posttrain.data.chat import encode_preference
 from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE
-from posttrain.data.stream import PackItem, pack, split
+from posttrain.data.stream import PackItem, split
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.offline import Example, OfflineTrainer
 
@@ -25,8 +25,10 @@ FORMATS = (PREFERENCE, IMPLICIT_PREFERENCE)  # without a prompt it is what chose
 class PairBatch(MicroBatch):
     """A stream of n pairs. `places` (n,): which of this process's pairs they are."""
 
+    keeps_groups = True
+
     def __init__(self, items: list[PackItem], device: torch.device) -> None:
-        super().__init__(pack(items).to(device))
+        super().__init__(items, device)
         self.places = self.stream.row_ids[::2] // 2
         self.lengths = torch.tensor([[len(completion) for completion in item.completions] for item in items], device=device)  # (n, 2)
 

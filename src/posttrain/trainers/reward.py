@@ -39,7 +39,7 @@ class RewardConfig(BaseConfig):
     """per_device_train_batch_size counts pairs."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
-        **{name: REFUSED[name] for name in ("dataset_num_proc", "pad_to_multiple_of", "activation_offloading", "router_aux_loss_coef", "pad_token")},
+        **{name: REFUSED[name] for name in ("dataset_num_proc", "pad_to_multiple_of", "router_aux_loss_coef", "pad_token")},
         "chat_template_path": (None, "set tokenizer.chat_template, and give the tokenizer as processing_class"),
         "eos_token": (None, "set tokenizer.eos_token, and give the tokenizer as processing_class"),
     }
@@ -65,10 +65,16 @@ class Pair(Example):
 class PairBatch(MicroBatch):
     """A stream of whole pairs: rows chosen, rejected, chosen, rejected..."""
 
+    keeps_groups = True
+
     def __init__(self, items: list[PackItem], margins: list[float], share: float, device: torch.device) -> None:
-        super().__init__(pack(items).to(device))
+        super().__init__(items, device)
         self.margins = margins  # [pairs]
         self.share = share  # 1 / pairs of the update, times the number of processes
+
+    def of(self, items: list[PackItem]) -> PairBatch:
+        margin_of = {tuple(item.row_ids or ()): margin for item, margin in zip(self.items, self.margins, strict=True)}
+        return PairBatch(items, [margin_of[tuple(item.row_ids or ())] for item in items], self.share, self.stream.device)
 
 
 class RewardTrainer(OfflineTrainer):
@@ -154,7 +160,7 @@ class RewardTrainer(OfflineTrainer):
         pairs = self.encode(self._checked(rows))
         scores: dict[int, float] = {}
         with self.frozen(self.model_wrapped) as module:
-            for part in split([PackItem(pair.prompt_ids, pair.completions) for pair in pairs], self.args.token_budget):
+            for part in split([PackItem(pair.prompt_ids, pair.completions) for pair in pairs], self.token_budget):
                 stream = pack(part).to(self.args.device)
                 scores.update(zip(stream.row_ids.tolist(), self._scores(module, stream).last.tolist(), strict=True))
         return [(scores[2 * number], scores[2 * number + 1]) for number in range(len(pairs))]
@@ -162,7 +168,7 @@ class RewardTrainer(OfflineTrainer):
     def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[MicroBatch]:
         share = self.args.world_size / max(len(everyone), 1)  # processes average their gradients
         items = [PackItem(pair.prompt_ids, pair.completions, row_ids=(2 * place, 2 * place + 1)) for place, pair in enumerate(mine)]
-        for part in split(items, self.args.token_budget, whole=True):
+        for part in split(items, self.token_budget, whole=True):
             pairs = [mine[item.row_ids[0] // 2] for item in part if item.row_ids is not None]
             yield PairBatch(part, [pair.margin for pair in pairs if isinstance(pair, Pair)], share, self.args.device)
 

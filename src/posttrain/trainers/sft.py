@@ -47,8 +47,11 @@ class SFTBatch(MicroBatch):
     """A stream of examples; `share` is 1 / trained tokens of the update, times the number of processes."""
 
     def __init__(self, items: list[PackItem], share: float, device: torch.device) -> None:
-        super().__init__(pack(items).to(device))
+        super().__init__(items, device)
         self.share = share
+
+    def of(self, items: list[PackItem]) -> SFTBatch:
+        return SFTBatch(items, self.share, self.stream.device)
 
 
 class SFTTrainer(BaseTrainer):
@@ -172,7 +175,7 @@ class SFTTrainer(BaseTrainer):
         for example in examples:
             start = max(example.trained.index(1), 1)  # what is only read is the prompt
             items.append(PackItem(example.ids[:start], [example.ids[start:]], [list(map(bool, example.trained[start:]))], [example.number]))
-        return split(items, self.args.token_budget)
+        return split(items, self.token_budget)
 
     def loss(self, model: nn.Module, batch: SFTBatch) -> torch.Tensor:
         stream, smoothing = batch.stream, self.args.label_smoothing_factor

@@ -25,7 +25,6 @@ class SFTConfig(BaseConfig):
         "pad_to_multiple_of": ("auto", "streams have no padding; leave it out"),
         "pad_token": (None, "streams have no padding; set tokenizer.pad_token if the exported model shall have another"),
         "eval_packing": (None, "an evaluation is a mean over tokens, which packing does not change; leave it out"),
-        "activation_offloading": (False, "not built yet; use gradient_checkpointing, or a smaller max_tokens_per_micro_batch"),
         "router_aux_loss_coef": (None, "the auxiliary loss of mixture-of-experts routers is not built; leave it out"),
     }
 

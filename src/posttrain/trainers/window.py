@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from posttrain.data.stream import PackItem, pack, split
+from posttrain.data.stream import PackItem, split
 from posttrain.losses.policy import Objective
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.ranks import gather_json
@@ -142,7 +142,8 @@ class PolicyBatch(MicroBatch):
     """
 
     def __init__(self, parts: list[PackItem], rows: list[Row], weights: list[float], device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(pack(parts).to(device))
+        super().__init__(parts, device)
+        self._of = lambda items: PolicyBatch(items, rows, weights, device, dtype)
         ids = self.stream.row_ids.tolist()
         self.rows = [rows[i] for i in ids]  # in the stream's order
         T = self.stream.shape[1]
@@ -156,6 +157,9 @@ class PolicyBatch(MicroBatch):
         self.ref_logps = self._optional([row.ref_logps for row in self.rows], T, dtype, device)  # (B, T) or None
         self.returns = self._optional([row.returns for row in self.rows], T, dtype, device)  # (B, T) or None
         self.old_values = self._optional([row.old_values for row in self.rows], T, dtype, device)  # (B, T) or None
+
+    def of(self, items: list[PackItem]) -> PolicyBatch:
+        return self._of(items)
 
     @staticmethod
     def _optional(lists: list[list[float] | None], T: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:

@@ -56,11 +56,10 @@ def test_logprobs_equal_those_of_a_plain_forward(family, tiny, prompts, complete
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3-window", "mistral-window"])
-def test_long_prompts_computed_piece_by_piece_give_the_same(family, tiny, prompts, complete, requests_for, monkeypatch):
+def test_long_prompts_computed_piece_by_piece_give_the_same(family, tiny, prompts, complete, requests_for):
     model = tiny(family)
     whole, _ = complete(LocalEngine(), model, requests_for(prompts, temperature=0.0))
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 5)
-    pieces, _ = complete(LocalEngine(), model, requests_for(prompts, temperature=0.0))
+    pieces, _ = complete(LocalEngine(prefill_tokens=5), model, requests_for(prompts, temperature=0.0))
     assert {i: c.token_ids for i, c in whole.items()} == {i: c.token_ids for i, c in pieces.items()}
 
 

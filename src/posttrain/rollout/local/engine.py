@@ -6,12 +6,14 @@ for every active row, sample, retire. What a completion says depends on its requ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from posttrain.errors import TrainingError
 from posttrain.ops.attention import Layout, layout_kwargs
 from posttrain.rollout.local.cache import Cache
 from posttrain.rollout.local.layout import DecodeLayout, Piece, PrefillLayout
@@ -22,7 +24,10 @@ from posttrain.rollout.local.weights import compute, lent, rollout_dtype
 from posttrain.rollout.stopping import check_sampling, stop_reason
 from posttrain.types import Completion, Request, StopReason
 
-PREFILL_TOKENS = 4096  # prompt tokens computed in one call: bounds activations, however long or many the prompts
+logger = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 4096
+_FEWEST_PREFILL_TOKENS = 256  # of a call, even where memory is short
 
 
 class LocalEngine:
@@ -34,15 +39,18 @@ class LocalEngine:
         *,
         max_slots: int = 256,
         max_kv_tokens: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
         autocast_dtype: torch.dtype | None = None,
     ):
         """max_slots: rows decoded together. max_kv_tokens: cached tokens at most, prompts counted once (None: no limit).
 
+        prefill_tokens: prompt tokens computed in one call; bounds activations, however long or many the prompts.
         autocast_dtype: compute in it, as training does, except that bfloat16 becomes float32 on a CPU that would only emulate it.
         """
         self.tokenizer = tokenizer
         self.max_slots = max_slots
         self.max_kv_tokens = max_kv_tokens
+        self.prefill_tokens = prefill_tokens
         self.autocast_dtype = autocast_dtype
         self._rollout: _Rollout | None = None
 
@@ -56,6 +64,7 @@ class LocalEngine:
         dtype = rollout_dtype(self.autocast_dtype, device)
         training = [module for module in model.modules() if module.training]
         rollout = _Rollout(model, config, version, Scheduler(self.max_slots, self.max_kv_tokens), device, dtype, self.tokenizer)
+        rollout.prefill_tokens = self.prefill_tokens
         try:
             model.eval()
             with lent(model, dtype, device):
@@ -72,10 +81,33 @@ class LocalEngine:
         self._active().submit(request)
 
     def step(self) -> list[Completion]:
-        """One token for every active row, first tokens of newly admitted rows included."""
+        """One token for every active row, first tokens of newly admitted rows included.
+
+        Out of memory, all unfinished completions are begun anew, half as many at a time from here on; they say the same, since what they draw does
+        not depend on their company. Raises TrainingError where that is not enough.
+        """
         rollout = self._active()
         with torch.no_grad(), compute(rollout.dtype, rollout.device):
-            return rollout.step()
+            while True:
+                try:
+                    return rollout.step()
+                except torch.OutOfMemoryError as error:
+                    reason = str(error).split(". ")[0].strip()
+                self._make_smaller(rollout, reason)  # out here, where the failed step's tensors are gone
+
+    def _make_smaller(self, rollout: _Rollout, reason: str) -> None:
+        rows = min(rollout.most_rows, self.max_slots)
+        if rows <= 1 and self.prefill_tokens <= _FEWEST_PREFILL_TOKENS:
+            raise TrainingError(
+                f"out of memory while sampling a single completion ({reason}): shorten prompts or completions, load the weights in 4 bits "
+                "beside adapters (load_in_4bit), or take a smaller model"
+            )
+        self.max_slots = max(rows // 2, 1)
+        self.prefill_tokens = min(self.prefill_tokens, max(self.prefill_tokens // 2, _FEWEST_PREFILL_TOKENS))
+        logger.warning("out of memory while sampling %d completions at once (%s); %d at once from here on", rows, reason, self.max_slots)
+        rollout.begin_anew(self.max_slots, self.prefill_tokens)
+        if rollout.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _active(self) -> _Rollout:
         if self._rollout is None:
@@ -98,6 +130,17 @@ class _Rollout:
         self.tokenizer = tokenizer
         self.cache = Cache()
         self.dice: dict[int, Dice] = {}  # by request id
+        self.prefill_tokens = PREFILL_TOKENS
+        self.most_rows = 0  # decoded together so far
+
+    def begin_anew(self, max_slots: int, prefill_tokens: int) -> None:
+        """Every unfinished request waits again, in order of its id, and nothing is cached."""
+        unfinished = sorted([row.request for row in self.scheduler.rows] + list(self.scheduler.waiting), key=lambda request: request.id)
+        self.cache.free()
+        self.scheduler = Scheduler(max_slots, self.scheduler.max_kv_tokens)
+        self.prefill_tokens, self.most_rows = prefill_tokens, 0
+        for request in unfinished:
+            self.scheduler.submit(request)
 
     def submit(self, request: Request) -> None:
         check_sampling(request.sampling, self.tokenizer)
@@ -110,6 +153,7 @@ class _Rollout:
     def step(self) -> list[Completion]:
         decoding = list(self.scheduler.rows)
         started, prompts = self.scheduler.admit()
+        self.most_rows = max(self.most_rows, len(self.scheduler.rows))
         self._reserve(decoding)
         if prompts:
             self._prefill(prompts)
@@ -132,9 +176,9 @@ class _Rollout:
         return output.logits[0].contiguous()
 
     def _prefill(self, prompts: list[Prompt]) -> None:
-        """Compute the prompts' keys, values and next-token logits, PREFILL_TOKENS at a time: short ones together, long ones piece by piece."""
+        """Compute the prompts' keys, values and next-token logits, `prefill_tokens` at a time: short ones together, long ones piece by piece."""
         scheduled = self.scheduler.prompts
-        for pieces in _prefill_calls(prompts):
+        for pieces in _prefill_calls(prompts, self.prefill_tokens):
             layout = PrefillLayout(self.cache, pieces, self.dtype)
             token_ids = [token for piece in pieces for token in scheduled[piece.slot].token_ids[piece.start : piece.end]]
             position_ids = torch.cat([torch.arange(piece.start, piece.end, device=self.device) for piece in pieces])[None]
@@ -183,10 +227,10 @@ class _Rollout:
         return Completion(row.request.id, row.token_ids, row.logprobs, row.sampled_logprobs, stop, self.version)
 
 
-def _prefill_calls(prompts: list[Prompt]) -> Iterator[list[Piece]]:
-    """Cut and pack prompts into calls of at most PREFILL_TOKENS tokens, in order."""
+def _prefill_calls(prompts: list[Prompt], most: int) -> Iterator[list[Piece]]:
+    """Cut and pack prompts into calls of at most `most` tokens, in order."""
     pieces: list[Piece] = []
-    room = PREFILL_TOKENS
+    room = most
     for prompt in prompts:
         start = 0
         while start < len(prompt.token_ids):
@@ -196,6 +240,6 @@ def _prefill_calls(prompts: list[Prompt]) -> Iterator[list[Piece]]:
             start = end
             if room == 0:
                 yield pieces
-                pieces, room = [], PREFILL_TOKENS
+                pieces, room = [], most
     if pieces:
         yield pieces

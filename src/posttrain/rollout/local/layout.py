@@ -13,6 +13,7 @@ import torch
 
 from posttrain.rollout.local.cache import Cache
 
+_MOST_SCORES = 2**26  # float32 scores of one tile of queries, 256 MiB, where no fused kernel takes them
 _HIDDEN = -1e30  # finite: a query that sees none of a prompt then weighs it with exp(-1e30) = 0, not with NaN; within float32's and bfloat16's range
 
 
@@ -30,12 +31,28 @@ def attend(
 def attend_plainly(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, mask: torch.Tensor | None = None, causal: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by matrix products, on any device."""
+    """The same by matrix products, on any device, in as many tiles of queries as keep the scores of one small."""
+    tile = max(_MOST_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
+    parts = []
+    for first in range(0, q.shape[2], tile):
+        last = min(first + tile, q.shape[2])
+        seen = last if causal else k.shape[2]
+        rows = None if mask is None else mask if mask.shape[2] == 1 else mask[:, :, first:last]
+        parts.append(_attend_tile(q[:, :, first:last], k[:, :, :seen], v[:, :, :seen], scaling, rows, first if causal else None))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([out for out, _ in parts], dim=2), torch.cat([mass for _, mass in parts], dim=2)
+
+
+def _attend_tile(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, mask: torch.Tensor | None, first: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`first`: of these queries, which see the keys up to their own; None: all keys."""
     batch, heads, queries, _ = q.shape
     folded = q.reshape(batch, k.shape[1], -1, q.shape[3])  # (B, Hkv, rep * S, d)
     scores = (folded @ k.transpose(2, 3)).view(batch, heads, queries, -1).float() * scaling
-    if causal:
-        scores = scores + torch.full_like(scores[0, 0], _HIDDEN).triu(1)
+    if first is not None:
+        scores = scores + torch.full_like(scores[0, 0], _HIDDEN).triu(first + 1)
     if mask is not None:
         scores = scores + mask
     weights = scores.softmax(-1).to(v.dtype).view(batch, k.shape[1], folded.shape[2], -1)
