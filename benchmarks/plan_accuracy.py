@@ -1,9 +1,9 @@
-"""How far `posttrain plan` is from the truth: `python benchmarks/plan_accuracy.py [simulated|chunked|switches|real] [--models llama-3.1-8b ...]`.
+"""How far `posttrain plan` is from the truth: `python benchmarks/plan_accuracy.py [simulated|whole|chunked|switches|quantised|real] [--models llama-3.1-8b ...]`.
 
-simulated: five architectures x three contexts x {full, LoRA, QLoRA} at full depth against posttrain's own step on fake tensors, attention by a kernel.
-chunked: the same models with attention under explicit masks, as on a GPU today, two layers deep (a chunk of queries at a time makes many
-operators; layers are alike). switches: each switch, and other shapes of a micro-batch. real: the growth of a process's resident memory after
-its imports, in two steps of a real trainer on this machine's CPU. What is measured replaces its line in benchmarks/results/plan.json.
+simulated: five architectures x three contexts x {full, LoRA, QLoRA} against posttrain's own step on fake tensors, four layers deep (they are alike).
+whole: the first of the models at full depth. chunked: the models with attention under explicit masks, as on a GPU today. switches: each switch, and other shapes of a micro-batch. quantised: the real 4-bit layers of bitsandbytes on real
+tensors, storages counted. real: the growth of a process's resident memory after its imports, in two steps of a real trainer on this machine's
+CPU. What is measured replaces its line in benchmarks/results/plan.json.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ LORA = {"lora_r": 32, "dtype": "bfloat16"}
 QLORA = LORA | {"adapter_dtype": "bfloat16", "load_in_4bit": True}
 FRUGAL = QLORA | {"tile_rows": 2048, "activation_offloading": True, "optim": "adamw_8bit"}
 FUSED = {"attention": "fused"}
-LAYERS = 2  # where attention is chunked; of Gemma one that slides and one that sees everything
+LAYERS = 4  # of Gemma two that slide and two that see everything
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": FRUGAL}
 # name -> (model, prompt, completions, settings)
 SWITCHES: dict[str, tuple[str, int, tuple[int, ...], dict[str, Any]]] = {
     "plain QLoRA": ("llama-3.1-8b", PROMPT, (3840,), QLORA),
-    "float32 adapters": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"adapter_dtype": "float32"}),
     "no checkpoints": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"gradient_checkpointing": False}),
     "no checkpoints, offloaded": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"gradient_checkpointing": False, "activation_offloading": True}),
     "tiles": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"tile_rows": 1024}),
@@ -127,6 +126,47 @@ def _line(planned: int, measured: int) -> dict[str, Any]:
     return {"planned": planned, "measured": measured, "error": planned / measured - 1}
 
 
+def quantised(adapter_dtype: str, checkpointing: bool) -> dict[str, Any]:
+    """A forward and backward of a small model with bitsandbytes' own layers, by the ways of a GPU: what lives beside weights and gradients."""
+    import torch
+    from peft import LoraConfig
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from posttrain.data.stream import PackItem, pack
+    from posttrain.models.adapters import add_lora
+    from posttrain.models.forward import logprobs
+    from posttrain.models.load import four_bits, load_model
+    from posttrain.ops.precision import standing_for
+    from posttrain.plan import Job, plan, shape_of
+    from posttrain.simulate.live import LiveStorages
+
+    tokens = 2048
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+        max_position_embeddings=tokens,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        base = load_model(folder, dtype="bfloat16", quantization_config=four_bits(has_adapters=True), device_map="cpu")
+    if checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = add_lora(base, lora, dtype=getattr(torch, adapter_dtype)).train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    stream = pack([PackItem([1] * 64, [[1] * (tokens - 64)])])
+    with standing_for("cuda", has_fused_attention=True), LiveStorages() as live:
+        with torch.autocast("cpu", torch.bfloat16):
+            logps = logprobs(model, stream, entropy_grad=False).logps
+        logps.sum().backward()
+    job = Job(
+        shape_of(config.to_dict(), "small"), 64, tokens - 64, generations=1, rollout_size=2, lora_r=16, load_in_4bit=True, dtype="bfloat16",
+        adapter_dtype=adapter_dtype, gradient_checkpointing=checkpointing, attention="fused", max_tokens_per_micro_batch=tokens,
+    )  # fmt: skip
+    return _line(plan(job).above, live.peak)
+
+
 def real(name: str) -> dict[str, Any]:
     """In a process of its own, which says what it grew by."""
     done = subprocess.run([sys.executable, __file__, "--child", name], capture_output=True, text=True, check=True, env=os.environ)
@@ -182,7 +222,7 @@ def _warm_up(torch: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["simulated", "chunked", "switches", "real"])
+    parser.add_argument("parts", nargs="*", default=["simulated", "whole", "chunked", "switches", "quantised", "real"])
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -208,14 +248,23 @@ def main() -> None:
         for model in options.models:
             for method, settings in METHODS.items():
                 for context in CONTEXTS:
-                    note("simulated", f"{model} {method} {context}", simulated(model, PROMPT, (context - PROMPT,), settings | FUSED))
+                    note("simulated", f"{model} {method} {context}", simulated(model, PROMPT, (context - PROMPT,), settings | FUSED, LAYERS))
+    if "whole" in options.parts:
+        for method, settings in METHODS.items():
+            for context in CONTEXTS:
+                note("whole", f"{MODELS[0]} {method} {context}", simulated(MODELS[0], PROMPT, (context - PROMPT,), settings | FUSED))
     if "chunked" in options.parts:
         for model in options.models:
             for method, settings in METHODS.items():
-                note("chunked", f"{model} {method} 4096", simulated(model, PROMPT, (4096 - PROMPT,), settings, LAYERS))
+                note("chunked", f"{model} {method} 4096", simulated(model, PROMPT, (4096 - PROMPT,), settings, LAYERS // 2))
     if "switches" in options.parts:
         for name, case in SWITCHES.items():
-            note("switches", name, simulated(*case[:3], case[3] | FUSED))
+            note("switches", name, simulated(*case[:3], case[3] | FUSED, LAYERS))
+    if "quantised" in options.parts:
+        for dtype in ("float32", "bfloat16"):
+            for checkpointing in (True, False):
+                name = f"{dtype} adapters{', checkpoints' if checkpointing else ''}"
+                note("quantised", name, quantised(dtype, checkpointing))
     if "real" in options.parts:
         for name in REAL:
             note("real", name, real(name))

@@ -10,7 +10,7 @@ from posttrain.cli.main import app
 HEADLINE = ["plan", "--model", "meta-llama/Llama-3.1-8B-Instruct", "--context", "20480", "--generations", "8", "--load-in-4bit", "--lora-r", "32"]
 RECIPE = """
 model: {{from_scratch: {{model_type: {kind}, hidden_size: {hidden}, intermediate_size: {hidden}, num_hidden_layers: {layers}, num_attention_heads: 4,
-        num_key_value_heads: 2, head_dim: 8, max_position_embeddings: 256}}, tokenizer: {{vocab_size: 300}}}}
+        num_key_value_heads: 2, max_position_embeddings: 256}}, tokenizer: {{vocab_size: 300}}}}
 data: {{train: rows.jsonl, prompt: "{{question}}", answer: "{{answer}}"}}
 rubric: [arithmetic]
 train: {{output_dir: run, num_generations: 2, per_device_train_batch_size: 4, max_completion_length: 6, max_steps: 2, use_cpu: true}}
@@ -113,7 +113,7 @@ def test_a_recipe_brings_its_settings(recipe):
         (["plan", "--model", "qwen3-8b", "--context", "64", "--prompt-length", "4", "--completion-length", "4"], "two of the three"),
         (["plan", "--model", "qwen3-8b", "--context", "64", "--gpu", "big"], "16GB or 15.5GiB"),
         (["plan", "--model", "qwen3-8b", "--context", "64", "--tiles", "some"], "a number of rows, or auto"),
-        (["plan", "--model", "qwen3-8b", "--context", "64", "--train.beta=1"], "not an option"),
+        (["plan", "--model", "qwen3-8b", "--context", "64", "--train.beta=1"], "belongs to a plan of a recipe"),
         (["plan", "--model", "qwen3-8b", "--context", "64", "--rates", "fast"], "65,320"),
     ],
 )

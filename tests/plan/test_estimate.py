@@ -49,10 +49,11 @@ def test_weights_gradients_and_optimizer_have_the_bytes_of_a_real_step():
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
-    found = plan(Job(shape, 2, 2, generations=2, bf16=False, device="cpu")).training
+    job = Job(shape, 2, 2, generations=2, bf16=False, device="cpu")
+    found = plan(job).training
     parameters = list(model.parameters())
     assert found["weights"] == sum(parameter.nbytes for parameter in parameters)
-    assert found["gradients"] == sum(parameter.grad.nbytes for parameter in parameters)
+    assert job.gradient_bytes == sum(parameter.grad.nbytes for parameter in parameters)
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert found["optimizer"] == sum(moment.nbytes for moment in moments)
 
@@ -66,7 +67,7 @@ def test_torch_keeps_the_optimizer_in_the_dtype_of_the_weights():
     assert state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes == OPTIMIZERS["adamw_torch"][1] * 64
 
 
-@pytest.mark.parametrize(("prompts", "completions", "new_tokens"), [(1, 3, 5), (2, 4, 70), (3, 2, 130)])
+@pytest.mark.parametrize(("prompts", "completions", "new_tokens"), [(1, 3, 5), (2, 4, 70), (3, 2, 135)])
 def test_the_cache_of_a_rollout_has_the_bytes_of_the_real_one(prompts, completions, new_tokens):
     model, shape = small_shape(max_position_embeddings=512)
     lengths = 9
@@ -89,6 +90,15 @@ def test_room_in_the_cache_is_made_as_slabs_make_it(needed):
     slab = Slab()
     slab.reserve(needed, needed)
     assert (capacity(needed, 1), capacity(needed, 64)) == (slab.rows, slab.tokens)
+
+
+def test_gradients_are_all_there_where_an_update_has_several_micro_batches():
+    job = Job(SHAPE, 100, 900, generations=8, max_tokens_per_micro_batch=1000)
+    assert job.micro_batches == 8
+    assert plan(job).training["gradients"] == job.gradient_bytes == SHAPE.parameters * 4
+    alone = job.but(generations=1, gradient_checkpointing=True)
+    assert alone.micro_batches == 1
+    assert plan(alone).training["gradients"] < job.gradient_bytes
 
 
 def test_training_does_not_depend_on_the_number_of_completions():

@@ -17,12 +17,12 @@ def test_what_is_saved_lives_until_the_backward_of_what_saved_it():
     t = Tape()
     x = t.tensor(10, 4, wants_grad=True)
     y = t.op(10, 4, x, saves=(x,))
-    slot = y.slot
+    leaf, slot = x.slot, y.slot
     del x, y
     assert t.memory.live == 40  # x
     t.backward(slot, Storage(t.memory, 40))
     assert t.memory.peak == 120  # x, the gradients of y and of x
-    assert t.memory.live == 40  # the gradient of x, in its slot
+    assert t.memory.live == leaf.size == 40  # the gradient of x, in its slot
 
 
 def test_without_recording_nothing_is_saved():
@@ -33,16 +33,31 @@ def test_without_recording_nothing_is_saved():
     assert t.memory.live == y.size
 
 
-def test_an_addition_hands_its_gradient_on_and_a_further_one_is_not_added_in_place():
+def test_a_gradient_that_an_addition_handed_to_two_is_not_added_to_in_place():
+    t = Tape()
+    x = t.tensor(10, 4, wants_grad=True)
+    y = t.op(10, 4, x)
+    between = t.op(10, 4, x)
+    z = t.op(10, 4, x, y, shares=True)
+    out = t.op(10, 4, z, between, shares=True)
+    slot = out.slot
+    del y, between, z, out
+    t.memory.peak = 0
+    t.backward(slot, Storage(t.memory, 40))
+    # x; the gradient of out, which is that of z, and so of x and y; what `between` makes of it; and the sum, since y still holds the first
+    assert t.memory.peak == 40 + 40 + 40 + 40
+
+
+def test_a_gradient_that_nobody_else_holds_is_added_to_in_place():
     t = Tape()
     x = t.tensor(10, 4, wants_grad=True)
     y = t.op(10, 4, x)
     z = t.op(10, 4, x, y, shares=True)
     slot = z.slot
     del y, z
+    t.memory.peak = 0
     t.backward(slot, Storage(t.memory, 40))
-    # x; the gradient of z, which is y's and x's too; what y's operation makes of it; then their sum, since two hold the first.
-    assert t.memory.peak == 40 + 40 + 40 + 40
+    assert t.memory.peak == 40 + 40 + 40
 
 
 def test_scratch_counts_in_its_direction_only():

@@ -148,6 +148,8 @@ def longest(kind: Kind, rows: Any, tokenizer: Any, args: Any) -> tuple[int, int,
     """Tokens of the longest prompt and of the longest completion among the first rows; with completions in the data also what an update's
     rows have together, on average."""
     looked_at = [rows[index] for index in range(min(LOOKED_AT, len(rows)))]
+    if not looked_at:
+        raise UserError("the data have no rows")
     if kind.is_online:
         row = max(looked_at, key=lambda row: _letters(row["prompt"]))
         return max(_tokens(row["prompt"], tokenizer), 1), args.max_completion_length, None
@@ -160,6 +162,8 @@ def longest(kind: Kind, rows: Any, tokenizer: Any, args: Any) -> tuple[int, int,
         prompt = min(prompt, limit - 1)
         completion = min(completion, limit - prompt)
     update = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if kind is KINDS["sft"] and args.packing:
+        return max(prompt, 1), max(completion, 1), update * int(limit or 0)
     mean = sum(letters) / len(letters) / max(*letters, 1)  # of a row, as a share of the longest
     return max(prompt, 1), max(completion, 1), int(update * mean * (prompt + sum(others)))
 

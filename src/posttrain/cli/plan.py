@@ -90,19 +90,19 @@ Lengths = tuple[int | None, int | None, int | None]  # context, prompt, completi
 
 
 def _job(ctx: typer.Context, recipe: str | None, model: str | None, trainer: str | None, lengths: Lengths, changes: dict[str, Any]) -> Job:
-    if (recipe is None) == (model is None):
-        raise UserError("say what to plan: a recipe, or --model with a name, a directory or a config.json")
     if model is not None:
-        if ctx.args:
-            raise UserError(f"{ctx.args[0]} is not an option of a plan without a recipe")
+        settings = [recipe, *ctx.args] if recipe is not None else ctx.args
+        if settings:
+            raise UserError(f"{settings[0]} belongs to a plan of a recipe; leave it out, or leave out --model")
         prompt, completion = _lengths(lengths, None)
         return Job(find_shape(model), prompt, completion, **changes)
+    if recipe is None or recipe.startswith("-"):
+        raise UserError("say what to plan: a recipe, or --model with a name, a directory or a config.json")
     from posttrain.cli.build import read_args
     from posttrain.cli.fit import job_of, kind_named, shape_of_model
     from posttrain.cli.preview import kind_of_recipe
     from posttrain.cli.recipe import read_recipe
 
-    assert recipe is not None
     read = read_recipe(recipe, overrides(ctx))
     kind = kind_of_recipe(read, None) if trainer is None else kind_named(trainer)
     args = read_args(kind, read, default_output="runs/run")

@@ -37,48 +37,6 @@ class Saving:
     job: Job
 
 
-SWITCHES = (
-    Switch(
-        "gradient_checkpointing=true", "one more forward", lambda job: None if job.gradient_checkpointing else job.but(gradient_checkpointing=True)
-    ),
-    Switch(
-        "max_tokens_per_micro_batch={0.max_tokens_per_micro_batch}",
-        "smaller micro-batches",
-        lambda job: _with_budget(job),
-    ),
-    Switch("tile_rows=auto", "up to a quarter more time", lambda job: None if job.tile_rows else job.but(tile_rows=AUTO_TILE_ROWS)),
-    Switch(
-        "activation_offloading=true",
-        "host memory",
-        lambda job: (
-            None if job.activation_offloading or job.device == "cpu" or not job.gradient_checkpointing else job.but(activation_offloading=True)
-        ),
-    ),
-    Switch("max_concurrent_completions={0.max_concurrent_completions}", "completions wait for each other", lambda job: _with_fewer_completions(job)),
-    Switch(
-        "optim=adamw_8bit",
-        "a coarser optimizer state",
-        lambda job: None if "8bit" in job.optim or job.device == "cpu" else job.but(optim="adamw_8bit"),
-    ),
-    Switch(
-        "adapter_dtype=bfloat16",
-        "small updates may round away",
-        lambda job: None if job.lora_r is None or job.adapter_dtype == "bfloat16" else job.but(adapter_dtype="bfloat16"),
-    ),
-    Switch("model.lora.r=32", "only adapters learn", lambda job: None if job.lora_r else job.but(lora_r=32, has_reference=False)),
-    Switch(
-        "model.dtype=bfloat16",
-        "frozen weights in 16 bits",
-        lambda job: None if job.lora_r is None or job.dtype != "float32" or job.emulates_bf16 else job.but(dtype="bfloat16"),
-    ),
-    Switch(
-        "model.load_in_4bit=true",
-        "slower, and a little less exact",
-        lambda job: None if job.lora_r is None or job.load_in_4bit else job.but(load_in_4bit=True),
-    ),
-)
-
-
 def _with_budget(job: Job) -> Job | None:
     """Micro-batches of the longest row."""
     budget = job.max_tokens_per_micro_batch or DEFAULT_TOKENS
@@ -100,6 +58,44 @@ def _with_fewer_completions(job: Job) -> Job | None:
     return fewer
 
 
+SWITCHES = (
+    Switch(
+        "gradient_checkpointing=true", "one more forward", lambda job: None if job.gradient_checkpointing else job.but(gradient_checkpointing=True)
+    ),
+    Switch("max_tokens_per_micro_batch={0.max_tokens_per_micro_batch}", "smaller micro-batches", _with_budget),
+    Switch("tile_rows=auto", "a little slower", lambda job: None if job.tile_rows else job.but(tile_rows=AUTO_TILE_ROWS)),
+    Switch(
+        "activation_offloading=true",
+        "host memory",
+        lambda job: (
+            None if job.activation_offloading or job.device == "cpu" or not job.gradient_checkpointing else job.but(activation_offloading=True)
+        ),
+    ),
+    Switch("max_concurrent_completions={0.max_concurrent_completions}", "completions wait for each other", _with_fewer_completions),
+    Switch(
+        "optim=adamw_8bit",
+        "a coarser optimizer state",
+        lambda job: None if "8bit" in job.optim or job.device == "cpu" else job.but(optim="adamw_8bit"),
+    ),
+    Switch(
+        "adapter_dtype=bfloat16",
+        "small updates may round away",
+        lambda job: None if job.lora_r is None or job.adapter_dtype == "bfloat16" else job.but(adapter_dtype="bfloat16"),
+    ),
+    Switch("model.lora.r=32", "only adapters learn", lambda job: None if job.lora_r else job.but(lora_r=32, has_reference=False)),
+    Switch(
+        "model.dtype=bfloat16",
+        "frozen weights in 16 bits",
+        lambda job: None if job.lora_r is None or job.dtype != "float32" or not job.bf16 else job.but(dtype="bfloat16"),
+    ),
+    Switch(
+        "model.load_in_4bit=true",
+        "slower, and a little less exact",
+        lambda job: None if job.lora_r is None or job.load_in_4bit else job.but(load_in_4bit=True),
+    ),
+)
+
+
 def savings(job: Job) -> list[Saving]:
     """Every switch alone, the cheapest for the user first."""
     before = plan(job)
@@ -112,7 +108,8 @@ def savings(job: Job) -> list[Saving]:
 
 
 def way_to_fit(job: Job, limit: int) -> list[Saving] | None:
-    """Switches, one after another, with which the job fits; those that turn out not to be needed are left out. None: there is no way."""
+    """Switches, one after another, with which the job fits; those that turn out not to be needed are left out, the costliest first. None: there is
+    no way."""
     chosen: list[Switch] = []
     for switch in SWITCHES:
         if plan(_all(job, chosen)).peak <= limit:
@@ -121,7 +118,7 @@ def way_to_fit(job: Job, limit: int) -> list[Saving] | None:
             chosen.append(switch)
     if plan(_all(job, chosen)).peak > limit:
         return None
-    for switch in list(chosen):
+    for switch in reversed(chosen.copy()):
         fewer = [other for other in chosen if other is not switch]
         if plan(_all(job, fewer)).peak <= limit:
             chosen = fewer

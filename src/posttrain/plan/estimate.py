@@ -130,7 +130,7 @@ def _sampling(job: Job) -> dict[str, int]:
     return {
         "inference_copy": _inference_copy(job),
         "kv_prompts": per_token * capacity(prompts, 1) * capacity(job.prompt_length, FIRST_TOKENS),
-        "kv_completions": per_token * capacity(rows, 1) * capacity(job.completion_length, FIRST_TOKENS),
+        "kv_completions": per_token * capacity(rows, 1) * capacity(job.completion_length - 1, FIRST_TOKENS),  # the last token is never fed
         "prefill": max(0, before - drawing),
         "sampling": drawing,
     }

@@ -97,5 +97,5 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 
 # Parts of a name behind the key that leave the shape as it is.
-SAME_SHAPE = {"instruct", "it", "pt", "base", "chat", "text", "bnb", "4bit", "unsloth", "qat", "bf16", "reasoning", "plus", "thinking", "distill"}
-ALIASES = {"meta-llama-3.1": "llama-3.1", "mistral-nemo-base": "mistral-nemo", "mistral-nemo-instruct": "mistral-nemo"}
+SAME_SHAPE = {"it", "pt", "base", "chat", "text", "bnb", "4bit", "unsloth", "qat", "bf16", "reasoning", "plus", "thinking", "distill"}
+ALIASES = {"meta-llama-3.1": "llama-3.1", "mistral-nemo-base": "mistral-nemo"}

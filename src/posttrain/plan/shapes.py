@@ -166,7 +166,7 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
 
 def known_name(name: str) -> str | None:
     """The key of a model that is known without asking anybody: `meta-llama/Llama-3.1-8B-Instruct` is llama-3.1-8b. None: it is not."""
-    plain = name.rstrip("/").rpartition("/")[2].lower()
+    plain = name.rstrip("/").rpartition("/")[2].lower().replace("-instruct", "")
     for alias, key in ALIASES.items():
         if plain.startswith(alias):
             plain = key + plain.removeprefix(alias)

@@ -96,8 +96,9 @@ def _optimizer(trained: list[nn.Parameter], job: Job, live: LiveStorages) -> Any
         parameter.grad = torch.zeros_like(parameter)
     live.label([parameter.grad for parameter in trained if parameter.grad is not None], "gradients")
     if job.optimizer == "adamw_8bit":
-        live.label(EightBitAdam(trained).state, "optimizer")
-        return lambda: None  # in place
+        state = EightBitAdam(trained).state
+        live.label(state, "optimizer")
+        return lambda: state  # which lives until then; it is changed in place
     optimizer = torch.optim.AdamW(trained, foreach=False)
     optimizer.step()
     live.label([value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)], "optimizer")
