@@ -20,7 +20,7 @@ COLOURS = ("#3f83dd", "#e08a12", "#1f9e77", "#c8559f", "#8b72d6", "#cf5747", "#3
 GREY, FAINT = "#7d8590", "rgba(125,133,144,0.22)"
 UP, DOWN = "#139a74", "#d9622b"  # advantage above 0, below 0
 DASHES = ("solid", "dashed", "dotted")
-MARKED = ("warning", "resume", "reward", "cap")  # notes that stand as lines in the first chart
+MARKED = ("warning", "resume", "reward", "env", "cap")  # notes that stand as lines in the first chart
 
 
 def option(chart: Chart, runs: Sequence[Run], *, marks: bool = False) -> Option:
@@ -138,6 +138,7 @@ def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None
         ends = [reward for _, reward in scored] + [mean - std, mean + std]
         margin = 0.06 * (max(ends) - min(ends))
         frame["yAxis"] |= {"min": _short(min(ends) - margin), "max": _short(max(ends) + margin)}
+        frame["yAxis"]["axisLabel"] |= {"showMinLabel": False, "showMaxLabel": False}  # of no round numbers
         points["markArea"] = {"silent": True, "itemStyle": {"color": FAINT}, "data": [[{"yAxis": mean - std}, {"yAxis": mean + std}]]}
     frame["series"] = [points]
     return frame

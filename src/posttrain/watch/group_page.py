@@ -14,10 +14,10 @@ from posttrain.tracking.reader import GroupRow
 from posttrain.watch.charts import comparison
 from posttrain.watch.curves import Run
 from posttrain.watch.group_view import draw_completion, draw_stage, draw_table, in_short
-from posttrain.watch.story import Story, tell, trust_of
+from posttrain.watch.story import Completion, Story, tell, trust_of
 from posttrain.watch.tokens import MODES, pieces
 
-FIRST = 8  # completions that are shown until all are asked for
+FIRST = 8  # completions that are shown until all are asked for: the best and the worst
 
 
 class GroupPage:
@@ -221,14 +221,16 @@ class GroupPage:
                         "dense outlined options-dense"
                     )
             ui.label(f"{MODES[self.mode].legend}. {story.kept}").classes("pt-soft pt-small")
-        chosen = story.completions if self.shows_all else story.completions[:FIRST]
+        chosen = story.completions if self.shows_all else best_and_worst(story.completions, FIRST)
         ids = {token for completion in chosen if completion.tokens is not None for token in completion.tokens.token_ids}
         vocabulary = self._reader.vocabulary(ids)
         assert self.run is not None
-        for completion in chosen:
-            draw_completion(completion, pieces(completion, self.mode, vocabulary, trust_of(self.run), self.update), story)
+        with ui.element("div").classes("pt-grid pt-completions"):
+            for completion in chosen:
+                draw_completion(completion, pieces(completion, self.mode, vocabulary, trust_of(self.run), self.update), story)
         if len(chosen) < len(story.completions):
-            ui.button(f"show all {len(story.completions)}", on_click=self._show_all).props("flat dense no-caps")
+            left = len(story.completions) - len(chosen)
+            ui.button(f"the best and the worst; show the {left} between them too", on_click=self._show_all).props("flat dense no-caps")
 
     def _colour(self, mode: str) -> None:
         self.mode = mode
@@ -241,6 +243,11 @@ class GroupPage:
     def _show_all(self) -> None:
         self.shows_all = True
         self._draw_group()
+
+
+def best_and_worst(completions: list[Completion], count: int) -> list[Completion]:
+    """From both ends of a list that begins with the best: what a group learns from is their difference."""
+    return completions if len(completions) <= count else [*completions[: count // 2], *completions[-(count // 2) :]]
 
 
 def _has_groups(run: Run) -> bool:

@@ -148,7 +148,7 @@ PANELS = (
         HEALTH,
         unit="%",
     ),
-    Panel("Not scored", "Share of scores that a reward did not give.", (Line("unscored", "not scored"),), HEALTH, unit="%"),
+    Panel("Not scored", "Share of completions that have no reward.", (Line("unscored", "not scored"),), HEALTH, unit="%"),
     Panel(
         "What broke",
         "Completions since the last log whose reward or environment failed.",

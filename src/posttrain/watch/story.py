@@ -71,6 +71,8 @@ def _sample(run: Run, group: GroupRow, completions: list[Completion]) -> Stage:
     text = f"The model was asked this once and answered {_times(len(completions))}, each time by chance"
     text += f" (temperature {number(run.setting('temperature'))})" if run.setting("temperature") is not None else ""
     text += f": {min(lengths)} to {max(lengths)} tokens" if len(set(lengths)) > 1 else f": {lengths[0]} tokens each" if lengths else ""
+    turns = max((completion.episode.turns for completion in completions if completion.episode is not None), default=1)
+    text += f" in up to {turns} turns" if turns > 1 else ""
     text += f", {cut} of them cut at the limit." if cut else ", all of them ended by the model itself."
     return Stage("Sample", text)
 
