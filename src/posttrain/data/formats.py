@@ -7,7 +7,7 @@ Every format comes as text ("standard") or as messages ("conversational"), one o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,13 +164,6 @@ def validate_rows(rows: Iterable[Row], among: Sequence[Format] = FORMATS, needed
     if check.format is None:
         raise UserError(f"the dataset has no rows; {needed_by} needs at least one")
     return check.format
-
-
-def checked_rows(rows: Iterable[Row], check: FormatCheck) -> Iterator[Row]:
-    """The rows of a stream, each checked when it comes."""
-    for row in rows:
-        check(row)
-        yield row
 
 
 def check_text(value: Any, name: str, where: str, *, is_reply: bool) -> None:
