@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -217,6 +218,14 @@ def test_a_reader_cannot_write(tmp_path):
     _, reader = open_both(tmp_path)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         reader._db.execute("DELETE FROM steps")
+
+
+def test_what_an_environment_says_is_kept_as_text_where_json_lacks_it(tmp_path):
+    store, reader = open_both(tmp_path)
+    said = rollout("x")
+    said.turns, said.messages = 2, [{"role": "assistant", "content": "x"}, {"role": "user", "content": Decimal("1.50")}]
+    store.write(StepRecord(1, groups=[collected([said])]))
+    assert reader.episode(RolloutKey(1, 0, 0)).messages[1]["content"] == "1.50"
 
 
 def test_hostile_text_is_kept_letter_by_letter(tmp_path):

@@ -318,6 +318,16 @@ def test_a_class_of_ones_own_is_an_environment(make):
     assert log_of(trainer)["env/turns"] == 2.0
 
 
+def test_what_an_environment_reports_may_have_the_name_of_a_tools_figure(make):
+    class Calls(Single):
+        def finish(self, rollout):
+            rollout.info["tool_calls"] = 3
+
+    trainer = make(env=Calls, script={index: ["5"] for index in range(4)})
+    trainer.train()
+    assert log_of(trainer)["env/tool_calls"] == 3.0
+
+
 def test_one_question_with_one_answer_is_what_it_is_without_an_environment(make):
     script = {0: ["5"], 1: ["4"], 2: ["5"], 3: ["x"]}
     with_env, without = make(env=Environment(Single), script=script), make(script=script)

@@ -188,7 +188,15 @@ class RunStore:
         rows = [(step, number, index, *_rollout_row(rollout, advantage)) for index, (rollout, advantage) in enumerate(pairs)]
         db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         episodes = [
-            (step, number, index, rollout.turns, json.dumps(rollout.info), json.dumps(rollout.messages), json.dumps(_runs(rollout.sampled)))
+            (
+                step,
+                number,
+                index,
+                rollout.turns,
+                json.dumps(rollout.info),
+                json.dumps(rollout.messages, default=str),
+                json.dumps(_runs(rollout.sampled)),
+            )
             for index, rollout in enumerate(group.rollouts)
             if rollout.turns != 1 or rollout.info or not all(rollout.sampled)  # otherwise the text says it all
         ]

@@ -79,7 +79,7 @@ def note_episode(rollout: Rollout, metrics: Metrics) -> None:
     """Turns, TRL's figures for tools, and whatever else the environment reported."""
     metrics.note("env/turns", rollout.turns)
     info = dict(rollout.info)
-    if "tool_calls" in info:
+    if {"tool_calls", "tool_failures"} <= info.keys():  # both are ToolEnv's; an environment of one's own may count calls too
         calls, failures = info.pop("tool_calls"), info.pop("tool_failures")
         metrics.note("tools/call_frequency", calls)
         metrics.note("tools/failure_frequency", failures / calls if calls else 0.0, float(calls > 0))
