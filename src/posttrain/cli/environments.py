@@ -66,7 +66,7 @@ def _factory(section: EnvSection) -> Environment:
     return factory(_loaded(section.name), **_timeout(section))
 
 
-def _timeout(section: EnvSection) -> dict[str, float]:
+def _timeout(section: EnvSection) -> dict[str, Any]:
     return {} if section.timeout is None else {"timeout": section.timeout}
 
 
