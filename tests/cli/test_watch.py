@@ -114,7 +114,7 @@ def test_the_page_of_a_training_ends_with_it_also_when_it_is_killed(tmp_path):
     with watching([directory], wanted=False):
         assert children_named(directory) == []
     with watching([directory], wanted=True):
-        assert len(children_named(directory)) == 1
+        wait_until(lambda: len(children_named(directory)) == 1)
     assert children_named(directory) == []
     program = f"import time\\nfrom posttrain.cli.watch import watching\\nwith watching([{directory!r}], True):\\n    print('begun', flush=True)\\n    time.sleep(60)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}

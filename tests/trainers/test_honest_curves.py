@@ -3,7 +3,6 @@
 import statistics
 
 import pytest
-from small import many_ones
 
 from posttrain.tracking.reader import RolloutKey, RunReader
 
@@ -52,9 +51,11 @@ def test_rewards_and_signal_are_those_of_every_completion_drawn(make_trainer, ze
         assert min(log["frac_reward_zero_std"] for log in logs) <= statistics.fmean(dead) <= max(log["frac_reward_zero_std"] for log in logs)
 
 
-def test_lengths_are_means_over_completions_and_entropy_over_tokens(make_trainer):
+def test_lengths_are_means_over_completions_and_entropy_over_tokens(make_trainer, make_model):
+    model = make_model()
+    model.get_input_embeddings().weight.data *= 8  # the head too: some next tokens are surer than others, so that means differ
     trainer = make_trainer(
-        reward=many_ones, max_steps=2, logging_steps=2, per_device_train_batch_size=16, max_tokens_per_micro_batch=24, beta=0.01, record_tokens_of=100
+        model=model, max_steps=2, logging_steps=2, per_device_train_batch_size=16, max_tokens_per_micro_batch=24, beta=0.01, record_tokens_of=100
     )
     trainer.train()
     log = next(log for log in trainer.state.log_history if "reward" in log)
@@ -72,7 +73,7 @@ def test_lengths_are_means_over_completions_and_entropy_over_tokens(make_trainer
     kls = [value for update in updates for value in update.kl]
     assert log["kl"] == pytest.approx(statistics.fmean(kls), rel=5e-3, abs=1e-6)
     of_means = statistics.fmean(statistics.fmean(update.entropy) for update in updates)
-    assert abs(of_means - log["entropy"]) > 1e-3, "a mean of means would have passed"
+    assert abs(of_means - log["entropy"]) > 5e-3 * log["entropy"], "a mean of means would have passed"
 
 
 def test_other_trackers_get_the_same_numbers_as_the_record(make_trainer, tmp_path):

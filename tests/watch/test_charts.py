@@ -56,10 +56,30 @@ def test_several_runs_are_one_colour_each_and_drawn_over_each_other(tmp_path):
 
 
 def test_the_parts_of_a_step_and_the_rest_add_up_to_the_whole(tmp_path):
-    columns = {"time/collect": [1.0, 2.0], "time/update": [0.5, 0.5], "step_time": [2.0, 2.75]}
+    columns = {"time/collect": [1.0, 2.0], "time/update": [0.5, 0.5, 0.5], "step_time": [2.0, 2.75, 0.75]}  # the last step collects nothing
     option = drawn(run_of(tmp_path, columns))["Where a step's time goes"]
-    assert lines(option) == {"collect": [[1, 1.0], [2, 2.0]], "update": [[1, 0.5], [2, 0.5]], "the rest": [[1, 0.5], [2, 0.25]]}
+    assert lines(option) == {
+        "collect": [[1, 1.0], [2, 2.0], [3, 0.0]],
+        "update": [[1, 0.5], [2, 0.5], [3, 0.5]],
+        "the rest": [[1, 0.5], [2, 0.25], [3, 0.25]],
+    }
     assert {series["stack"] for series in option["series"]} == {"all"}
+
+
+def test_in_a_long_run_too_the_parts_add_up_to_the_whole(tmp_path):
+    """Rollouts feed two updates, so every other log has no `collect`; all curves are longer than a screen."""
+    store = RunStore(tmp_path / "run.sqlite")
+    for step in range(1, 1001):
+        collect = {"time/collect": 3.0} if step % 2 else {}
+        store.write(StepRecord(step, {"time/update": 1.0, "step_time": 1.5 + (3.0 if collect else 0.0)} | collect))
+    store.close()
+    run = Run("r", tmp_path)
+    run.refresh()
+    parts = lines(drawn(run)["Where a step's time goes"])
+    for (_, collect), (_, update), (_, rest) in zip(parts["collect"], parts["update"], parts["the rest"], strict=True):
+        assert (collect, update) == (1.5, 1.0)
+        assert rest == pytest.approx(0.5, abs=0.51)  # three or four steps a point: one rollout more or less
+    assert sum(rest for _, rest in parts["the rest"]) / len(parts["the rest"]) == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_long_curve_has_a_band_from_its_least_to_its_most(tmp_path):

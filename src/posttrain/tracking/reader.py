@@ -181,7 +181,9 @@ class RunReader:
             return None
         runs = "runs" if self._version >= 3 else "NULL"
         row = self._db.execute(f"SELECT turns, info, messages, {runs} FROM episodes WHERE step = ? AND grp = ? AND idx = ?", key).fetchone()
-        return None if row is None else EpisodeRow(row[0], *(None if part is None else json.loads(part) for part in row[1:]))
+        if row is None:
+            return None
+        return EpisodeRow(row[0], json.loads(row[1]), json.loads(row[2]), None if row[3] is None else json.loads(row[3]))
 
     def tokens(self, key: RolloutKey) -> Tokens | None:
         """None: the size cap left this rollout's tokens out."""

@@ -6,6 +6,7 @@ lines are of a tone that can be read on white and on black, so a chart need not 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,26 +41,40 @@ def option(chart: Chart, runs: Sequence[Run], *, marks: bool = False) -> Option:
                 series += _band(curve, points, colour, chart.panel.unit)
             series.append(_line(curve, points, name, colour, dash, chart.panel.unit))
             if chart.panel.is_stacked and alone:
-                series[-1] |= {"stack": "all", "areaStyle": {"opacity": 0.45}, "lineStyle": {"width": 0.5, "color": colour}}
+                series[-1] |= _layer(colour, _seconds(points, _clock(run, curves)))
     if chart.panel.is_stacked and len(runs) == 1:
         series += _rest(curves, runs[0])
     if marks and len(runs) == 1 and series:
         series[-1]["markLine"] = _marks(runs[0])
     named = [line["name"] for line in series if not line.get("silent")]
-    return _frame(series, named, chart.panel.unit)
+    return _frame(series, named, chart.panel.unit, from_zero=chart.panel.is_stacked or chart.panel.unit == "%")
 
 
-def _frame(series: list[Option], named: list[str], unit: str) -> Option:
+def _frame(series: list[Option], named: list[str], unit: str, *, from_zero: bool = False) -> Option:
     has_legend = len(named) > 1
-    axis = {"axisLabel": {"color": GREY, "fontSize": 11}, "axisLine": {"lineStyle": {"color": GREY}}, "splitLine": {"lineStyle": {"color": FAINT}}}
+    axis: Option = {
+        "axisLabel": {"color": GREY, "fontSize": 11},
+        "axisLine": {"onZero": False, "lineStyle": {"color": GREY}},
+        "splitLine": {"lineStyle": {"color": FAINT}},
+    }
     return {
         "animation": False,
         "textStyle": {"fontFamily": "inherit"},
         "grid": {"left": 6, "right": 14, "top": 34 if has_legend else 12, "bottom": 4, "containLabel": True},
-        "legend": {"show": has_legend, "type": "scroll", "top": 0, "data": named, "textStyle": {"color": GREY}, "pageTextStyle": {"color": GREY}},
+        "legend": {
+            "show": has_legend,
+            "type": "scroll",
+            "top": 0,
+            "data": named,
+            "icon": "roundRect",
+            "itemWidth": 14,
+            "itemHeight": 4,
+            "textStyle": {"color": GREY},
+            "pageTextStyle": {"color": GREY},
+        },
         "tooltip": {"trigger": "axis", "renderMode": "richText", "confine": True, "axisPointer": {"type": "line"}},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", **axis, "splitLine": {"show": False}, "minInterval": 1},
-        "yAxis": {"type": "value", "scale": unit != "%", **axis, "axisLabel": {**axis["axisLabel"], "formatter": f"{{value}} {unit}".rstrip()}},
+        "yAxis": {"type": "value", "scale": not from_zero, **axis, "axisLabel": {**axis["axisLabel"], "formatter": f"{{value}} {unit}".rstrip()}},
         "series": series,
     }
 
@@ -98,21 +113,39 @@ def _band(curve: Curve, points: Sequence[Point], colour: str, unit: str) -> list
     ]
 
 
+def _clock(run: Run, curves: Sequence[Curve]) -> Sequence[Point]:
+    """The points that a stack stands on: whole steps where they were logged."""
+    return run.curve("step_time") or max((run.curve(curve.metric) for curve in curves), key=len)
+
+
+def _seconds(points: Sequence[Point], clock: Sequence[Point]) -> dict[int, float]:
+    """A layer at the points of `clock`. What was not logged at a step took no time there: rollouts that feed several updates, say.
+
+    Where points stand for many values, those of two curves need not end at the same step: then a point holds for all steps up to its own, and
+    something that every other log says counts half.
+    """
+    if all(point.count == 1 for point in (*points, *clock)):
+        known = {point.step: point.mean or 0.0 for point in points}
+        return {tick.step: known.get(tick.step, 0.0) for tick in clock}
+    share = min(1.0, sum(point.count for point in points) / sum(tick.count for tick in clock))
+    steps = [point.step for point in points]
+    return {tick.step: share * (points[min(bisect_left(steps, tick.step), len(points) - 1)].mean or 0.0) for tick in clock}
+
+
+def _layer(colour: str, values: dict[int, float]) -> Option:
+    data = [[step, _short(value)] for step, value in values.items()]
+    return {"data": data, "stack": "all", "areaStyle": {"opacity": 0.45}, "lineStyle": {"width": 0.5, "color": colour}}
+
+
 def _rest(curves: Sequence[Curve], run: Run) -> list[Option]:
     """What of a step's time no curve accounts for."""
-    known: dict[int, float] = {}
-    for curve in curves:
-        for point in run.curve(curve.metric):
-            known[point.step] = known.get(point.step, 0.0) + (point.mean or 0.0)
-    points = [
-        [point.step, _short(max(point.mean - known[point.step], 0.0))]
-        for point in run.curve("step_time")
-        if point.mean is not None and point.step in known
-    ]
-    if not points:
+    clock = run.curve("step_time")
+    layers = [_seconds(run.curve(curve.metric), clock) for curve in curves if run.curve(curve.metric)]
+    rest = {tick.step: max((tick.mean or 0.0) - sum(layer[tick.step] for layer in layers), 0.0) for tick in clock}
+    if not rest:
         return []
-    line = {"type": "line", "name": "the rest", "data": points, "showSymbol": len(points) < 3, "symbolSize": 5, "color": GREY, "stack": "all"}
-    return [line | {"areaStyle": {"opacity": 0.3}, "lineStyle": {"width": 0.5, "color": GREY}}]
+    line = {"type": "line", "name": "the rest", "showSymbol": len(rest) < 3, "symbolSize": 5, "color": GREY}
+    return [line | _layer(GREY, rest)]
 
 
 def _marks(run: Run) -> Option:

@@ -29,7 +29,8 @@ def figures(run: Run) -> list[tuple[str, str]]:
     said = []
     for label, metrics, show in FIGURES:
         metric = next((metric for metric in metrics if run.last(metric) is not None), None)
-        if metric is not None:
+        is_no_sign = label == "loss" and run.last("reward") is not None  # of learning: it is near 0 whatever happens
+        if metric is not None and not is_no_sign:
             said.append((FIGURE_LABELS.get(metric, label), show(run.last(metric) or 0.0)))
     return said
 

@@ -144,7 +144,9 @@ class GroupPage:
             ui.notify("choose a filter, or type what to look for")
             return
         start = self.step or 0
-        found: Found = await background.io_bound(_search, self._reader.path, self._wanted, start, direction)
+        found: Found | None = await background.io_bound(_search, self._reader.path, self._wanted, start, direction)
+        if found is None:  # the server is being stopped
+            return
         if found.step is not None:
             self._stay()
             self._go(found.step, found.group)
