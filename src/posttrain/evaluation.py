@@ -6,12 +6,13 @@ what was drawn at random, so intervals and tests work on one value a question. W
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import NormalDist, fmean
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,11 @@ def rate(values: Sequence[float], answers: int, confidence: float = 0.95) -> Est
     Graubard 1998): never fewer than there are questions, never more than there are answers.
     """
     n, mean = len(values), fmean(values)
-    scatter = variance(values) / n if n > 1 else 0.0
-    effective = mean * (1 - mean) / scatter if scatter > 0 else n
+    scatter = sum((value - mean) ** 2 for value in values) / ((n - 1) * n) if n > 1 else 0.0  # variance of the mean
+    effective = float(n)
+    if scatter > 0:  # it is estimated from n means, hence Student's t in the place of the normal distribution
+        quantile = 0.5 + confidence / 2
+        effective = mean * (1 - mean) / scatter * (NormalDist().inv_cdf(quantile) / _student(quantile, n - 1)) ** 2
     return Estimate(mean, *_score_interval(mean, min(max(effective, n), n * answers), confidence))
 
 
@@ -193,6 +197,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
+@functools.cache
 def _student(q: float, degrees: int) -> float:
     """Student's t quantile for q > 1/2, from the beta distribution of degrees / (degrees + t * t)."""
     x = _beta_quantile(2 * (1 - q), degrees / 2, 0.5)

@@ -98,7 +98,7 @@ def _sampled(result: dict[str, Any]) -> str:
         value, low, high = result["mean_reward"]
         parts.append(f"mean reward {value:.3g} [{low:.3g}, {high:.3g}]")
     if result["truncated"]:
-        parts.append(f"{result['truncated']:.0%} cut off")
+        parts.append(f"{result['truncated']:.1%} cut off")
     return " · ".join(parts)
 
 

@@ -51,7 +51,7 @@ def probe(
         if as_json:
             typer.echo(json.dumps(as_mapping(found)))
         else:
-            typer.echo("\n".join(report(found, recipe, rows, _best_and_worst(groups))))
+            typer.echo("\n".join(report(found, recipe, rows, _shown(groups))))
         raise typer.Exit(found.exit_code)
 
 
@@ -138,35 +138,34 @@ def as_mapping(found: Probe) -> dict[str, Any]:
     return {"can_work": found.can_work, "exit_code": found.exit_code, "verdict": found.verdict, **asdict(found)}
 
 
-def report(found: Probe, name: str, rows: int, samples: list[Rollout]) -> list[str]:
+def report(found: Probe, name: str, rows: int, samples: list[tuple[str, Rollout]]) -> list[str]:
     """The findings, a line each, the verdict last."""
     size, rollout = found.num_generations, found.groups_per_rollout
-    said = [
+    return [
         f"probe of {name}: {found.n} of {rows:,} prompts x {found.k} completions, {found.seconds:.1f} s",
-        *_row("right", [f"{'pass' if k == 1 else ''}@{k} {share(estimate)}" for k, estimate in found.pass_at.items()] or ["no reward of the rubric decides"]),
-        *_row(f"groups of {size}", [f"{share(found.signal[size])} with signal", *_dead(found)]),
-        *_row("", [f"of {rollout} in a rollout: {_of(found.signal_per_rollout.low, rollout)} to {_of(found.signal_per_rollout.high, rollout)}"]),
-        *_row("signal by size", [f"{group} {estimate.value:.0%}" for group, estimate in found.signal.items()]),
-        *_row("num_generations", [_suggestion(found)]),
-        *_row("completions", [f"{found.completion_tokens:.0f} tokens", f"cut {share(found.truncated)}", f"ended {share(found.ended)}", *_form(found)]),
-        *_row("a rollout", [f"{found.tokens_per_rollout:,} tokens", f"{found.rollout_seconds:.2g} s to sample and score; the update comes on top"]),
+        _row("right", [f"{'pass' if k == 1 else ''}@{k} {share(estimate)}" for k, estimate in found.pass_at.items()] or ["no reward of the rubric decides"]),
+        _row(f"groups of {size}", [f"{share(found.signal[size])} with signal", *_dead(found)]),
+        _row("", [f"of {rollout} in a rollout: {_of(found.signal_per_rollout.low, rollout)} to {_of(found.signal_per_rollout.high, rollout)}"]),
+        _row("signal by size", [f"{group} {estimate.value:.0%}" for group, estimate in found.signal.items()]),
+        _row("num_generations", [_suggestion(found)]),
+        _row("completions", [f"{found.completion_tokens:.0f} tokens", f"cut {share(found.truncated)}", f"ended {share(found.ended)}", *_form(found)]),
+        _row("a rollout", [f"{found.tokens_per_rollout:,} tokens", f"{found.rollout_seconds:.2g} s to sample and score; the update comes on top"]),
         "",
         *_table([*found.components, found.reward]),
         "",
         *(f"  {'ok  ' if check.ok else 'look'}  {check.says}" for check in found.checks),
-        *(f"  {title}  {'   n/a' if one.reward is None else f'{one.reward:+6.2f}'}  {visible(one.text[:SHOWN])}" for title, one in zip(("best ", "worst"), samples, strict=False)),
+        *(f"  {title}  {'   n/a' if one.reward is None else f'{one.reward:+6.2f}'}  {visible(one.text[:SHOWN])}" for title, one in samples),
         "",
         found.verdict,
     ]  # fmt: skip
-    return said
 
 
 def share(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _row(title: str, parts: list[str]) -> list[str]:
-    return [f"  {title:<16}{' · '.join(parts)}"]
+def _row(title: str, parts: list[str]) -> str:
+    return f"  {title:<16}{' · '.join(parts)}"
 
 
 def _of(part: float, count: int) -> int:
@@ -193,7 +192,7 @@ def _table(components: list[Component]) -> list[str]:
     """One line a reward, the total last."""
     rows: list[tuple[str, ...]] = [("", "weight", "least", "most", "mean", "std", "full marks", "unscored")]
     for one in components:
-        numbers = ["-" if value is None else f"{value:+.3g}" for value in (one.low, one.high, one.mean)]
+        numbers = ["-" if value is None else f"{value:+.3g}" if value else "0" for value in (one.low, one.high, one.mean)]
         rest = ["-" if one.std is None else f"{one.std:.3g}", "-" if one.full is None else f"{one.full:.0%}", f"{one.unscored:.0%}"]
         rows.append((visible(one.name), f"{one.weight:g}", *numbers, *rest))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -203,14 +202,14 @@ def _table(components: list[Component]) -> list[str]:
     ]
 
 
-def _best_and_worst(groups: list[Group]) -> list[Rollout]:
-    """Of the group whose rewards differ most; none where all are equal."""
-    scored = [[rollout for rollout in group.rollouts if rollout.reward is not None] for group in groups]
-    apart = [(_reward(max(group, key=_reward)) - _reward(min(group, key=_reward)), place) for place, group in enumerate(scored) if group]
-    if not apart or max(apart)[0] == 0:
-        return []
-    group = scored[max(apart, key=lambda pair: (pair[0], -pair[1]))[1]]
-    return [max(group, key=_reward), min(group, key=_reward)]
+def _shown(groups: list[Group]) -> list[tuple[str, Rollout]]:
+    """The best and the worst completion of the group whose rewards differ most; a single one where no group has two different rewards."""
+    scored = [group for rollouts in groups if (group := [rollout for rollout in rollouts.rollouts if rollout.reward is not None])]
+    if not scored:
+        return [("one  ", groups[0].rollouts[0])]
+    group = max(scored, key=lambda group: _reward(max(group, key=_reward)) - _reward(min(group, key=_reward)))
+    best, worst = max(group, key=_reward), min(group, key=_reward)
+    return [("one  ", best)] if best.reward == worst.reward else [("best ", best), ("worst", worst)]
 
 
 def _reward(rollout: Rollout) -> float:
