@@ -1,9 +1,10 @@
-"""How far `posttrain plan` is from the truth: `python benchmarks/plan_accuracy.py [simulated|whole|chunked|switches|quantised|real] [--models llama-3.1-8b ...]`.
+"""How far `posttrain plan` is from the truth: `python benchmarks/plan_accuracy.py [simulated|whole|chunked|switches|quantised|real] [--models ...]`.
 
 simulated: five architectures x three contexts x {full, LoRA, QLoRA} against posttrain's own step on fake tensors, four layers deep (they are alike).
-whole: the first of the models at full depth. chunked: the models with attention under explicit masks, as on a GPU today. switches: each switch, and other shapes of a micro-batch. quantised: the real 4-bit layers of bitsandbytes on real
-tensors, storages counted. real: the growth of a process's resident memory after its imports, in two steps of a real trainer on this machine's
-CPU. What is measured replaces its line in benchmarks/results/plan.json.
+whole: the first of the models at full depth. chunked: the models with attention under explicit masks, as on a GPU today. switches: each switch,
+and other shapes of a micro-batch. quantised: the real 4-bit layers of bitsandbytes on real tensors, storages counted. real: the growth of a
+process's resident memory after its imports, in two steps of a real trainer on this machine's CPU. What is measured replaces its line in
+benchmarks/results/plan.json.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ QLORA = LORA | {"adapter_dtype": "bfloat16", "load_in_4bit": True}
 FRUGAL = QLORA | {"tile_rows": 2048, "activation_offloading": True, "optim": "adamw_8bit"}
 FUSED = {"attention": "fused"}
 LAYERS = 4  # of Gemma two that slide and two that see everything
-METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": FRUGAL}
+METHODS: dict[str, dict[str, Any]] = {"full": {"optim": "adamw_8bit"}, "lora": LORA, "qlora": FRUGAL}
 # name -> (model, prompt, completions, settings)
 SWITCHES: dict[str, tuple[str, int, tuple[int, ...], dict[str, Any]]] = {
     "plain QLoRA": ("llama-3.1-8b", PROMPT, (3840,), QLORA),
@@ -41,12 +42,12 @@ SWITCHES: dict[str, tuple[str, int, tuple[int, ...], dict[str, Any]]] = {
     "offloaded": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"activation_offloading": True}),
     "8-bit optimizer": ("llama-3.1-8b", PROMPT, (3840,), QLORA | {"optim": "adamw_8bit"}),
     "all": ("llama-3.1-8b", PROMPT, (3840,), FRUGAL),
-    "full, tiles": ("qwen2.5-1.5b", PROMPT, (3840,), {"tile_rows": 1024}),
-    "full, no checkpoints": ("qwen2.5-1.5b", PROMPT, (3840,), {"gradient_checkpointing": False}),
-    "full, bf16 weights": ("qwen2.5-1.5b", PROMPT, (3840,), {"dtype": "bfloat16"}),
+    "full, tiles": ("qwen2.5-1.5b", PROMPT, (3840,), {"optim": "adamw_8bit", "tile_rows": 1024}),
+    "full, no checkpoints": ("qwen2.5-1.5b", PROMPT, (3840,), {"optim": "adamw_8bit", "gradient_checkpointing": False}),
+    "full, bf16 weights": ("qwen2.5-1.5b", PROMPT, (3840,), {"optim": "adamw_8bit", "dtype": "bfloat16"}),
     "a group": ("qwen2.5-1.5b", PROMPT, (960,) * 4, LORA),
     "a group on a CPU": ("qwen2.5-1.5b", PROMPT, (960,) * 4, LORA | {"dtype": "float32", "bf16": False, "device": "cpu"}),
-    "full on a CPU": ("qwen2.5-1.5b", PROMPT, (3840,), {"bf16": False, "device": "cpu"}),
+    "full on a CPU": ("qwen2.5-1.5b", PROMPT, (3840,), {"optim": "adamw_8bit", "bf16": False, "device": "cpu"}),
 }
 
 # name -> (settings of the model, tokens of a row, settings of the trainer, whether every weight is trained)
@@ -126,8 +127,11 @@ def _line(planned: int, measured: int) -> dict[str, Any]:
     return {"planned": planned, "measured": measured, "error": planned / measured - 1}
 
 
-def quantised(adapter_dtype: str, checkpointing: bool) -> dict[str, Any]:
-    """A forward and backward of a small model with bitsandbytes' own layers, by the ways of a GPU: what lives beside weights and gradients."""
+def quantised(checkpointing: bool) -> dict[str, Any]:
+    """A forward and backward of a small model with bitsandbytes' own layers, by the ways of a GPU: what lives beside weights and gradients.
+
+    Adapters in bf16: PEFT casts the inputs of others where CUDA's autocast is off, as it is on a CPU, and not on a GPU.
+    """
     import torch
     from peft import LoraConfig
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -151,7 +155,7 @@ def quantised(adapter_dtype: str, checkpointing: bool) -> dict[str, Any]:
     if checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = add_lora(base, lora, dtype=getattr(torch, adapter_dtype)).train()
+    model = add_lora(base, lora, dtype=torch.bfloat16).train()
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -162,7 +166,7 @@ def quantised(adapter_dtype: str, checkpointing: bool) -> dict[str, Any]:
         logps.sum().backward()
     job = Job(
         shape_of(config.to_dict(), "small"), 64, tokens - 64, generations=1, rollout_size=2, lora_r=16, load_in_4bit=True, dtype="bfloat16",
-        adapter_dtype=adapter_dtype, gradient_checkpointing=checkpointing, attention="fused", max_tokens_per_micro_batch=tokens,
+        adapter_dtype="bfloat16", gradient_checkpointing=checkpointing, attention="fused", max_tokens_per_micro_batch=tokens,
     )  # fmt: skip
     return _line(plan(job).above, live.peak)
 
@@ -174,56 +178,58 @@ def real(name: str) -> dict[str, Any]:
 
 
 def child(name: str) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from small import build_tokenizer
-
-    from posttrain import SFTConfig, SFTTrainer
     from posttrain.plan import Job, plan, shape_of
 
     sizes, tokens, settings, is_full = REAL[name]
-    tokenizer = build_tokenizer()
     hidden = sizes["hidden_size"]
     config = LlamaConfig(
         vocab_size=sizes["vocab_size"], hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=sizes["layers"],
         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, max_position_embeddings=tokens, eos_token_id=0, bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    lora = None
-    if not is_full:
-        from peft import LoraConfig
-
-        lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    _warm_up(torch)
+    tiny = LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, vocab_size=32, eos_token_id=0, pad_token_id=0
+    )
+    _train(tiny, 64, {}, is_full)  # what is imported and set up on the first use is no part of a model
     before = hardware.resident_bytes()
+    optim = _train(config, tokens, settings, is_full)
+    peak = hardware.peak_resident_bytes()
+    shape = shape_of(config.to_dict(), name)
+    job = Job(
+        shape, 1, tokens - 1, generations=1, is_online=False, lora_r=None if is_full else 16, bf16=False, device="cpu",
+        max_tokens_per_micro_batch=tokens, optim=optim, **settings,
+    )  # fmt: skip
+    print(json.dumps(_line(plan(job).peak, peak - before) | {"parameters": shape.parameters, "tokens": tokens}))
+
+
+def _train(config: Any, tokens: int, settings: dict[str, Any], is_full: bool) -> str:
+    """Two steps of a real trainer on rows of so many tokens. Returns its optimizer."""
+    from peft import LoraConfig
+    from transformers import LlamaForCausalLM
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from small import build_tokenizer
+
+    from posttrain import SFTConfig, SFTTrainer
+
+    lora = None if is_full else LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    rows = [{"text": "1" * (tokens - 1)} for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             output_dir=folder, max_steps=2, per_device_train_batch_size=1, max_length=tokens, max_tokens_per_micro_batch=tokens, save_strategy="no",
             use_cpu=True, completion_only_loss=False, **settings,
         )  # fmt: skip
-        rows = [{"text": "1" * (tokens - 1)} for _ in range(4)]
-        trainer = SFTTrainer(LlamaForCausalLM(config), args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
-        trainer.train()
-    peak = hardware.peak_resident_bytes()
-    shape = shape_of(config.to_dict(), name)
-    job = Job(
-        shape, 1, tokens - 1, generations=1, is_online=False, lora_r=None if is_full else 16, bf16=False, device="cpu",
-        max_tokens_per_micro_batch=tokens, optim=args.optim.value, **settings,
-    )  # fmt: skip
-    print(json.dumps(_line(plan(job).peak, peak - before) | {"parameters": shape.parameters, "tokens": tokens}))
-
-
-def _warm_up(torch: Any) -> None:
-    """What torch sets up at its first product and its first backward is no part of a model."""
-    x = torch.zeros(64, 64, requires_grad=True)
-    (x @ x).sum().backward()
+        SFTTrainer(LlamaForCausalLM(config), args, train_dataset=rows, processing_class=build_tokenizer(), peft_config=lora).train()
+    return str(args.optim.value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["simulated", "whole", "chunked", "switches", "quantised", "real"])
     parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--names", nargs="*", help="of the real ones")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -246,9 +252,10 @@ def main() -> None:
 
     if "simulated" in options.parts:
         for model in options.models:
-            for method, settings in METHODS.items():
+            for method in options.methods:
                 for context in CONTEXTS:
-                    note("simulated", f"{model} {method} {context}", simulated(model, PROMPT, (context - PROMPT,), settings | FUSED, LAYERS))
+                    line = simulated(model, PROMPT, (context - PROMPT,), METHODS[method] | FUSED, LAYERS)
+                    note("simulated", f"{model} {method} {context}", line)
     if "whole" in options.parts:
         for method, settings in METHODS.items():
             for context in CONTEXTS:
@@ -261,12 +268,10 @@ def main() -> None:
         for name, case in SWITCHES.items():
             note("switches", name, simulated(*case[:3], case[3] | FUSED, LAYERS))
     if "quantised" in options.parts:
-        for dtype in ("float32", "bfloat16"):
-            for checkpointing in (True, False):
-                name = f"{dtype} adapters{', checkpoints' if checkpointing else ''}"
-                note("quantised", name, quantised(dtype, checkpointing))
+        for checkpointing in (True, False):
+            note("quantised", "checkpoints" if checkpointing else "no checkpoints", quantised(checkpointing))
     if "real" in options.parts:
-        for name in REAL:
+        for name in options.names or REAL:
             note("real", name, real(name))
     from posttrain.plan.seeds import table
 

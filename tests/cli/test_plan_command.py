@@ -43,7 +43,8 @@ def recipe(tmp_path, monkeypatch):
 def test_the_headline_has_every_term_in_bytes_under_names_that_stay():
     found = answer(*HEADLINE, "--gpu", "16GB")
     assert set(found["training"]) == {
-        "weights", "adapters", "gradients", "optimizer", "reference", "checkpoints", "activations", "weight_casts", "logprob_tiles", "context",
+        "weights", "adapters", "gradients", "optimizer", "reference", "checkpoints", "activations", "weight_casts", "logprob_tiles", "optimizer_step",
+        "context",
     }  # fmt: skip
     assert set(found["rollout"]) == {
         "weights", "adapters", "optimizer", "reference", "inference_copy", "kv_prompts", "kv_completions", "prefill", "sampling", "context",

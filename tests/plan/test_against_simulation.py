@@ -15,13 +15,13 @@ LORA = {"lora_r": 32, "dtype": "bfloat16"}
 QLORA = LORA | {"adapter_dtype": "bfloat16", "load_in_4bit": True}
 FUSED = {"attention": "fused"}
 CASES = {
-    "llama full": ("llama-3.2-1b", FUSED),
+    "llama full": ("llama-3.2-1b", FUSED | {"optim": "adamw_8bit"}),
     "qwen2 lora": ("qwen2.5-1.5b", LORA),
     "qwen3 qlora": ("qwen3-4b", QLORA | FUSED),
     "phi qlora, all switches": ("phi-4", QLORA | FUSED | {"tile_rows": 512, "activation_offloading": True}),
     "gemma lora": ("gemma-3-1b", LORA | FUSED),
     "llama lora without checkpoints": ("llama-3.1-8b", LORA | FUSED | {"gradient_checkpointing": False}),
-    "llama full on a cpu": ("llama-3.2-1b", {"device": "cpu", "bf16": False}),
+    "llama full on a cpu": ("llama-3.2-1b", {"device": "cpu", "bf16": False, "optim": "adamw_8bit"}),
 }
 
 
@@ -40,6 +40,7 @@ def test_a_plan_is_within_a_tenth_of_the_simulated_step(case):
             dtype=getattr(torch, job.dtype),
             adapter_dtype=getattr(torch, job.adapter_dtype),
             mixed_precision=job.bf16,
+            optimizer="adamw_8bit" if job.optim == "adamw_8bit" else "adamw",
             gradient_checkpointing=job.gradient_checkpointing,
             activation_offloading=job.activation_offloading,
             tile_rows=job.tile_rows,

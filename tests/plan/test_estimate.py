@@ -139,6 +139,13 @@ def test_paged_optimizers_live_on_the_host():
     assert paged.host["optimizer_host"] == plan(job).training["optimizer"]
 
 
+def test_a_plain_optimizer_step_on_a_gpu_has_a_copy_of_all_weights():
+    job = Job(SHAPE, 16, 16, generations=1, gradient_checkpointing=True, optim="adamw_torch")
+    found = plan(job).training
+    assert found["optimizer_step"] == found["gradients"] == SHAPE.parameters * 4
+    assert plan(job.but(optim="adamw_torch_fused")).training["optimizer_step"] == 0
+
+
 def test_a_frozen_copy_beside_adapters_is_not_needed():
     assert plan(Job(SHAPE, 100, 1000, has_reference=True)).training["reference"] == SHAPE.parameters * 4
     assert plan(Job(SHAPE, 100, 1000, has_reference=True, lora_r=8)).training["reference"] == 0
@@ -168,6 +175,21 @@ def test_rows_share_a_micro_batch_up_to_its_budget():
 def test_a_job_that_cannot_be_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         Job(**{"shape": SHAPE, "prompt_length": 1, "completion_length": 1} | changes)
+
+
+def test_sizes_that_the_plan_knows_by_heart_are_those_of_the_code():
+    from posttrain.ops import _linear_logprobs_torch, offload, prefix_plain
+    from posttrain.plan import estimate, job, layer, step, tape
+    from posttrain.rollout.local import cache, engine
+    from posttrain.rollout.local import layout as decoding
+    from posttrain.trainers import config, memory
+
+    assert (step.TILE_ROWS["cuda"], step.TILE_LOGITS["cuda"]) == (_linear_logprobs_torch.ROWS["cuda"], _linear_logprobs_torch.ELEMENTS["cuda"])
+    assert (step.TILE_ROWS["cpu"], step.TILE_LOGITS["cpu"]) == (_linear_logprobs_torch.ROWS["cpu"], _linear_logprobs_torch.ELEMENTS["cpu"])
+    assert (layer.CHUNK_ROWS, tape.OFFLOAD_SMALLEST) == (prefix_plain.CHUNK_ROWS, offload.SMALLEST)
+    assert (job.DEFAULT_TOKENS, job.AUTO_TILE_ROWS) == (config.DEFAULT_TOKENS, memory.AUTO_TILE_ROWS)
+    assert (estimate.PREFILL_TOKENS, estimate.FIRST_TOKENS) == (engine.PREFILL_TOKENS, cache._FIRST_TOKENS)
+    assert estimate.MOST_SCORES == decoding._MOST_SCORES
 
 
 def _config():

@@ -91,7 +91,7 @@ def job_of(kind: Kind, recipe: Recipe, args: Any, shape: Shape, prompt: int, com
         bf16=bool(args.bf16),
         optim=optim,
         gradient_checkpointing=args.gradient_checkpointing,
-        activation_offloading=args.activation_offloading is True,
+        activation_offloading=_offloads(args, shape),
         tile_rows=AUTO_TILE_ROWS if args.tile_rows == "auto" else args.tile_rows,
         max_tokens_per_micro_batch=budget if budget != DEFAULT_TOKENS else None,
         max_concurrent_completions=args.max_concurrent_completions if kind.is_online else 1,
@@ -99,6 +99,18 @@ def job_of(kind: Kind, recipe: Recipe, args: Any, shape: Shape, prompt: int, com
         device=device,
         emulates_bf16=device == "cpu" and section.dtype == "bfloat16" and not _multiplies_bf16(),
     )
+
+
+def _offloads(args: Any, shape: Shape) -> bool:
+    """As posttrain.trainers.memory decides it."""
+    if args.activation_offloading != "auto" or args.device.type != "cuda":
+        return args.activation_offloading is True
+    import torch
+
+    from posttrain.trainers.memory import AUTO_OFFLOAD_SHARE
+
+    checkpoints = shape.layers * shape.hidden * args.token_budget * (2 if args.bf16 or args.fp16 else 4)
+    return checkpoints * AUTO_OFFLOAD_SHARE > torch.cuda.get_device_properties(args.device).total_memory
 
 
 def _multiplies_bf16() -> bool:

@@ -65,6 +65,8 @@ def plan(
         "device": device,
     }
     changes = {name: value for name, value in given.items() if value is not None}
+    if device == "cpu":
+        changes["bf16"] = False  # as trainers have it, where the processor would only emulate it
     with sentences():
         if tiles is not None:
             changes["tile_rows"] = _rows(tiles)

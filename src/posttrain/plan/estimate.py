@@ -22,7 +22,8 @@ NF4_BLOCK, NF4_SCALES = 64, 256  # weights that share a scale of one byte, scale
 NF4_TABLES = 4 * (16 + 256 + 1)
 
 TRAINING = (
-    "weights", "adapters", "gradients", "optimizer", "reference", "checkpoints", "activations", "weight_casts", "logprob_tiles", "context",
+    "weights", "adapters", "gradients", "optimizer", "reference", "checkpoints", "activations", "weight_casts", "logprob_tiles", "optimizer_step",
+    "context",
 )  # fmt: skip
 ROLLOUT = (
     "weights", "adapters", "optimizer", "reference", "inference_copy", "kv_prompts", "kv_completions", "prefill", "sampling", "context",
@@ -54,7 +55,7 @@ class Plan:
     @cached_property
     def above(self) -> int:
         """What a training step needs beside what is always there."""
-        return sum(self.training[name] for name in ("checkpoints", "activations", "weight_casts", "logprob_tiles"))
+        return sum(self.training[name] for name in ("checkpoints", "activations", "weight_casts", "logprob_tiles", "optimizer_step"))
 
     def as_json(self) -> dict[str, Any]:
         """Every term in bytes, under names that stay."""

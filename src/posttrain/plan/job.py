@@ -12,7 +12,6 @@ from posttrain.plan.shapes import Shape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_TOKENS = 4096  # of a micro-batch, as in the trainers
 AUTO_TILE_ROWS = 2048  # tile_rows="auto"
-
 ATTENTION = {"cpu": "fused", "cuda": "chunked"}  # posttrain.ops.prefix_attention
 
 # Optimizer -> bytes of state for a weight in float32, in 16 bits. torch's keep their state in the dtype of the weight.

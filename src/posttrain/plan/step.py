@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from posttrain.plan.job import Job
+from posttrain.plan.job import BYTES, Job
 from posttrain.plan.layer import Arithmetic, Layer
 from posttrain.plan.shapes import Shape
 from posttrain.plan.tape import GRADIENTS, Storage, Tape, Tensor
@@ -27,13 +27,10 @@ class Working:
     parts: dict[str, int]
     host: int
 
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
 
 @lru_cache(maxsize=256)
 def training_step(job: Job) -> Working:
+    """The largest micro-batch of the job, and the optimizer step after it."""
     tokens, targets = job.streams
     t = Tape(offloads=job.activation_offloading and job.device != "cpu", is_first=job.micro_batches == 1)
     loss = _forward(t, job, tokens, targets)
@@ -42,9 +39,22 @@ def training_step(job: Job) -> Working:
     parts = {name: size for name, size in t.memory.peak_parts.items() if size}
     if job.micro_batches > 1:
         parts[GRADIENTS] = job.gradient_bytes
-    if sum(parts.values()) < job.gradient_bytes:  # when the optimizer steps, they are all there
-        parts = {GRADIENTS: job.gradient_bytes}
+    update = {GRADIENTS: job.gradient_bytes, "optimizer_step": _optimizer_scratch(job)}  # when the optimizer steps, all gradients are there
+    if sum(parts.values()) < sum(update.values()):
+        parts = update
     return Working(parts, t.host)
+
+
+def _optimizer_scratch(job: Job) -> int:
+    """Fused kernels and bitsandbytes work in place. torch's plain AdamW makes the root of its second moments, on a GPU of all weights at once."""
+    if job.optim != "adamw_torch":
+        return 0
+    if job.device == "cuda":
+        return job.gradient_bytes
+    shape, itemsize = job.shape, BYTES[job.dtype if job.lora_r is None else job.adapter_dtype]
+    widest = max(shape.linears, key=lambda linear: linear.weights)
+    largest = max(shape.embedding_weights, widest.weights) if job.lora_r is None else job.lora_r * max(widest.inputs, widest.outputs)
+    return 2 * largest * itemsize
 
 
 def _forward(t: Tape, job: Job, tokens: int, targets: int) -> Tensor:
@@ -113,20 +123,11 @@ def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
     forward, backward = _head_scratch(job, targets, hidden.itemsize)
     grad = shape.vocab * shape.hidden * a.stored if a.trains_weights else 0
     saves = (hidden, Storage(t.memory, 2 * targets * 4))
-    tied = shape.tied and a.trains_weights
     return t.op(
-        targets,
-        4,
-        hidden,
-        saves=saves,
-        work=forward,
-        back_work=backward,
-        weight_grad=grad,
-        weights=0 if shape.tied else grad,
-        trains=a.trains_weights,
-        is_tied=tied,
-        label=TILES,
-    )
+        targets, 4, hidden, saves=saves, work=forward, back_work=backward, weight_grad=grad,
+        weights=0 if shape.tied else grad,  # a tied weight's gradient is kept once, by the embedding
+        trains=a.trains_weights, is_tied=shape.tied and a.trains_weights, label=TILES,
+    )  # fmt: skip
 
 
 def log_prob_scratch(job: Job) -> int:
@@ -150,7 +151,8 @@ def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
     making = operand + wide + (scaled if size != 4 else 0)
     shares = rows * shape.hidden * size if size != 4 else 0
     head_work = columns * shape.hidden * 8 if a.trains_weights and a.stored != 4 else 0
-    tiles = operand + scaled + wide + 2 * tile * 4 + slice_of_weight + rounding + max(shares, head_work)
+    before = rounding if tile < targets * shape.vocab else 0  # the gradient of the tile before, until the next one's is made
+    tiles = operand + scaled + wide + 2 * tile * 4 + slice_of_weight + rounding + max(before, shares, head_work)
     return forward, max(making, tiles)
 
 
