@@ -123,12 +123,11 @@ def _requirements(package: str, *, extra: str = "", any_extra: bool = False) -> 
     found = [Requirement(text) for text in metadata.requires(package) or ()]
     if any_extra:
         return found
-    return [
-        one
-        for one in found
-        if (not extra and one.marker is None)
-        or (one.marker and one.marker.evaluate({"extra": extra}) and ("extra" in str(one.marker)) == bool(extra))
-    ]
+    return [one for one in found if _holds(one, extra) and not (extra and _holds(one, ""))]
+
+
+def _holds(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _plain(requirement: Requirement) -> str:

@@ -232,8 +232,8 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], confidence:
     old, new = (wilson(sum(given), len(given), confidence) for given in (before, after))
     both = sum(then and now for then, now in zip(before, after, strict=True))
     margins = old.right * new.right * (old.n - old.right) * (new.n - new.right)
-    agreement = both * old.n - old.right * new.right  # above 0 it is corrected for continuity
-    agreement = max(0, agreement - old.n / 2) if agreement > 0 else agreement
+    product = both * old.n - old.right * new.right
+    agreement = max(0.0, product - old.n / 2) if product > 0 else product  # corrected for continuity
     correlation = agreement / math.sqrt(margins) if margins else 0.0
 
     def reach(one: float, other: float) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
         raise UserError("nothing to ask: give --data FILE, or --recipe with eval.data")
     found = Question(runs.model_of(target), source, recipe, DEFAULT_TOKENS, is_run_exam)
     limit = max_new_tokens or _tokens_of_run(folder) or found.settings.get("max_completion_length") or DEFAULT_TOKENS
-    return Question(found.model, source, recipe, limit, is_run_exam)
+    return replace(found, max_new_tokens=limit)
 
 
 def _tokens_of_run(folder: Path) -> int | None:
@@ -111,7 +111,7 @@ def _other(question: Question, against: str) -> Question:
         model = question.recipe.model.name
     else:
         model = runs.model_of(against)
-    return Question(model, question.data, question.recipe, question.max_new_tokens, question.is_run_exam)
+    return replace(question, model=model)
 
 
 def questions(question: Question, asking: Asking, rubric: Rubric) -> list[Task]:
