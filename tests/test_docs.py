@@ -1,6 +1,7 @@
 """The pages that are made from the source are up to date, and what they name exists."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,13 @@ def test_the_tables_of_settings_are_those_of_the_source():
         assert maker.filled(page, text) == text, f"{page} is out of date; run: python docs/settings.py"
 
 
+def test_the_measured_tables_are_those_of_the_results():
+    maker = load(ROOT / "docs" / "measured.py")
+    for page in maker.TABLES:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert maker.filled(page, text) == text, f"{page} is out of date; run: python docs/measured.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
@@ -37,3 +45,11 @@ def test_every_file_that_a_page_names_exists(page):
     }
     missing = sorted(name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists())
     assert not missing
+
+
+def test_the_figures_on_memory_are_those_of_the_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    maker = load(ROOT / "benchmarks" / "memory.py")
+    results = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert maker.page(results) in text, "docs/memory.md is out of date; run: python benchmarks/memory.py"
