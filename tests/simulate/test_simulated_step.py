@@ -12,8 +12,9 @@ LLAMA_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
 }  # fmt: skip
-LEAN = {"activation_offloading": True, "tile_rows": 2048, "adapter_dtype": torch.bfloat16}
-QLORA = LEAN | {"load_in_4bit": True, "optimizer": "adamw_8bit"}
+QLORA = {
+    "activation_offloading": True, "tile_rows": 4096, "adapter_dtype": torch.bfloat16, "load_in_4bit": True, "optimizer": "adamw_8bit",
+}  # fmt: skip
 
 
 def small(**changes):
@@ -82,17 +83,11 @@ def test_4_bits_are_beside_adapters_only():
 
 
 @pytest.mark.slow
-def test_the_8b_step_at_20k_tokens_takes_3_gib_above_what_is_always_there():
-    memory = simulate_step(LlamaConfig(**LLAMA_8B), Job(1024, (19456,), **LEAN))
-    assert memory.above <= 3 * GIB
-    assert memory.host <= 5.2 * GIB
-
-
-@pytest.mark.slow
 def test_the_8b_step_at_20k_tokens_in_4_bits_takes_10_gib():
     memory = simulate_step(LlamaConfig(**LLAMA_8B), Job(1024, (19456,), **QLORA))
     assert memory.device <= 10 * GIB
-    assert memory.above <= 3 * GIB
+    assert memory.above <= 3 * GIB  # beyond weights, adapters, gradients and optimizer; with 4-bit weights it holds unpacked ones too
+    assert memory.host <= 5.2 * GIB
 
 
 def test_chunked_attention_needs_little_more_than_a_fused_kernel():
@@ -106,7 +101,7 @@ def test_chunked_attention_needs_little_more_than_a_fused_kernel():
 def test_the_8b_step_at_131k_tokens_in_4_bits_takes_26_gib():
     memory = simulate_step(LlamaConfig(**LLAMA_8B), Job(2048, (129024,), **QLORA | {"tile_rows": 16384}))
     assert memory.device <= 26 * GIB
-    assert memory.host <= 32.5 * GIB
+    assert memory.host <= 33.5 * GIB
 
 
 @pytest.mark.slow
