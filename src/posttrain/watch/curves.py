@@ -13,7 +13,7 @@ from posttrain.tracking.browse import Browser
 from posttrain.tracking.reader import NotBegunError, Note, Point
 from posttrain.tracking.schema import FILE_NAME, SUMMARY_NAME
 
-POINTS = 300  # a curve on a screen
+POINTS = 200  # a curve on a screen
 _TELLTALES = {"num_ppo_epochs": "PPO", "normalize_advantages": "RLOO", "scale_rewards": "GRPO"}  # settings that only one method has
 
 
