@@ -68,6 +68,71 @@ def preference_table(result: dict[str, Any]) -> str:
     )
 
 
+def plan_table(result: dict[str, Any]) -> str:
+    """What was planned and what was measured, in GiB: a line a model and method, and a line for each of the others."""
+    simulated: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for name, line in result["simulated"].items():
+        model, method, context = name.split()
+        simulated.setdefault((model, method), {})[int(context)] = line
+    contexts = sorted({context for lines in simulated.values() for context in lines})
+    rows = [
+        f"| {model} | {method} | " + " | ".join(_planned(lines[context]) if context in lines else "" for context in contexts) + " |"
+        for (model, method), lines in simulated.items()
+    ]
+    others = [
+        f"| {title} | {name} | {_planned(line)} | {_error(line.get('error_above'))} |"
+        for part, title in _PLAN_PARTS.items()
+        for name, line in result.get(part, {}).items()
+    ]
+    worst = max(abs(line["error"]) for line in result["simulated"].values())
+    above = max(abs(line["error_above"]) for line in result["simulated"].values())
+    return "\n".join(
+        [
+            "Planned / measured, in GiB, four layers of each model. Full: float32 weights under autocast, 8-bit AdamW; LoRA: rank 32, weights in bf16, float32 adapters;",
+            "QLoRA: bf16 adapters, tiles, offloading, 8-bit AdamW. All with gradient checkpointing.",
+            "",
+            "| model | method | " + " | ".join(f"{context:,} tokens" for context in contexts) + " |",
+            "|---|---|" + "---|" * len(contexts),
+            *rows,
+            "",
+            f"The largest difference is {worst:.1%} of the whole, and {above:.1%} of what is above weights, adapters, gradients and optimizer.",
+            "",
+            "| measured by | case | planned / measured | above |",
+            "|---|---|---|---|",
+            *others,
+            "",
+            "(1) The simulation steps an AdamW that is not fused, whose scratch is its peak at short contexts; the plan has the fused one, which is the default.",
+            f"{_machine(result)}.",
+        ]
+    )
+
+
+_PLAN_PARTS = {
+    "unfused": "fake tensors, AdamW in float32 (1)",
+    "whole": "fake tensors, all 32 layers",
+    "chunked": "fake tensors, attention in chunks",
+    "switches": "fake tensors",
+    "quantised": "bitsandbytes' layers, above only",
+    "real": "a process",
+}
+
+
+def _planned(line: dict[str, Any]) -> str:
+    return f"{line['planned'] / 2**30:.2f} / {line['measured'] / 2**30:.2f} ({_error(line['error'])})"
+
+
+def _error(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:+.1f} %"
+
+
+def published_table(result: dict[str, Any]) -> str:
+    """Unsloth's table, term by term."""
+    from posttrain.cli.plan import seeds_lines
+    from posttrain.plan.seeds import Row
+
+    return "\n".join(seeds_lines([Row(**row) for row in result["rows"]]))
+
+
 def _percent(share: float, unit: str = " %") -> str:
     return f"{100 * share:.0f}{unit}"
 
@@ -82,6 +147,7 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "plan.md": {"plan": plan_table, "plan_published": published_table},
     "dpo.md": {"preferences_gsm8k": preference_table},
     "eval.md": {"intervals": interval_table},
     "probe.md": {"probe": probe_table},
