@@ -263,6 +263,7 @@ def test_a_run_with_its_own_exam_needs_no_options(folder, model_folder):
     [
         (("eval", "/no/such/run", "--data", "x.jsonl"), "there is no model or run at /no/such/run"),
         (("eval", "{folder}/model"), "nothing to ask"),
+        (("eval", "{folder}/model", "--data", "{folder}/rows.jsonl"), "nothing says what a right answer is"),
         (("eval", "{folder}", "--data", "{folder}/rows.jsonl", "--recipe", "nope"), "there is no recipe nope"),
         (("sample", "/no/such/model", "hello"), "there is no model or run at /no/such/model"),
         (("sample", "{folder}/model", "hello", "--system", "x"), "no chat template"),

@@ -67,7 +67,10 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
     source = data or (str(own_exam) if is_run_exam else None) or (recipe.eval.data if recipe else None)
     if source is None:
         raise UserError("nothing to ask: give --data FILE, or --recipe with eval.data")
-    found = Question(runs.model_of(target), source, recipe, DEFAULT_TOKENS, is_run_exam)
+    model = runs.model_of(target)
+    if not is_run_exam and (recipe is None or not recipe.rubric):
+        raise UserError("nothing says what a right answer is: give --recipe with a recipe that has a rubric")
+    found = Question(model, source, recipe, DEFAULT_TOKENS, is_run_exam)
     limit = max_new_tokens or _tokens_of_run(folder) or found.settings.get("max_completion_length") or DEFAULT_TOKENS
     return replace(found, max_new_tokens=limit)
 
