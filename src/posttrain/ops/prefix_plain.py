@@ -81,8 +81,8 @@ class _ByChunks(torch.autograd.Function):
         for chunk in ctx.chunks:
             rows = slice(chunk.start, chunk.end)
             with torch.enable_grad():
-                inputs = [x.detach().requires_grad_() for x in (q[rows], chunk.seen(k), chunk.seen(v))]
-                out = _attend(*inputs, chunk.mask(), ctx.scaling)
+                asked, keys, values = inputs = tuple(x.detach().requires_grad_() for x in (q[rows], chunk.seen(k), chunk.seen(v)))
+                out = _attend(asked, keys, values, chunk.mask(), ctx.scaling)
                 shares = torch.autograd.grad(out, inputs, grad[rows])
             d_q[rows] = shares[0]
             for total, share in zip((d_k, d_v), shares[1:], strict=True):

@@ -67,9 +67,9 @@ class Job:
         if self.load_in_4bit and self.lora_r is None:
             raise UserError("4-bit weights cannot be trained, only adapters beside them; give --lora-r too")
         lengths = {"prompt_length": self.prompt_length, "completion_length": self.completion_length, "generations": self.generations}
-        for name, value in lengths.items():
-            if value < 1:
-                raise UserError(f"{name}={value}: use 1 or more")
+        for name, length in lengths.items():
+            if length < 1:
+                raise UserError(f"{name}={length}: use 1 or more")
 
     @property
     def context(self) -> int:

@@ -54,7 +54,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x.to(linear.dtype), linear.unpacked(linear.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return (grad @ ctx.linear.unpacked(grad.dtype)).to(ctx.dtype), None
 
 
