@@ -38,13 +38,13 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/posttrain demo
 
 test: $(VENV)/.ready
-	$(PYTEST) $(VENV)/bin/python -m pytest -q -n 2
+	$(PYTEST) $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) $(VENV)/bin/python -m pytest -q -m "slow and not gpu"
 
 test-oldest: $(VENV_OLDEST)/.ready
-	$(PYTEST) $(VENV_OLDEST)/bin/python -m pytest -q -n 2 -m "not slow and not gpu and not long" $(wildcard $(SELECTED))
+	$(PYTEST) $(VENV_OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not long" $(wildcard $(SELECTED))
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .
