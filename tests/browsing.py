@@ -74,7 +74,7 @@ class Tab:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("websocket", lambda socket: self.requests.append(socket.url))
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error).splitlines()[0]))
 
     def open(self, url):
         self.page.goto(url)
@@ -83,8 +83,8 @@ class Tab:
 
     def check(self, url):
         """Nothing went wrong, and nothing was asked of anybody but the server of `url`."""
-        assert self.errors == []
+        assert self.errors == [], self.errors
         host = url.split("/")[2]
         foreign = [asked for asked in self.requests if not asked.startswith(("data:", "blob:")) and asked.split("/")[2] != host]
-        assert foreign == []
+        assert foreign == [], foreign
         self.page.close()

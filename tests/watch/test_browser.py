@@ -117,6 +117,19 @@ def test_the_steps_can_be_walked(tab, live):
     page.wait_for_function("document.querySelector('.pt-prompt').textContent === 'What is 3+1?'")
 
 
+def test_steps_that_are_passed_at_once_leave_no_errors(tab, live):
+    """A group may be gone before the browser has drawn it."""
+    page = tab.open(f"{live[0]}?step=2")
+    for direction, prompt in {"right": "What is 10+1?", "left": "What is 2+1?"}.items():
+        page.evaluate(
+            "async label => { for (let i = 0; i < 8; i++) {"
+            " [...document.querySelectorAll('button')].find(one => one.textContent.includes(label)).click();"
+            " await new Promise(done => setTimeout(done, 15)) } }",
+            f"chevron_{direction}",
+        )
+        page.wait_for_function(f"(document.querySelector('.pt-prompt') || {{}}).textContent === {prompt!r}")
+
+
 def test_what_a_model_wrote_stays_text(tab, live):
     page = tab.open(f"{live[0]}?step=5&group=4")
     assert page.locator(".pt-prompt").text_content() == f"prompt {EVIL}"

@@ -116,6 +116,17 @@ def test_a_group_is_drawn_at_its_rewards_with_mean_and_deviation(tmp_path):
     assert points["markArea"]["data"] == [[{"yAxis": 1.0}, {"yAxis": 3.0}]]
 
 
+def test_a_group_without_spread_takes_away_what_the_one_before_had(tmp_path):
+    """One chart shows group after group, and what its new options do not name would stay."""
+    write_run(tmp_path, 1, groups=lambda step: [group("q", [rollout("a", 1.0), rollout("b", 3.0)]), group("r", [rollout("c", None)])]).close()
+    run = Run("r", tmp_path)
+    run.refresh()
+    spread, silent = (drawing.comparison(run.browser.rollouts(1, row.group), row.mean, row.std) for row in run.browser.groups(1))
+    assert set(walk(spread["yAxis"])) == set(walk(silent["yAxis"]))
+    assert silent["series"][0]["markLine"]["data"] == silent["series"][0]["markArea"]["data"] == []
+    assert silent["yAxis"]["min"] is silent["yAxis"]["max"] is None
+
+
 def test_no_text_of_an_option_can_act(tmp_path):
     evil = "<img src=x onerror=alert(1)>\u202e"
     run = run_of(tmp_path, {f"rewards/{evil}/mean": [1.0, 2.0], "rewards/b/mean": [0.0, 1.0]}, name=evil)

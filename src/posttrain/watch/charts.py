@@ -155,14 +155,18 @@ def _marks(run: Run) -> Option:
 
 
 def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None) -> Option:
-    """A group against itself: every completion at its reward, the mean as a line, one deviation to both sides as a band."""
+    """A group against itself: every completion at its reward, the mean as a line, one deviation to both sides as a band.
+
+    It names everything, also what is not there: a chart that is given the options of another group keeps what they do not name.
+    """
     scored = [(row, row.reward) for row in rows if row.reward is not None]
     frame = _frame([], [], "")
     axis = {"axisLabel": {"color": GREY, "fontSize": 11}, "axisTick": {"show": False}, "axisLine": {"show": False}}
     frame["xAxis"] = {"type": "category", "data": [f"#{row.key.rollout}" for row, _ in scored], **axis}
     frame["tooltip"]["trigger"] = "item"
     data = [{"value": [f"#{row.key.rollout}", _short(reward)], "itemStyle": {"color": sign_colour(row.advantage)}} for row, reward in scored]
-    points: Option = {"type": "scatter", "name": "reward", "data": data, "symbolSize": 13}
+    points: Option = {"type": "scatter", "name": "reward", "data": data, "symbolSize": 13, "markLine": {"data": []}, "markArea": {"data": []}}
+    least = most = round_ends = None
     if mean is not None:
         label = {"formatter": f"mean {mean:.3g}", "color": GREY, "position": "insideEndTop"}
         line = {"silent": True, "symbol": "none", "lineStyle": {"color": GREY, "type": "solid"}, "label": label, "data": [{"yAxis": mean}]}
@@ -170,9 +174,10 @@ def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None
     if mean is not None and std:
         ends = [reward for _, reward in scored] + [mean - std, mean + std]
         margin = 0.06 * (max(ends) - min(ends))
-        frame["yAxis"] |= {"min": _short(min(ends) - margin), "max": _short(max(ends) + margin)}
-        frame["yAxis"]["axisLabel"] |= {"showMinLabel": False, "showMaxLabel": False}  # of no round numbers
+        least, most, round_ends = _short(min(ends) - margin), _short(max(ends) + margin), False
         points["markArea"] = {"silent": True, "itemStyle": {"color": FAINT}, "data": [[{"yAxis": mean - std}, {"yAxis": mean + std}]]}
+    frame["yAxis"] |= {"min": least, "max": most}
+    frame["yAxis"]["axisLabel"] |= {"showMinLabel": round_ends, "showMaxLabel": round_ends}
     frame["series"] = [points]
     return frame
 

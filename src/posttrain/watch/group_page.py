@@ -65,7 +65,10 @@ class GroupPage:
             with ui.element("div").classes("pt-card"):
                 self._controls()
             self.list = ui.element("div").classes("pt-list")
-            self.body = ui.element("div")
+            self.before = ui.element("div")
+            with ui.element("div").classes("pt-card") as self.card:  # one chart for every group: one that is removed before it was drawn is an error
+                self.chart = ui.echart({}).classes("pt-chart")
+            self.after = ui.element("div")
         ends = self._reader.first_and_last()
         if ends is not None:
             self._go(self._reader.nearest(ends[1] if self.step is None else self.step) or ends[1], self.group)
@@ -188,20 +191,24 @@ class GroupPage:
         self._draw_list()
 
     def _draw_group(self) -> None:
-        self.body.clear()
+        self.before.clear()
+        self.after.clear()
         row = next((row for row in self._reader.groups(self.step or 0) if row.group == self.group), None)
+        self.card.set_visibility(row is not None)
         if row is None or self.run is None:
             return
         story = tell(self.run, self._reader, row.step, row)
-        with self.body:
-            sample, score, compare, *rest = story.stages
+        sample, score, compare, *rest = story.stages
+        with self.before:
             draw_stage(1, sample)
             ui.label(shown(row.prompt)).classes("pt-prompt pt-card")
             draw_stage(2, score)
             draw_table(story)
             draw_stage(3, compare)
-            with ui.element("div").classes("pt-card"):
-                ui.echart(comparison([completion.row for completion in story.completions], row.mean, row.std)).classes("pt-chart")
+        self.chart.options.clear()
+        self.chart.options.update(comparison([completion.row for completion in story.completions], row.mean, row.std))
+        self.chart.update()
+        with self.after:
             for place, stage in enumerate(rest, start=4):
                 draw_stage(place, stage)
                 if place == 4:
