@@ -230,7 +230,9 @@ def test_under_autocast_each_weight_is_cast_once(tiny, prompts, complete, reques
 
 def test_accelerates_forward_wrapper_does_not_choose_the_precision(tiny, prompts, complete, requests_for, monkeypatch):
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision is the process's; another test may have chosen one
     monkeypatch.setattr(engine_module, "rollout_dtype", lambda requested, device: None)
     model = tiny()
     expected, _ = complete(LocalEngine(), model, requests_for(prompts))
