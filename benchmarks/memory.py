@@ -22,7 +22,6 @@ import torch
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 GIB = 2**30
-START, END = "<!-- memory:start -->", "<!-- memory:end -->"
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072}
 MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
     "Llama-3.1-8B": lambda: LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, **LLAMA),
@@ -247,8 +246,10 @@ SECTIONS: dict[str, Callable[..., str]] = {
 
 def write_page(results: dict[str, Any]) -> None:
     path = Path(__file__).parents[1] / "docs" / "memory.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(START)
-    path.write_text(f"{before}{START}\n{page(results)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    sys.path.append(str(path.parent))
+    import marked
+
+    path.write_text(marked.filled(path.name, path.read_text(encoding="utf-8"), "memory", page(results)), encoding="utf-8")
 
 
 PARTS: dict[str, Callable[[], Any]] = {"simulate_flat": simulated_flat, "flat": flat, "seconds": seconds}

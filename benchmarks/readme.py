@@ -14,7 +14,7 @@ from typing import Any
 import hardware
 
 README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- measured:start -->", "<!-- measured:end -->"
+sys.path.append(str(README.parent / "docs"))
 NOTHING = "Nothing is claimed yet: no benchmark has written its results on this machine. `make bench` does."
 
 
@@ -161,11 +161,9 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def filled(text: str, results: dict[str, Any]) -> str:
-    before, found, rest = text.partition(START)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        sys.exit(f"{README.name} has no {START} ... {END}")
-    return f"{before}{START}\n{block(results)}\n{END}{after}"
+    import marked
+
+    return marked.filled(README.name, text, "measured", block(results))
 
 
 def read_results(directory: Path = hardware.RESULTS) -> dict[str, Any]:

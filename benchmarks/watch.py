@@ -36,16 +36,6 @@ from posttrain.tracking.events import RunStore
 PROMPTS, GENERATIONS, TOKENS = 8, 8, 100
 DETAILED = 4  # groups a step with per-token details
 KEEPS_TOKENS = 10  # every so many steps: with all of them the file would be at its cap after a twentieth of the run
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 NAMES = [
     "reward",
     "reward_std",
@@ -159,6 +149,8 @@ def served(directory: Path) -> Iterator[tuple[str, psutil.Process, float]]:
 
 def open_page(url: str, step: int) -> dict[str, float]:
     """Seconds until everything is drawn: the overview, and a group in the middle. The best of three, each in a new tab."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from browsing import FLAGS
     from playwright.sync_api import sync_playwright
 
     seconds: dict[str, float] = {}

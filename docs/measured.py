@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import marked
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -157,13 +158,8 @@ TABLES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
 def filled(page: str, text: str) -> str:
     """The page's text with every table brought up to date. A table is called as its file of results."""
     for name, table in TABLES[page].items():
-        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-        before, found, rest = text.partition(start)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            sys.exit(f"{page} has no {start} ... {end}")
         result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        text = f"{before}{start}\n{table(result)}\n{end}{after}"
+        text = marked.filled(page, text, name, table(result))
     return text
 
 

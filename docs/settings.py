@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import marked
 from transformers import TrainingArguments
 
 from posttrain.losses.policy import OBJECTIVES
@@ -121,12 +121,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 def filled(page: str, text: str) -> str:
     """The page's text with every table brought up to date."""
     for name, table in TABLES[page].items():
-        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-        before, found, rest = text.partition(start)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            sys.exit(f"{page} has no {start} ... {end}")
-        text = f"{before}{start}\n{table()}\n{end}{after}"
+        text = marked.filled(page, text, name, table())
     return text
 
 

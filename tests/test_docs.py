@@ -13,6 +13,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def load(path):
+    if str(ROOT / "docs") not in sys.path:
+        sys.path.append(str(ROOT / "docs"))  # where its own imports are
     spec = importlib.util.spec_from_file_location(path.stem + "_page_maker", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
