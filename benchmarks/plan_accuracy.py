@@ -139,7 +139,8 @@ def quantised(checkpointing: bool) -> dict[str, Any]:
     from posttrain.data.stream import PackItem, pack
     from posttrain.models.adapters import add_lora
     from posttrain.models.forward import logprobs
-    from posttrain.models.load import four_bits, load_model
+    from posttrain.models.load import load_model
+    from posttrain.models.quantise import in_4bit
     from posttrain.ops.precision import standing_for
     from posttrain.plan import Job, plan, shape_of
     from posttrain.simulate.live import LiveStorages
@@ -151,7 +152,7 @@ def quantised(checkpointing: bool) -> dict[str, Any]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-        base = load_model(folder, dtype="bfloat16", quantization_config=four_bits(has_adapters=True), device_map="cpu")
+        base = load_model(folder, dtype="bfloat16", **in_4bit(str(folder), has_adapters=True), device_map="cpu")
     if checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -26,3 +26,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def first_sentence(error: BaseException) -> str:
+    """Of a message that may run to a page."""
+    return str(error).split(". ")[0].strip()

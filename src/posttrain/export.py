@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import TrainingError, UserError
-from posttrain.models.load import context_length, four_bits, load_tokenizer, stop_token_ids
+from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
 from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
-from posttrain.models.quantise import names_to_keep
+from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
 from posttrain.types import Prompt
 
@@ -86,8 +86,7 @@ def _as_trained(source: str, load_in_4bit: bool, keep_in_16bit: int | Sequence[s
     """How to load what the adapters were trained beside."""
     if not load_in_4bit:
         return {}
-    kept = names_to_keep(base_of(source), keep_in_16bit) if is_adapter(source) else []
-    return {"quantization_config": four_bits(has_adapters=is_adapter(source), keep_in_16bit=kept)}
+    return in_4bit(base_of(source) if is_adapter(source) else source, has_adapters=is_adapter(source), keep_in_16bit=keep_in_16bit)
 
 
 def _refuse_scorers(source: str) -> None:

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import UserError
 from posttrain.models.adapters import add_lora
-from posttrain.models.load import four_bits, is_quantised, load_tokenizer, stop_token_ids
+from posttrain.models.load import is_quantised, load_tokenizer, stop_token_ids
 from posttrain.models.merge import base_of, is_adapter, load_trainable
-from posttrain.models.quantise import names_to_keep
+from posttrain.models.quantise import in_4bit
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.types import Group, Prompt, Sampling, Task
@@ -80,11 +80,7 @@ def load_policy(
     device: default the GPU where there is one. Raises UserError for what cannot be loaded.
     """
     base = base_of(name) if is_adapter(name) else name
-    quantised = (
-        {"quantization_config": four_bits(has_adapters=lora is not None or base != name, keep_in_16bit=names_to_keep(base, keep_in_16bit))}
-        if load_in_4bit
-        else {}
-    )
+    quantised = in_4bit(base, has_adapters=lora is not None or base != name, keep_in_16bit=keep_in_16bit) if load_in_4bit else {}
     model: Any = load_trainable(name, dtype=dtype, trust_remote_code=trust_remote_code, **quantised)
     if lora is not None:
         model = add_lora(model, lora, dtype=adapter_dtype)

@@ -44,19 +44,24 @@ def test_no_reference_is_made_when_none_is_needed(plain):
     assert reference_for(plain, needed=False) is None
 
 
+def check_that_the_reference_stays(adapted, logps):
+    """Training moves the policy; the reference says `logps` before and after, and leaves the policy as it is."""
+    reference = reference_for(adapted, needed=True)
+    move(adapted)
+    policy = logprobs(adapted, STREAM).logps
+    assert not torch.allclose(policy, logps, atol=1e-2)
+    with reference.active() as module:
+        assert torch.equal(logprobs(module, STREAM).logps, logps)
+    assert torch.equal(logprobs(adapted, STREAM).logps, policy)
+
+
 @torch.no_grad()
 def test_the_reference_of_new_adapters_is_the_base_model_also_after_training(plain):
     base = logprobs(plain, STREAM).logps
     adapted = add_lora(
         plain, LoraConfig(**LORA | {"init_lora_weights": True, "target_modules": ["q_proj", "embed_tokens"]}, modules_to_save=["lm_head"])
     )
-    reference = reference_for(adapted, needed=True)
-    move(adapted)
-    policy = logprobs(adapted, STREAM).logps
-    assert not torch.allclose(policy, base, atol=1e-2)
-    with reference.active() as module:
-        assert torch.equal(logprobs(module, STREAM).logps, base)
-    assert torch.equal(logprobs(adapted, STREAM).logps, policy)
+    check_that_the_reference_stays(adapted, base)
 
 
 @torch.no_grad()
@@ -74,13 +79,7 @@ def test_the_reference_of_adapters_that_had_learned_something_is_the_model_as_it
     if "modules_to_save" in changes:
         move(adapted)
     start = logprobs(adapted, STREAM).logps
-    reference = reference_for(adapted, needed=True)
-    move(adapted)
-    policy = logprobs(adapted, STREAM).logps
-    assert not torch.allclose(policy, start, atol=1e-2)
-    with reference.active() as module:
-        assert torch.equal(logprobs(module, STREAM).logps, start)
-    assert torch.equal(logprobs(adapted, STREAM).logps, policy)
+    check_that_the_reference_stays(adapted, start)
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ from safetensors.torch import load_file, save_file
 from small import build_model, build_tokenizer
 
 from posttrain.errors import UserError
-from posttrain.models.load import four_bits, is_quantised, load_model
-from posttrain.models.quantise import names_to_keep, worst_in_4bit
+from posttrain.models.load import is_quantised, load_model
+from posttrain.models.quantise import in_4bit, names_to_keep, worst_in_4bit
 
 pytest.importorskip("bitsandbytes")
 LINEARS = 14
@@ -41,8 +41,7 @@ def test_the_budget_is_kept_to(directory):
 
 
 def test_what_is_kept_is_not_quantised_and_nothing_else(directory):
-    kept = names_to_keep(str(directory), int(Q_PROJ * FURTHER))
-    model = load_model(str(directory), quantization_config=four_bits(has_adapters=True, keep_in_16bit=kept))
+    model = load_model(str(directory), **in_4bit(str(directory), has_adapters=True, keep_in_16bit=int(Q_PROJ * FURTHER)))
     packed = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8}
     assert "model.layers.1.self_attn.q_proj.weight" not in packed
     assert len(packed) == LINEARS - 1
@@ -59,7 +58,7 @@ def test_names_are_taken_as_they_are(directory):
 def test_what_cannot_be_judged_is_a_sentence(directory, tmp_path):
     with pytest.raises(UserError, match="there are no safetensors"):
         worst_in_4bit(tmp_path, 10)
-    load_model(str(directory), quantization_config=four_bits(has_adapters=True)).save_pretrained(tmp_path)
+    load_model(str(directory), **in_4bit(str(directory), has_adapters=True)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="quantised already"):
         worst_in_4bit(tmp_path, 10)
     with pytest.raises(UserError, match="in bytes"):

@@ -135,12 +135,11 @@ def chosen(rows: Any, section: EvalSection) -> Any:
 def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTrainedModel:
     """The model's name, which the trainer loads; or a model with random weights."""
     if section.load_in_4bit:
-        from posttrain.models.load import four_bits, load_model
-        from posttrain.models.quantise import names_to_keep
+        from posttrain.models.load import load_model
+        from posttrain.models.quantise import in_4bit
 
         name = needed(section.name, "model.name")
-        quantisation = four_bits(has_adapters=True, keep_in_16bit=names_to_keep(name, section.keep_in_16bit))
-        return load_model(name, dtype=_dtype(section) or "float32", quantization_config=quantisation)
+        return load_model(name, dtype=_dtype(section) or "float32", **in_4bit(name, has_adapters=True, keep_in_16bit=section.keep_in_16bit))
     if section.from_scratch is None:
         return needed(section.name, "model.name")
     import torch

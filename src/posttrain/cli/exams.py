@@ -134,8 +134,7 @@ def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubri
     """One greedy answer to each, and if wanted several at the temperature."""
     from posttrain.exam import answers
     from posttrain.models.load import load_tokenizer, stop_token_ids
-    from posttrain.rollout.hf import HFEngine
-    from posttrain.rollout.local.engine import LocalEngine
+    from posttrain.rollout.engines import make_engine
     from posttrain.trainers.inputs import place_reward_models
 
     model, tokenizer, recipe, settings = _load(question.model, question.recipe), load_tokenizer(question.model), question.recipe, question.settings
@@ -143,7 +142,7 @@ def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubri
     played: dict[str, Any] = dict(settings.get("chat_template_kwargs") or {})
     if recipe is not None:
         played |= {"environment": recipe.env.make(), **recipe.env.settings()}
-    played["engine"] = HFEngine(tokenizer) if recipe is not None and recipe.engine.kind == "hf" else LocalEngine(tokenizer)
+    played["engine"] = make_engine("local" if recipe is None else recipe.engine.kind, tokenizer)
     stops = stop_token_ids(model, tokenizer)
     greedy = answers(model, tokenizer, tasks, rubric, Sampling(question.max_new_tokens, 0.0, stop_token_ids=stops), **played)
     if not asking.generations:

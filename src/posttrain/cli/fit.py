@@ -102,15 +102,9 @@ def job_of(kind: Kind, recipe: Recipe, args: Any, shape: Shape, prompt: int, com
 
 
 def _offloads(args: Any, shape: Shape) -> bool:
-    """As posttrain.trainers.memory decides it."""
-    if args.activation_offloading != "auto" or args.device.type != "cuda":
-        return args.activation_offloading is True
-    import torch
+    from posttrain.trainers.memory import offloads
 
-    from posttrain.trainers.memory import AUTO_OFFLOAD_SHARE
-
-    checkpoints = shape.layers * shape.hidden * args.token_budget * (2 if args.bf16 or args.fp16 else 4)
-    return checkpoints * AUTO_OFFLOAD_SHARE > torch.cuda.get_device_properties(args.device).total_memory
+    return offloads(args, layers=shape.layers, hidden=shape.hidden)
 
 
 def _multiplies_bf16() -> bool:

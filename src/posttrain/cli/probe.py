@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from posttrain.cli.recipe import Recipe
     from posttrain.evaluation import Estimate
     from posttrain.probe import Component, Probe
-    from posttrain.types import Group, Rollout
+    from posttrain.types import Engine, Group, Rollout
 
 GROUPED = ("grpo", "rloo")  # trainers that compare the completions of a group
 SHOWN = 160  # characters of a completion
@@ -88,7 +88,7 @@ def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None)
             groups_per_rollout=args.prompts_per_generation,
             max_steps=_steps(args, len(tasks)),
             seed=args.seed,
-            engine=make_engine(args, tokenizer),
+            engine=engine_of(args, tokenizer),
             on_groups=sampled.extend,
             environment=environment,
             max_turns=args.max_turns,
@@ -116,17 +116,14 @@ def load(recipe: Recipe, args: Any, tokenizer: Any) -> Any:
     return model if recipe.model.load_in_4bit else model.to(args.device)
 
 
-def make_engine(args: Any, tokenizer: Any) -> Any:
+def engine_of(args: Any, tokenizer: Any) -> Engine:
     """The engine of the run, in its precision."""
     import torch
 
-    from posttrain.rollout.hf import HFEngine
-    from posttrain.rollout.local.engine import LocalEngine
+    from posttrain.rollout.engines import make_engine
 
-    if args.engine == "hf":
-        return HFEngine(tokenizer)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return LocalEngine(tokenizer, max_slots=args.max_concurrent_completions, autocast_dtype=dtype)
+    return make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.max_concurrent_completions)
 
 
 def _steps(args: Any, rows: int) -> int:

@@ -103,12 +103,11 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
 
 
 def _merge(stage: Stage, models: dict[str, str], adapter: Path) -> None:
-    from posttrain.models.load import four_bits, load_tokenizer
+    from posttrain.models.load import load_tokenizer
     from posttrain.models.merge import base_of, load_merged, save_plain
-    from posttrain.models.quantise import names_to_keep
+    from posttrain.models.quantise import in_4bit
 
     section = stage.recipe(models).model
-    kept = names_to_keep(base_of(adapter), section.keep_in_16bit) if section.load_in_4bit else []
-    quantised = {"quantization_config": four_bits(has_adapters=True, keep_in_16bit=kept)} if section.load_in_4bit else {}
+    quantised = in_4bit(base_of(adapter), has_adapters=True, keep_in_16bit=section.keep_in_16bit) if section.load_in_4bit else {}
     shutil.rmtree(stage.directory / MERGED, ignore_errors=True)
     save_plain(load_merged(str(adapter), **quantised), load_tokenizer(str(adapter)), stage.directory / MERGED)

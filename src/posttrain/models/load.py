@@ -5,8 +5,7 @@ Weights come in float32 by default: they are the masters that an optimizer updat
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,23 +99,6 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
     other = [key for key in _OTHER_INPUTS if getattr(config, key, None) is not None]
     if other:
         raise UserError(f"'{name}' takes more than text ({config.model_type} has a {other[0]}); load its text model on its own")
-
-
-def four_bits(*, has_adapters: bool, keep_in_16bit: Sequence[str] = ()) -> Any:
-    """QLoRA's quantisation (Dettmers et al. 2023): NF4, doubly quantised, computed in bf16. Raises UserError where it cannot work.
-
-    keep_in_16bit: names of linears that are not quantised (`models.quantise` finds those that lose most by it).
-    """
-    if not has_adapters:
-        raise UserError("load_in_4bit needs lora=peft.LoraConfig(...): 4-bit weights cannot be trained, only adapters beside them")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("load_in_4bit needs bitsandbytes: install it with `pip install posttrain[gpu]`")
-    from transformers import BitsAndBytesConfig
-
-    skipped = {"llm_int8_skip_modules": ["lm_head", *keep_in_16bit]} if keep_in_16bit else {}  # a list of ours replaces the one that spares the head
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True, **skipped
-    )
 
 
 def is_quantised(model: nn.Module) -> bool:

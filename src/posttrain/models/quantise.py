@@ -1,6 +1,6 @@
-"""Which linears are worth keeping in 16 bits when the others go to 4.
+"""Linears in 4 bits, and which of them are worth keeping in 16.
 
-They are ranked by what NF4 does to them: the squared error of the weights as a share of their squared norm. The worst are kept until a budget
+These are ranked by what NF4 does to them: the squared error of the weights as a share of their squared norm. The worst are kept until a budget
 of bytes is spent. Weights are read one by one from the safetensors files; the model is never whole in memory for it.
 """
 
@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,25 @@ from posttrain.errors import UserError
 
 HALF, PACKED = 2.0, 0.5 + 1 / 64  # bytes of a weight in 16 bits, and in NF4 with double quantisation
 _NEVER = ("embed_tokens", "lm_head", "wte", "wpe", "embed_out", "norm")  # parts of the names of what is not quantised anyway
+
+
+def in_4bit(name: str, *, has_adapters: bool, keep_in_16bit: int | Sequence[str] | None = None) -> dict[str, Any]:
+    """What `from_pretrained` is told to load model `name` for QLoRA (Dettmers et al. 2023): NF4, doubly quantised, computed in bf16.
+
+    keep_in_16bit: names of linears that are not quantised, or bytes to spend on those that lose most. Raises UserError where it cannot work.
+    """
+    if not has_adapters:
+        raise UserError("load_in_4bit needs lora=peft.LoraConfig(...): 4-bit weights cannot be trained, only adapters beside them")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("load_in_4bit needs bitsandbytes: install it with `pip install posttrain[gpu]`")
+    from transformers import BitsAndBytesConfig
+
+    kept = names_to_keep(name, keep_in_16bit)
+    skipped = {"llm_int8_skip_modules": ["lm_head", *kept]} if kept else {}  # a list of ours replaces the one that spares the head
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True, **skipped
+    )
+    return {"quantization_config": quantised}
 
 
 def worst_in_4bit(directory: str | Path, budget: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from posttrain.errors import TrainingError
+from posttrain.errors import TrainingError, first_sentence
 from posttrain.models.head import base_model
 from posttrain.models.load import is_quantised
 from posttrain.models.tiles import check_tiles, tiled
@@ -38,7 +38,8 @@ class Thrift:
         self.tile_rows: int | None = AUTO_TILE_ROWS if args.tile_rows == "auto" else args.tile_rows  # type: ignore[assignment]
         if self.tile_rows is not None:
             check_tiles(model, strict=args.tile_rows != "auto")
-        self.offloads = _is_worth_offloading(args, model) if args.activation_offloading == "auto" else bool(args.activation_offloading)
+        config = base_model(model).config.get_text_config()
+        self.offloads = offloads(args, layers=config.num_hidden_layers, hidden=config.hidden_size)
 
     def forward(self) -> AbstractContextManager[object]:
         """Around the forward of a micro-batch only."""
@@ -49,12 +50,14 @@ class Thrift:
         return nullcontext() if self.tile_rows is None else tiled(model, self.tile_rows)
 
 
-def _is_worth_offloading(args: BaseConfig, model: nn.Module) -> bool:
+def offloads(args: BaseConfig, *, layers: int, hidden: int) -> bool:
+    """`activation_offloading` made definite for a model of so many layers, which checkpoint `hidden` numbers a token."""
+    if args.activation_offloading != "auto":
+        return bool(args.activation_offloading)
     if args.device.type != "cuda":
         return False
     properties = torch.cuda.get_device_properties(args.device)
-    config = base_model(model).config.get_text_config()
-    checkpoints = config.num_hidden_layers * config.hidden_size * args.token_budget * (2 if args.bf16 or args.fp16 else 4)  # bytes
+    checkpoints = layers * hidden * args.token_budget * (2 if args.bf16 or args.fp16 else 4)  # bytes
     return not properties.is_integrated and checkpoints * AUTO_OFFLOAD_SHARE > properties.total_memory
 
 
@@ -112,7 +115,7 @@ def caught(errors: list[str]) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        errors.append(str(error).split(". ")[0].strip())
+        errors.append(first_sentence(error))
 
 
 def advice(args: BaseConfig, thrift: Thrift, model: nn.Module) -> str:

@@ -25,9 +25,8 @@ from posttrain.losses.policy import Objective, Terms
 from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Scoring
+from posttrain.rollout.engines import make_engine
 from posttrain.rollout.episodes import Stage
-from posttrain.rollout.hf import HFEngine
-from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.inputs import as_rubric, named, place_reward_models, sized
@@ -40,7 +39,7 @@ from posttrain.trainers.reward_log import RewardLog
 from posttrain.trainers.rollout_log import note_groups
 from posttrain.trainers.stage import first_prompts, make_stage
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches, weighted_rows
-from posttrain.types import Engine, Group, Task
+from posttrain.types import Group, Task
 
 _NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,18 +92,18 @@ class OnlineTrainer(BaseTrainer):
             raise UserError(
                 f"the dataset has {len(tasks)} prompts, but one rollout takes {args.prompts_per_generation}; add rows or lower generation_batch_size"
             )
-        self.engine = self._make_engine()
+        self.engine = make_engine(
+            args.engine,
+            self.tokenizer,
+            autocast_dtype=_AUTOCAST[self.accelerator.mixed_precision],
+            max_slots=args.max_concurrent_completions,
+        )
         self.record = RolloutRecord(self.recorder)
         self.reward_log = RewardLog(self.recorder)
         self.buffer: GenerationBatch | None = None
         self._last_groups: list[Group] = []  # of the latest rollout, for printing
         self.reference: Reference | None = None  # None: nothing is compared with it
         self.num_tokens = 0  # trained tokens of the update in progress, over all processes
-
-    def _make_engine(self) -> Engine:
-        if self.args.engine == "hf":
-            return HFEngine(self.tokenizer)
-        return LocalEngine(self.tokenizer, max_slots=self.args.max_concurrent_completions, autocast_dtype=_AUTOCAST[self.accelerator.mixed_precision])
 
     def _make_stage(self) -> Stage | None:
         if self.environment is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from posttrain.errors import TrainingError
+from posttrain.errors import TrainingError, first_sentence
 from posttrain.ops.attention import Layout, layout_kwargs
 from posttrain.rollout.local.cache import Cache
 from posttrain.rollout.local.layout import DecodeLayout, Piece, PrefillLayout
@@ -63,8 +63,7 @@ class LocalEngine:
         device = next(model.parameters()).device
         dtype = rollout_dtype(self.autocast_dtype, device)
         training = [module for module in model.modules() if module.training]
-        rollout = _Rollout(model, config, version, Scheduler(self.max_slots, self.max_kv_tokens), device, dtype, self.tokenizer)
-        rollout.prefill_tokens = self.prefill_tokens
+        rollout = _Rollout(model, config, version, Scheduler(self.max_slots, self.max_kv_tokens), device, dtype, self.tokenizer, self.prefill_tokens)
         try:
             model.eval()
             with lent(model, dtype, device):
@@ -92,7 +91,7 @@ class LocalEngine:
                 try:
                     return rollout.step()
                 except torch.OutOfMemoryError as error:
-                    reason = str(error).split(". ")[0].strip()
+                    reason = first_sentence(error)
                 self._make_smaller(rollout, reason)  # out here, where the failed step's tensors are gone
 
     def _make_smaller(self, rollout: _Rollout, reason: str) -> None:
@@ -119,7 +118,15 @@ class _Rollout:
     """All that lives between entering and leaving `serving`."""
 
     def __init__(
-        self, model: torch.nn.Module, config: Any, version: int, scheduler: Scheduler, device: torch.device, dtype: torch.dtype | None, tokenizer: Any
+        self,
+        model: torch.nn.Module,
+        config: Any,
+        version: int,
+        scheduler: Scheduler,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        tokenizer: Any,
+        prefill_tokens: int,
     ):
         self.model = model
         self.config = config
@@ -130,7 +137,7 @@ class _Rollout:
         self.tokenizer = tokenizer
         self.cache = Cache()
         self.dice: dict[int, Dice] = {}  # by request id
-        self.prefill_tokens = PREFILL_TOKENS
+        self.prefill_tokens = prefill_tokens
         self.most_rows = 0  # decoded together so far
 
     def begin_anew(self, max_slots: int, prefill_tokens: int) -> None:
