@@ -51,7 +51,7 @@ OUTSIDE = {
     "errors": set(),
     "waiting": set(),
     "sandbox": set(),
-    "evaluation": set(),
+    "evaluation": {"numpy", "scipy"},
     "procedural": {"reasoning_gym"},
     "ops": {"torch", "transformers", "triton"},
     "losses": {"torch"},

@@ -1,4 +1,4 @@
-"""Statistics of an exam: how sure is an accuracy, did it really change, and what would groups of G completions show? Standard library only.
+"""Statistics of an exam: how sure is an accuracy, did it really change, and what would groups of G completions show? SciPy computes.
 
 n questions. Answered once, k of them right: Wilson's or Clopper and Pearson's interval, and McNemar's exact test. Answered several times: questions are
 what was drawn at random, so intervals and tests work on one value a question. Whoever sits the exam is elsewhere.
@@ -6,13 +6,14 @@ what was drawn at random, so intervals and tests work on one value a question. W
 
 from __future__ import annotations
 
-import functools
 import math
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from statistics import fmean
+
+import numpy as np
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def wilson(right: int, n: int, confidence: float = 0.95) -> Proportion:
 
 
 def _score_interval(p: float, n: float, confidence: float) -> tuple[float, float]:
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
     spread = z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
@@ -63,43 +64,13 @@ def _score_interval(p: float, n: float, confidence: float) -> tuple[float, float
 def clopper_pearson(right: int, n: int, confidence: float = 0.95) -> Proportion:
     """The exact interval (Clopper and Pearson 1934): it covers at least as often as it says, for every p and n."""
     _check_count(right, n)
-    tail = (1 - confidence) / 2
-    low = 0.0 if right == 0 else _beta_quantile(tail, right, n - right + 1)
-    high = 1.0 if right == n else _beta_quantile(1 - tail, right + 1, n - right)
-    return Proportion(right, n, low, high)
+    low, high = stats.binomtest(right, n).proportion_ci(confidence, method="exact")
+    return Proportion(right, n, float(low), float(high))
 
 
 def _check_count(right: int, n: int) -> None:
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"{right} right of {n} is not a proportion")
-
-
-def _beta_quantile(q: float, a: float, b: float) -> float:
-    """x with I_x(a, b) = q, by halving."""
-    low, high = 0.0, 1.0
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _beta_cdf(middle, a, b) < q else (low, middle)
-    return middle
-
-
-def _beta_cdf(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b): its continued fraction (DLMF 8.17.22), evaluated from the front."""
-    if x > (a + 1) / (a + b + 2):  # where the fraction of the mirror image converges faster
-        return 1 - _beta_cdf(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    fraction, above, below = 1.0, 1.0, 0.0  # of neighbouring convergents
-    for m in range(1, 1000):
-        half = m // 2
-        if m % 2 == 0:
-            term = half * (b - half) * x / ((a + m - 1) * (a + m))
-        else:
-            term = -(a + half) * (a + b + half) * x / ((a + m - 1) * (a + m))
-        below = 1 / (1 + term * below)
-        above = 1 + term / above
-        fraction *= above * below
-        if abs(above * below - 1) < 1e-15:
-            break
-    return front / fraction
 
 
 # Several answers a question
@@ -147,7 +118,7 @@ def rate(values: Sequence[float], answers: int, confidence: float = 0.95) -> Est
     effective = float(n)
     if scatter > 0:  # it is estimated from n means, hence Student's t in the place of the normal distribution
         quantile = 0.5 + confidence / 2
-        effective = mean * (1 - mean) / scatter * (NormalDist().inv_cdf(quantile) / _student(quantile, n - 1)) ** 2
+        effective = mean * (1 - mean) / scatter * float(stats.norm.ppf(quantile) / stats.t.ppf(quantile, n - 1)) ** 2
     return Estimate(mean, *_score_interval(mean, min(max(effective, n), n * answers), confidence))
 
 
@@ -161,14 +132,15 @@ def bootstrap(values: Sequence[float], *, bounds: tuple[float, float] = (0.0, 1.
     if min(values) == max(values):
         other = clopper_pearson(0, n, confidence).high
         return Estimate(mean, mean - other * (mean - bounds[0]), mean + other * (bounds[1] - mean))
-    means = sorted(_redrawn(values, rounds))
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _student(0.5 + confidence / 2, n - 1))
-    return Estimate(mean, _quantile(means, tail), _quantile(means, 1 - tail))
+    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + confidence / 2, n - 1)))
+    low, high = np.quantile(_redrawn(values, rounds), (tail, 1 - tail))
+    return Estimate(mean, float(low), float(high))
 
 
-def _redrawn(values: Sequence[float], rounds: int) -> list[float]:
-    rng = random.Random(0)  # an interval is a function of the data
-    return [fmean(rng.choices(values, k=len(values))) for _ in range(rounds)]
+def _redrawn(values: Sequence[float], rounds: int) -> np.ndarray:
+    """Means (rounds) of as many values, drawn with putting back."""
+    rng = np.random.default_rng(0)  # an interval is a function of the data
+    return np.array([rng.choice(values, len(values)).mean() for _ in range(rounds)])
 
 
 def forecast(chances: Sequence[float], count: int, confidence: float = 0.95, rounds: int = 2000) -> Estimate:
@@ -176,32 +148,12 @@ def forecast(chances: Sequence[float], count: int, confidence: float = 0.95, rou
 
     It holds both uncertainties: of the chance (questions drawn again, as in `bootstrap`) and of the `count` coins that are thrown with it.
     """
-    rng = random.Random(1)
     mean = fmean(chances)
     certain = min(chances) == max(chances) and mean in (0.0, 1.0)
     edge = clopper_pearson(0, len(chances), confidence).high if certain else 0.0  # exceptions that no question has shown yet
-    shares = sorted(_heads(rng, abs(redrawn - edge), count) / count for redrawn in _redrawn(chances, rounds))
-    tail = (1 - confidence) / 2
-    return Estimate(mean, min(_quantile(shares, tail), mean), max(_quantile(shares, 1 - tail), mean))
-
-
-def _heads(rng: random.Random, chance: float, count: int) -> int:
-    return sum(rng.random() < chance for _ in range(count))
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float:
-    """Between neighbours linearly."""
-    place = q * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-@functools.cache
-def _student(q: float, degrees: int) -> float:
-    """Student's t quantile for q > 1/2, from the beta distribution of degrees / (degrees + t * t)."""
-    x = _beta_quantile(2 * (1 - q), degrees / 2, 0.5)
-    return math.sqrt(degrees * (1 - x) / x)
+    redrawn = np.clip(np.abs(_redrawn(chances, rounds) - edge), 0, 1)  # a mean may pass 1 by its rounding
+    low, high = np.quantile(np.random.default_rng(1).binomial(count, redrawn) / count, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Estimate(mean, min(float(low), mean), max(float(high), mean))
 
 
 # Two models, the same questions
@@ -215,12 +167,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     _check_pairs(before, after)
     gained = sum(1 for old, new in zip(before, after, strict=True) if new and not old)
     lost = sum(1 for old, new in zip(before, after, strict=True) if old and not new)
-    changed = gained + lost
-    term = tail = 1  # binomial coefficients of 0, and their sum up to the smaller count
-    for k in range(min(gained, lost)):
-        term = term * (changed - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**changed)
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95) -> Estimate:
@@ -247,19 +194,14 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], confidence:
 def permutation(before: Sequence[float], after: Sequence[float], rounds: int = 20_000) -> float:
     """Two-sided p-value that the values of the two, one a question, have the same mean: the signs of the differences are drawn anew.
 
-    Of `rounds` draws; the data count as one more, so that it is never 0 and never too small (Phipson and Smyth 2010). Not below 1 / (rounds + 1).
+    Exact where they can be signed in at most `rounds` ways. Else of so many draws; the data count as one more, so that it is never 0 and never too
+    small (Phipson and Smyth 2010).
     """
     _check_pairs(before, after)
     differences = [new - old for old, new in zip(before, after, strict=True) if new != old]
-    sizes = Counter(abs(difference) for difference in differences)
-    observed = abs(math.fsum(differences)) - 1e-9  # sums of the same terms in another order
-    rng = random.Random(0)
-
-    def drawn() -> float:
-        """Of m differences of one size, as many are positive as a random number of m bits has ones."""
-        return math.fsum(size * (2 * rng.getrandbits(count).bit_count() - count) for size, count in sizes.items())
-
-    return (1 + sum(abs(drawn()) >= observed for _ in range(rounds))) / (1 + rounds)
+    if len(differences) < 2:  # nothing changed, or one question, which can as well have changed the other way
+        return 1.0
+    return float(stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=rounds, batch=1000, rng=0).pvalue)
 
 
 def _check_pairs(before: Sequence[object], after: Sequence[object]) -> None:
