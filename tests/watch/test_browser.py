@@ -54,9 +54,12 @@ def pictures(page):
 
 def test_a_page_on_a_live_run_moves(tab, live):
     url, store = live
+    tab.page.set_viewport_size({"width": 1200, "height": 6000})  # everything is in view
     page = tab.open(url)
     page.wait_for_selector("text=step 12 of 100")
-    assert page.locator(".pt-chart").count() >= 12
+    places = page.locator(".pt-chart-place").count()
+    assert places >= 12
+    page.wait_for_function(f"document.querySelectorAll('.pt-chart canvas').length === {places}")
     page.wait_for_timeout(300)
     before = pictures(page)
     store.write(record(13, hostile_groups(13)))
@@ -65,6 +68,16 @@ def test_a_page_on_a_live_run_moves(tab, live):
     after = pictures(page)
     assert len(after) == len(before)
     assert sum(old != new for old, new in zip(before, after, strict=True)) >= len(before) - 2
+
+
+def test_charts_are_drawn_when_they_are_scrolled_to(tab, live):
+    page = tab.open(live[0])
+    page.wait_for_timeout(500)
+    places, drawn = page.locator(".pt-chart-place").count(), page.locator(".pt-chart canvas").count()
+    assert 0 < drawn < places
+    for place in range(places):
+        page.locator(".pt-chart-place").nth(place).scroll_into_view_if_needed()
+        page.wait_for_function(f"document.querySelectorAll('.pt-chart-place')[{place}].querySelector('canvas') !== null")
 
 
 def test_a_group_opens_and_tells_the_five_steps(tab, live):

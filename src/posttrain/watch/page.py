@@ -125,7 +125,8 @@ class Page:
             missing = drawing.not_finite(chart, self.watched.begun)
             gaps = f" {missing} values were not finite: gaps." if missing else ""
             ui.label(chart.panel.caption + gaps).classes("pt-caption")
-            self._charts[chart.panel.title] = ui.echart({}).classes("pt-chart")
+            with ui.element("q-intersection").props("once").classes("pt-chart-place"):  # drawn when it is first scrolled to
+                self._charts[chart.panel.title] = ui.echart({}).classes("pt-chart")
 
     def _draw_figures(self, runs: list[Run]) -> None:
         self.figures.clear()
