@@ -11,7 +11,7 @@
 - Generation is TRL's call of `model.generate`, and ours the whole of `collect` (metric time/collect), which also scores and records.
 
 Afterwards posttrain alone runs G = 4, 8 and 16 with a token budget of one quarter of the group, to show what memory grows with.
-Prints a table and writes results/grpo_vs_trl.json.
+Prints a table and writes results/grpo_vs_trl.json, where cases that were left out keep what was measured of them on this kind of machine.
 """
 
 from __future__ import annotations
@@ -180,6 +180,11 @@ def main() -> None:
     if not args.quick:
         name = "grpo_vs_trl" if args.precision == "bf16" else "grpo_vs_trl_float32"
         memory = [run | {"kv_bytes": kv_bytes(Case(**run["case"]))} for run in memory]
+        earlier = hardware.read(name, machine)
+        measured = {(case.prompt, case.completion) for case in cases}
+        runs += [run for run in earlier.get("runs", ()) if (run["case"]["prompt"], run["case"]["completion"]) not in measured]
+        runs.sort(key=lambda run: run["case"]["prompt"])
+        memory = memory or earlier.get("memory", [])
         print("written to", hardware.save(name, {"hardware": machine, "runs": runs, "memory": memory}))
 
 

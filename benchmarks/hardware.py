@@ -53,6 +53,15 @@ def save(name: str, results: dict[str, Any]) -> Path:
     return path
 
 
+def read(name: str, machine: dict[str, Any]) -> dict[str, Any]:
+    """What was saved under this name; nothing where it was measured on another kind of machine, or with other libraries."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found["hardware"] | {"date": None} == machine | {"date": None} else {}
+
+
 def resident_bytes() -> int:
     """Memory this process holds now."""
     import psutil
