@@ -47,7 +47,14 @@ def scores(rubric, texts, **columns):
 
 
 def workers():
-    return [child for child in psutil.Process().children() if "posttrain.rewards.worker" in child.cmdline()]
+    return [child for child in psutil.Process().children() if is_worker(child)]
+
+
+def is_worker(child):
+    try:
+        return "posttrain.rewards.worker" in child.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it ended just now
+        return False
 
 
 def test_a_named_reward_with_a_timeout_runs_in_another_process(rubric):
