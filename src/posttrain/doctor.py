@@ -153,7 +153,7 @@ def device() -> Iterator[Finding]:
             yield Finding(
                 "device", f"cuda:{index}", OK, f"{torch.cuda.get_device_name(index)}, {free:.0f} of {total:.0f} GiB free, capability {major}.{minor}"
             )
-        bf16 = torch.cuda.is_bf16_supported()
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         yield Finding(
             "device", "precision", OK, "weights as loaded, bf16 autocast" if bf16 else "float32: this GPU has no bf16 (fp16=True is an option)"
         )

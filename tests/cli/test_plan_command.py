@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from small import build_tokenizer
 from typer.testing import CliRunner
 
+from posttrain import SFTConfig
+from posttrain.cli.fit import longest
+from posttrain.cli.kinds import KINDS
 from posttrain.cli.main import app
 
 HEADLINE = ["plan", "--model", "meta-llama/Llama-3.1-8B-Instruct", "--context", "20480", "--generations", "8", "--load-in-4bit", "--lora-r", "32"]
@@ -93,6 +97,8 @@ def test_a_directory_and_a_config_file_will_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "num_hidden_layers": 2}))
     by_file, by_folder = (answer("plan", "--model", str(place), "--context", "512") for place in (tmp_path / "config.json", tmp_path))
     assert by_file["peak"] == by_folder["peak"]
+    (tmp_path / "other.json").write_text(json.dumps({"model_type": "qwen3", "num_hidden_layers": 3}))
+    assert answer("plan", "--model", str(tmp_path / "other.json"), "--context", "512")["parameters"] > by_file["parameters"]
 
 
 def test_a_recipe_brings_its_settings(recipe):
@@ -100,8 +106,18 @@ def test_a_recipe_brings_its_settings(recipe):
     found = answer("plan", name, "--trainer", "grpo", "--train.max_completion_length=40", "--prompt-length", "10")
     assert (found["completion_length"], found["prompt_length"], found["generations"]) == (40, 10, 2)
     assert found["training"]["context"] == 0  # this recipe trains on the CPU
-    sft = answer("plan", name, "--trainer", "sft")
+    sft = answer("plan", name, "--trainer", "sft", "--sft.max_length=256")
     assert sft["rollout_peak"] == 0
+    assert sft["prompt_length"] + sft["completion_length"] == 256
+    short = answer("plan", name, "--trainer", "sft", "--sft.max_length=256", "--prompt-length", "100")
+    assert (short["prompt_length"], short["completion_length"]) == (100, 156)
+
+
+def test_a_recipe_on_a_gpu_has_the_precision_of_a_gpu(recipe):
+    name = recipe()
+    lengths = ("--trainer", "grpo", "--train.max_completion_length=40", "--prompt-length", "10", "--device", "cuda")
+    assert answer("plan", name, *lengths)["training"]["weight_casts"] > 0
+    assert answer("plan", name, *lengths, "--train.bf16=false")["training"]["weight_casts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -116,6 +132,7 @@ def test_a_recipe_brings_its_settings(recipe):
         (["plan", "--model", "qwen3-8b", "--context", "64", "--tiles", "some"], "a number of rows, or auto"),
         (["plan", "--model", "qwen3-8b", "--context", "64", "--train.beta=1"], "belongs to a plan of a recipe"),
         (["plan", "--model", "qwen3-8b", "--context", "64", "--rates", "fast"], "65,320"),
+        (["plan", "--model", "qwen3-8b", "--context", "64", "--rates", "0,320"], "above 0"),
     ],
 )
 def test_what_cannot_be_planned_is_a_sentence(words, sentence):
@@ -130,6 +147,14 @@ def test_training_refuses_what_cannot_fit_this_machine_before_a_model_is_made(re
     assert "this machine has" in result.output
     assert "memory_check=false" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_columns_that_are_not_trained_on_count_for_nothing():
+    tokenizer = build_tokenizer()
+    args = SFTConfig(output_dir="unused", use_cpu=True, report_to="none", max_length=None)
+    row = {"prompt": "1 + 1 = ", "completion": "2"}
+    alone, beside = (longest(KINDS["sft"], rows, tokenizer, args) for rows in ([row], [row | {"source": "1 " * 6000}]))
+    assert alone == beside
 
 
 def test_every_trainer_asks(recipe):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from posttrain.errors import UserError
@@ -112,6 +114,10 @@ def test_a_container_has_no_more_than_its_limit(tmp_path):
     assert _available(meminfo, tmp_path) == 8000000 * 1024
     (tmp_path / "memory.max").write_text("5000\n")
     assert _available(meminfo, tmp_path) == 4000
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 100\n")
+    assert _available(meminfo, tmp_path) == 4600  # files that were read can be read again
+    (tmp_path / "memory.current").write_text("7000\n")
+    assert _available(meminfo, tmp_path) == 0
     assert _available(tmp_path / "none", tmp_path) is None
 
 
@@ -154,6 +160,15 @@ def test_the_arithmetic_of_an_update_is_that_of_six_a_weight_and_token():
     assert body == pytest.approx(1, abs=0.05)
     again = update_flops(job.but(gradient_checkpointing=True)) / update_flops(job)
     assert again == pytest.approx(4 / 3, abs=0.02)
+
+
+def test_a_window_spares_attention_what_lies_before_it():
+    shape = find_shape("gemma-3-1b")
+    length, window = 3000, next(window for window in shape.windows if window is not None)
+    seen = [min(query + 1, window if limit else length) for limit in shape.windows for query in range(length)]
+    wide, narrow = (update_flops(Job(one, 1, length - 1, generations=1)) for one in (replace(shape, windows=(None,) * shape.layers), shape))
+    spared = 4 * (shape.layers * length**2 / 2 - sum(seen)) * shape.q * 3.5
+    assert wide - narrow == pytest.approx(spared, rel=0.01)
 
 
 def test_decoding_more_rows_at_once_reads_the_weights_less_often():

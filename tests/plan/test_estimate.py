@@ -58,6 +58,23 @@ def test_weights_gradients_and_optimizer_have_the_bytes_of_a_real_step():
     assert found["optimizer"] == sum(moment.nbytes for moment in moments)
 
 
+def test_8_bit_optimizers_keep_the_state_of_embeddings_in_32_bits():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model, shape = small_shape(hidden_size=256, intermediate_size=512, head_dim=64, vocab_size=2048)
+    optimizer = bitsandbytes.optim.AdamW8bit(model.parameters())
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    manager.register_module_override(model.get_input_embeddings(), "weight", {"optim_bits": 32})  # as transformers' Trainer does
+    manager.register_parameters(model.parameters())
+    optimizer.check_overrides()
+    held = 0
+    for place, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, place)
+        held += sum(optimizer.state[parameter][name].nbytes for name in ("state1", "state2"))
+    manager.initialize()  # it is the process's, and would remember parameters by addresses that others get
+    found = plan(Job(shape, 2, 2, generations=2, optim="adamw_8bit", bf16=False, device="cpu")).training
+    assert found["optimizer"] == pytest.approx(held, rel=0.01)
+
+
 def test_torch_keeps_the_optimizer_in_the_dtype_of_the_weights():
     weight = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.bfloat16))
     optimizer = torch.optim.AdamW([weight], fused=False)

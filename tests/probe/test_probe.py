@@ -47,6 +47,17 @@ def judge(*texts_of_groups, size=2, groups_per_rollout=4):
     return judged(groups, rubric, SAMPLING, size, groups_per_rollout, 2.0, setting)
 
 
+def test_few_completions_can_still_suggest_their_own_size():
+    assert judge(["right", "wrong"], ["wrong", "right"]).suggested == 2
+    assert judge(["right", "right"], ["wrong", "wrong"]).suggested is None
+
+
+@pytest.mark.parametrize(("tasks", "size"), [(0, 2), (1, 1)])
+def test_nothing_to_compare_is_said_before_anything_is_sampled(tasks, size):
+    with pytest.raises(UserError, match="two or more completions"):
+        probe(None, None, [Task(0, "1+1=")] * tasks, Rubric(right), SAMPLING, num_generations=size)
+
+
 def test_a_mixed_task_can_work_and_its_figures_are_those_of_its_groups():
     found = judge(["right", "wrong"], ["right", "right"], ["wrong", "tagged"], ["wrong", "cut"])
     assert (found.exit_code, found.can_work) == (WORKS, True)

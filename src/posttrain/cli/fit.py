@@ -21,6 +21,7 @@ from posttrain.plan.job import AUTO_TILE_ROWS, DEFAULT_TOKENS, OPTIMIZERS, Job
 from posttrain.plan.shapes import Shape, find_shape, shape_of
 
 LOOKED_AT = 2000  # rows, for the longest
+TRAINED = ("prompt", "completion", "text", "messages", "chosen", "rejected")  # columns that become tokens
 # Setting of a trainer that is not 0 where a model that is trained whole needs a frozen copy. The others that have a reference always do.
 REFERENCE_IF = {"train": "beta", "rloo": "beta", "ppo": "kl_coef"}
 REFERENCE = ("dpo", "kto")
@@ -130,7 +131,8 @@ def _adapters(section: ModelSection) -> tuple[int | None, tuple[str, ...] | None
     if section.name is None or not config.is_file():
         return None, None
     saved = json.loads(config.read_text(encoding="utf-8"))
-    return saved["r"], tuple(saved["target_modules"])
+    targets = saved["target_modules"]
+    return saved["r"], tuple(targets) if isinstance(targets, list) else None
 
 
 def _kept(given: int | list[str] | None, shape: Shape) -> int:
@@ -159,9 +161,10 @@ def longest(kind: Kind, rows: Any, tokenizer: Any, args: Any) -> tuple[int, int,
     if kind.is_online:
         row = max(looked_at, key=lambda row: _letters(row["prompt"]))
         return max(_tokens(row["prompt"], tokenizer), 1), args.max_completion_length, None
+    looked_at = [{name: value for name, value in row.items() if name in TRAINED} for row in looked_at]
     row = max(looked_at, key=lambda row: sum(map(_letters, row.values())))
     prompt = _tokens(row.get("prompt"), tokenizer)
-    others = [_tokens(value, tokenizer) for name, value in row.items() if name not in ("prompt", "system")]
+    others = [_tokens(value, tokenizer) for name, value in row.items() if name != "prompt"]
     letters = [sum(map(_letters, row.values())) for row in looked_at]
     completion, limit = max([1, *others]), args.max_length
     if limit is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -108,9 +109,16 @@ def _job(ctx: typer.Context, recipe: str | None, model: str | None, trainer: str
     read = read_recipe(recipe, overrides(ctx))
     kind = kind_of_recipe(read, None) if trainer is None else kind_named(trainer)
     args = read_args(kind, read, default_output="runs/run")
-    longest = args.max_completion_length if kind.is_online else args.max_length
-    prompt, completion = _lengths(lengths, longest if kind.is_online else max(2, (longest or PROMPT) - PROMPT))
-    return job_of(kind, read, args, shape_of_model(read.model), prompt, completion).but(**changes)
+    if kind.is_online:
+        prompt, completion = _lengths(lengths, args.max_completion_length)
+    else:  # the longest rows that are trained on, unless another length was asked for
+        context, given_prompt, given_completion = lengths
+        prompt, completion = _lengths((context or (None if given_completion else args.max_length), given_prompt, given_completion), None)
+    job = job_of(kind, read, args, shape_of_model(read.model), prompt, completion)
+    if changes.get("device") == "cuda" != job.device:  # this machine's precision says nothing of another one's
+        asked = getattr(read, kind.section).get("bf16")
+        changes = {"bf16": not args.fp16 if asked is None else bool(asked), "emulates_bf16": False} | changes
+    return job.but(**changes)
 
 
 def _lengths(lengths: Lengths, completion: int | None) -> tuple[int, int]:
@@ -162,6 +170,8 @@ def _rates(text: str) -> tuple[float, float]:
         tflops, bandwidth = map(float, text.split(","))
     except ValueError as error:
         raise UserError(f"--rates {text}: write two numbers, TFLOP/s and GB/s, as in 65,320") from error
+    if not (0 < tflops < math.inf and 0 < bandwidth < math.inf):
+        raise UserError(f"--rates {text}: both are above 0, TFLOP/s and GB/s, as in 65,320")
     return tflops, bandwidth
 
 

@@ -46,5 +46,7 @@ def _available(meminfo: Path, group: Path) -> int | None:
     available = int(found[1]) * 1024
     limit, used = group / "memory.max", group / "memory.current"
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
+        cached = re.search(r"^inactive_file (\d+)$", stat.read_text(), re.MULTILINE) if (stat := group / "memory.stat").is_file() else None
+        held = int(used.read_text()) - (int(cached[1]) if cached else 0)  # the kernel gives its cache of files back
+        available = max(0, min(available, int(limit.read_text()) - held))
     return available

@@ -96,10 +96,18 @@ def always_there(job: Job) -> dict[str, int]:
     return {
         "weights": weight_bytes(shape, job.dtype, job.load_in_4bit) + job.keep_in_16bit,
         "adapters": adapters,
-        "optimizer": int(trained * OPTIMIZERS[job.optim][0 if itemsize == 4 else 1]),
+        "optimizer": int(trained * OPTIMIZERS[job.optim][0 if itemsize == 4 else 1]) + _embedding_state(job),
         "reference": weight_bytes(shape, job.dtype, False) if job.has_reference and job.lora_r is None else 0,
         "context": CUDA_CONTEXT if job.device == "cuda" else 0,
     }
+
+
+def _embedding_state(job: Job) -> int:
+    """What an 8-bit optimizer takes more: transformers has it keep the state of embeddings in 32 bits."""
+    if job.lora_r is not None or "8bit" not in job.optim:
+        return 0
+    in_8_bits, moments = OPTIMIZERS[job.optim][0], 1 if "lion" in job.optim else 2
+    return int(job.shape.embedding_weights * (4 * moments - in_8_bits))
 
 
 def weight_bytes(shape: Shape, dtype: str, in_4bit: bool) -> int:

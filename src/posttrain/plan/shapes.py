@@ -183,7 +183,7 @@ def find_shape(name: str) -> Shape:
     where transformers finds them (its cache, the hub). Raises UserError where there is none."""
     path = Path(name).expanduser()
     if path.exists():
-        return shape_of(_read_config(str(path.parent if path.is_file() else path)), name)
+        return shape_of(_read_config(str(path)), name)
     key = known_name(name)
     if key is not None:
         return shape_of(KNOWN[key], key)

@@ -38,10 +38,20 @@ def update_flops(job: Job) -> float:
     again = 1 if job.gradient_checkpointing else 0
     of_weights = 1 if job.lora_r is None else 0
     linear = 2 * tokens * (shape.linear_weights * (2 + again + of_weights) + job.adapter_weights * (3 + again))
-    pairs = groups * parts * job.prompt_length**2 / 2 + job.rows * job.completion_length * (job.prompt_length + job.completion_length / 2)
-    attention = 4 * pairs * shape.layers * shape.q * (1 + again + 2.5)  # the backward of a fused kernel: five products of the forward's two
+    length = job.prompt_length + job.completion_length
+    pairs = 0.0  # of all layers: a completion's queries are those of a whole row without the prompt's
+    for window in shape.windows:
+        prompt = _pairs(job.prompt_length, window)
+        pairs += groups * parts * prompt + job.rows * (_pairs(length, window) - prompt)
+    attention = 4 * pairs * shape.q * (1 + again + 2.5)  # the backward of a fused kernel: five products of the forward's two
     head = 2 * targets * shape.vocab * shape.hidden * (3 + of_weights)
     return linear + attention + head
+
+
+def _pairs(length: int, window: int | None) -> float:
+    """Of queries with the keys that they see: all before them, or the last `window`."""
+    seen = length if window is None else min(window, length)
+    return seen**2 / 2 + (length - seen) * seen
 
 
 def rollout_bytes(job: Job) -> float:
@@ -50,6 +60,8 @@ def rollout_bytes(job: Job) -> float:
         return 0.0
     shape, size = job.shape, job.arithmetic.autocast or job.arithmetic.stored
     weights = weight_bytes(shape, "bfloat16" if size == 2 else job.dtype, job.load_in_4bit)
+    if not shape.tied:  # of an embedding that is no head, a row a token
+        weights -= shape.embedding_weights * size
     together = min(job.max_concurrent_completions, job.rows)
     rounds = -(-job.rows // together)
     cache = 2 * shape.layers * shape.kv * size

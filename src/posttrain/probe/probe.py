@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+from posttrain.errors import UserError
 from posttrain.evaluation import Estimate, bootstrap, chance_of, chance_of_silence, clopper_pearson, forecast, pass_at_k
 from posttrain.exam import PROBE_STEP, answers
 from posttrain.probe.advice import Check, Setting, checks
@@ -117,7 +118,10 @@ def probe(
 
     sampling: with the run's temperature, token limit and stop tokens. groups_per_rollout, max_steps: of the planned run; max_steps None: not known.
     on_groups: called with everything that was sampled. played: what `exam.answers` takes (environment, max_turns, reward_policy, the template's keywords).
+    Raises UserError where there is nothing to compare.
     """
+    if num_generations < 2 or prompts < 1 or not tasks:
+        raise UserError(f"{min(prompts, len(tasks))} prompts with groups of {num_generations}: a probe compares two or more completions of a prompt")
     k = max(completions or max(COMPLETIONS, num_generations), num_generations)
     chosen = sorted(random.Random(f"{seed}/probe").sample(range(len(tasks)), min(prompts, len(tasks))))
     asked = [tasks[index] for index in chosen]
@@ -160,7 +164,7 @@ def judged(
         all_wrong=None if right is None else _over_prompts([chance_of(k - count, k, num_generations) for count in right]),
         groups_per_rollout=groups_per_rollout,
         signal_per_rollout=forecast(speaking[num_generations], groups_per_rollout),
-        suggested=next((size for size in sizes if size >= 4 and signal[size].value >= ENOUGH), None),
+        suggested=next((size for size in sizes if size >= min(4, k) and signal[size].value >= ENOUGH), None),
         truncated=truncated,
         ended=ended,
         form=_form(groups, rubric),

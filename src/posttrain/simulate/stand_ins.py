@@ -68,14 +68,18 @@ def put_in_4bit(model: nn.Module, dtype: torch.dtype, skip: Iterable[nn.Module])
 
 
 class EightBitAdam:
-    """The state of bitsandbytes' AdamW8bit: two bytes a weight and a scale for every block of them."""
+    """The state of bitsandbytes' AdamW8bit: two bytes a weight and a scale for every block of them.
 
-    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        self.state = [moment for parameter in parameters for moment in self._moments(parameter)]
+    in_32_bits: parameters whose state is not quantised; transformers says so of embeddings.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], in_32_bits: Iterable[torch.Tensor] = ()) -> None:
+        whole = {id(parameter) for parameter in in_32_bits}
+        self.state = [moment for parameter in parameters for moment in self._moments(parameter, id(parameter) in whole)]
 
     @staticmethod
-    def _moments(parameter: torch.Tensor) -> list[torch.Tensor]:
+    def _moments(parameter: torch.Tensor, is_whole: bool) -> list[torch.Tensor]:
         n = parameter.numel()
-        if n < ADAM_SMALLEST:
+        if n < ADAM_SMALLEST or is_whole:
             return [parameter.new_empty(n, dtype=torch.float32) for _ in range(2)]
         return [parameter.new_empty(n + 4 * -(-n // ADAM_BLOCK), dtype=torch.uint8) for _ in range(2)]

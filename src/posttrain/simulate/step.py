@@ -49,7 +49,7 @@ def measured_step(model: nn.Module, job: Job) -> Memory:
         live.label([*model.parameters(), *model.buffers()], "weights")
         if job.lora_rank is not None:
             live.label(trained, "adapters")
-        update = _optimizer(trained, job, live)
+        update = _optimizer(model, trained, job, live)
         live.restart_peaks()
         _forward_and_backward(model, job, live)
         update()
@@ -90,13 +90,13 @@ def _with_adapters(model: Any, job: Job) -> nn.Module:
     return model
 
 
-def _optimizer(trained: list[nn.Parameter], job: Job, live: LiveStorages) -> Any:
+def _optimizer(model: nn.Module, trained: list[nn.Parameter], job: Job, live: LiveStorages) -> Any:
     """Gradients and state as they are after an earlier step; what a further step does."""
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     live.label([parameter.grad for parameter in trained if parameter.grad is not None], "gradients")
     if job.optimizer == "adamw_8bit":
-        state = EightBitAdam(trained).state
+        state = EightBitAdam(trained, in_32_bits=[module.weight for module in model.modules() if isinstance(module, nn.Embedding)]).state
         live.label(state, "optimizer")
         return lambda: state  # which lives until then; it is changed in place
     optimizer = torch.optim.AdamW(trained, foreach=False)

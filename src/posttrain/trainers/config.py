@@ -112,7 +112,7 @@ class BaseConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
         super().__post_init__()
