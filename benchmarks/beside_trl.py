@@ -11,10 +11,11 @@ import argparse
 import importlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ MODEL = {
     "max_position_embeddings": 4096,
 }  # 40.0M parameters
 SIDES = ("posttrain", "trl")
+FIGURES = ("step_s", "generation_s", "tokens_per_second", "peak_bytes")  # what a run reports besides its steps
 
 
 def make_assets(directory: Path) -> None:
@@ -80,8 +82,6 @@ class Measurement:
 
     def result(self, case: Any, trainer: Any, **more: Any) -> dict[str, Any]:
         """The first step warms up: it only starts the clock of the second."""
-        import statistics
-
         durations = [after - before for before, after in pairwise(self.ended)]
         return {
             "side": self.side,
@@ -101,6 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="on for both sides")
     parser.add_argument("--steps", type=int, default=3, help="measured steps; one more warms up")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="measure everything so often, the sides in turn, and report medians: for a noisy machine"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a few tokens only, to see that it runs; writes nothing")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -108,6 +111,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_assets_in_a_process(script: str, assets: Path) -> None:
     subprocess.run([sys.executable, script, "--child", "assets", "", str(assets), ""], check=True, capture_output=True)
+
+
+def measure_all(script: str, args: argparse.Namespace, wanted: Sequence[tuple[str, Any, str]], assets: Path) -> list[dict[str, Any]]:
+    """Each (side, case, title) of `wanted`, `--rounds` times in turn: what neighbours take of the machine, they take from both sides."""
+    rounds = [[measure(script, args, side, case, assets, title) for side, case, title in wanted] for _ in range(args.rounds)]
+    return [_middle(runs) for runs in zip(*rounds, strict=True)]
+
+
+def _middle(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    medians = {key: statistics.median(run[key] for run in runs) for key in FIGURES if key in runs[0]}
+    return runs[0] | {"steps_s": [seconds for run in runs for seconds in run["steps_s"]]} | medians
 
 
 def measure(script: str, args: argparse.Namespace, side: str, case: Any, assets: Path, title: str) -> dict[str, Any]:

@@ -99,6 +99,10 @@ def table(runs: list[dict[str, Any]]) -> None:
     Console(width=140).print(shown)
 
 
+def _title(case: Case) -> str:
+    return f"{'LoRA' if case.lora else 'all'} weights, prompt {case.prompt}, completions {case.shortest} to {case.longest}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     beside_trl.add_arguments(parser)
@@ -116,14 +120,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         assets = Path(directory)
         beside_trl.make_assets_in_a_process(__file__, assets)
-        title = "{} weights, prompt {}, completions {} to {}"
-        runs = [
-            beside_trl.measure(
-                __file__, args, side, case, assets, title.format("LoRA" if case.lora else "all", case.prompt, case.shortest, case.longest)
-            )
-            for case in cases
-            for side in args.sides
-        ]
+        wanted = [(side, case, _title(case)) for case in cases for side in args.sides]
+        runs = beside_trl.measure_all(__file__, args, wanted, assets)
     machine = hardware.describe("transformers") | {"threads": args.threads}
     print(hardware.line(machine))
     table(runs)

@@ -21,6 +21,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,8 @@ def kv_bytes(case: Case) -> int:
     return per_token * (case.prompt + case.generations * case.completion)
 
 
-def measure(args: argparse.Namespace, side: str, case: Case, assets: Path) -> dict[str, Any]:
-    title = f"prompt {case.prompt}, completion {case.completion}, G {case.generations}"
-    return beside_trl.measure(__file__, args, side, case, assets, title)
+def wanted(sides: Sequence[str], cases: Sequence[Case]) -> list[tuple[str, Case, str]]:
+    return [(side, case, f"prompt {case.prompt}, completion {case.completion}, G {case.generations}") for case in cases for side in sides]
 
 
 def tables(runs: list[dict[str, Any]], memory: list[dict[str, Any]]) -> None:
@@ -172,8 +172,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         assets = Path(directory)
         beside_trl.make_assets_in_a_process(__file__, assets)
-        runs = [measure(args, side, case, assets) for case in cases for side in args.sides]
-        memory = [measure(args, "posttrain", case, assets) for case in memory_cases if "posttrain" in args.sides]
+        runs = beside_trl.measure_all(__file__, args, wanted(args.sides, cases), assets)
+        memory = beside_trl.measure_all(__file__, args, wanted(sorted({"posttrain"} & set(args.sides)), memory_cases), assets)
     machine = hardware.describe("transformers") | {"threads": args.threads}
     print(hardware.line(machine))
     tables(runs, memory)

@@ -49,7 +49,7 @@ def drawn(k: int, answers: int, alike: float) -> Simulation:
 
     def simulate(rng: np.random.Generator, p: float, n: int) -> tuple[float, float, float]:
         right = rng.binomial(answers, difficulties(rng, p, n, alike))
-        found = rate([cached_pass(answers, int(count), k) for count in right], answers)
+        found = rate([cached_pass(answers, int(count), k) for count in right], answers // k)
         if p not in truths:  # of 1 - (1 - q)^k, q Beta distributed: the product of what k misses in a row have for chances
             a, b = alike * p, alike * (1 - p)
             truths[p] = 1 - float(np.prod([(b + i) / (a + b + i) for i in range(k)]))

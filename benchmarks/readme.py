@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def step_table(result: dict[str, Any]) -> str:
     lines = []
     for ours, trl in _beside(result, "prompt", "completion"):
         cells = [_against(ours[key], trl[key], unit) for key, unit in (("step_s", 1.0), ("generation_s", 1.0), ("peak_bytes", 2.0**20))]
-        lines.append(f"| {ours['case']['prompt']} / {ours['case']['completion']} | {' | '.join(cells)} |")
+        lines.append(f"| {_lengths(ours['case'])} | {' | '.join(cells)} |")
     run = result["runs"][0]
     return "\n".join(
         [
@@ -39,7 +40,8 @@ def step_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *lines,
             "",
-            f"Median of {run['case']['steps']} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/grpo_vs_trl.py).",
+            f"Median of {_steps(result)} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/grpo_vs_trl.py).",
+            *_in_float32(result, _lengths, "prompt", "completion"),
         ]
     )
 
@@ -49,7 +51,7 @@ def preference_table(result: dict[str, Any]) -> str:
     lines = []
     for ours, trl in _beside(result, "lora"):
         cells = [_against(ours[key], trl[key], unit) for key, unit in (("step_s", 1.0), ("peak_bytes", 2.0**20))]
-        lines.append(f"| {'LoRA' if ours['case']['lora'] else 'all'} | {' | '.join(cells)} |")
+        lines.append(f"| {_weights(ours['case'])} | {' | '.join(cells)} |")
     case = result["runs"][0]["case"]
     return "\n".join(
         [
@@ -60,30 +62,42 @@ def preference_table(result: dict[str, Any]) -> str:
             "|---|---|---|",
             *lines,
             "",
-            f"Median of {case['steps']} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/dpo_vs_trl.py).",
+            f"Median of {_steps(result)} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/dpo_vs_trl.py).",
+            *_in_float32(result, _weights, "lora"),
         ]
     )
 
 
 def text_table(result: dict[str, Any]) -> str:
     """One line per setting of either side."""
-    runs = result["runs"]
-    best = max(run["tokens_per_second"] for run in runs if run["side"] == "trl")
     lines = [
-        f"| {run['side']} | {run['case']['variant']} | {run['tokens_per_second']:,.0f} | {run['tokens_per_second'] / best:.2f} | {run['peak_bytes'] / 2**20:.0f} |"
-        for run in runs
+        f"| {run['side']} | {run['case']['variant']} | {run['tokens_per_second']:,.0f} | {against:.2f} | {run['peak_bytes'] / 2**20:.0f} |"
+        for run, against in _against_best(result["runs"])
     ]
+    exact = [
+        f"{run['case']['variant']} {against:.2f}"
+        for run, against in _against_best(result.get(FLOAT32, {}).get("runs", []))
+        if run["side"] == "posttrain"
+    ]
+    run = result["runs"][0]
     return "\n".join(
         [
-            f"SFT of the same model on ragged text ({result['text']}), {runs[0]['case']['rows']} rows a step, {_trl(result)} with each of its settings:",
+            f"SFT of the same model on ragged text ({result['text']}), {run['case']['rows']} rows a step, {_trl(result)} with each of its settings:",
             "",
             "| library | setting | tokens per second | against TRL's best | peak MiB above imports |",
             "|---|---|---|---|---|",
             *lines,
             "",
-            f"{runs[0]['case']['steps']} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/sft_vs_trl.py).",
+            f"{_steps(result)} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/sft_vs_trl.py).",
+            *(["", f"With float32 asked of both, against TRL's best: {', '.join(exact)}."] if exact else []),
         ]
     )
+
+
+def _against_best(runs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Each run with its speed as a multiple of TRL's best."""
+    best = max((run["tokens_per_second"] for run in runs if run["side"] == "trl"), default=1.0)
+    return [(run, run["tokens_per_second"] / best) for run in runs]
 
 
 def online_table(result: dict[str, Any]) -> str:
@@ -126,6 +140,7 @@ def demo_table(result: dict[str, Any]) -> str:
     )
 
 
+FLOAT32 = "float32"
 TABLES = {"demo": demo_table, "grpo_vs_trl": step_table, "dpo_vs_trl": preference_table, "sft_vs_trl": text_table, "online_compare": online_table}
 
 
@@ -135,6 +150,30 @@ def _beside(result: dict[str, Any], *case_keys: str) -> list[tuple[dict[str, Any
     for run in result["runs"]:
         by_case.setdefault(tuple(run["case"][key] for key in case_keys), {})[run["side"]] = run
     return [(sides["posttrain"], sides["trl"]) for sides in by_case.values() if len(sides) == 2]
+
+
+def _steps(result: dict[str, Any]) -> int:
+    return min(len(run["steps_s"]) for run in result["runs"])
+
+
+def _in_float32(result: dict[str, Any], title: Callable[[dict[str, Any]], str], *case_keys: str) -> list[str]:
+    """What is left where TRL is spared the emulation of bf16, if that was measured."""
+    if FLOAT32 not in result:
+        return []
+    pairs = _beside(result[FLOAT32], *case_keys)
+    said = [
+        f"{title(ours['case'])} {trl['step_s'] / ours['step_s']:.1f}x faster, peak {trl['peak_bytes'] / ours['peak_bytes']:.1f}x smaller"
+        for ours, trl in pairs
+    ]
+    return ["", f"With float32 asked of both ({_steps(result[FLOAT32])} steps): {'; '.join(said)}."]
+
+
+def _lengths(case: dict[str, Any]) -> str:
+    return f"{case['prompt']} / {case['completion']}"
+
+
+def _weights(case: dict[str, Any]) -> str:
+    return "LoRA" if case["lora"] else "all"
 
 
 def _trl(result: dict[str, Any]) -> str:
@@ -167,7 +206,9 @@ def filled(text: str, results: dict[str, Any]) -> str:
 
 
 def read_results(directory: Path = hardware.RESULTS) -> dict[str, Any]:
-    return {name: json.loads(path.read_text()) for name in TABLES if (path := directory / f"{name}.json").is_file()}
+    """{name: result}; what the same script measured in float32 stands within, under `FLOAT32`."""
+    found = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+    return {name: found[name] | ({FLOAT32: exact} if (exact := found.get(f"{name}_{FLOAT32}")) else {}) for name in TABLES if name in found}
 
 
 if __name__ == "__main__":

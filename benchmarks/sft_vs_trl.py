@@ -139,11 +139,8 @@ def main() -> None:
         beside_trl.make_assets_in_a_process(__file__, assets)
         write_text(args.data, assets / "text.jsonl", 400 if args.quick else 2000)
         write_tokenizer(assets)
-        runs = [
-            beside_trl.measure(__file__, args, side, replace(case, variant=variant), assets, variant)
-            for side in args.sides
-            for variant in VARIANTS[side]
-        ]
+        wanted = [(side, replace(case, variant=variant), variant) for side in args.sides for variant in VARIANTS[side]]
+        runs = beside_trl.measure_all(__file__, args, wanted, assets)
     machine = hardware.describe("transformers") | {"threads": args.threads}
     print(hardware.line(machine))
     table(runs)

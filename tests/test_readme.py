@@ -150,10 +150,20 @@ def test_its_measured_block_shows_what_was_measured(monkeypatch):
     machine = {"processor": "Some CPU", "threads": 2, "bf16_instructions": False, "versions": {"torch": "2.13.0"}, "date": "2026-01-02"}
     case = {"prompt": 250, "completion": 256, "generations": 16, "steps": 3, "precision": "bf16"}
     sides = [
-        {"side": "posttrain", "case": case, "step_s": 5.0, "generation_s": 2.0, "peak_bytes": 2**28, "computed_in": "float32", "versions": {}},
+        {
+            "side": "posttrain",
+            "case": case,
+            "steps_s": [5.0] * 3,
+            "step_s": 5.0,
+            "generation_s": 2.0,
+            "peak_bytes": 2**28,
+            "computed_in": "float32",
+            "versions": {},
+        },
         {
             "side": "trl",
             "case": case,
+            "steps_s": [40.0] * 3,
             "step_s": 40.0,
             "generation_s": 10.0,
             "peak_bytes": 2**30,
@@ -178,15 +188,18 @@ def test_each_kind_of_result_has_its_table(monkeypatch):
     machine = {"processor": "Some CPU", "threads": 2, "bf16_instructions": False, "versions": {"torch": "2.13.0"}, "date": "2026-01-02"}
 
     def sides(case, ours, trl):
-        shared = {"case": case, "versions": {"trl": "1.16.0"}, "computed_in": "float32"}
+        shared = {"case": case, "versions": {"trl": "1.16.0"}, "computed_in": "float32", "steps_s": [1.0] * 5}
         return {"hardware": machine, "text": "some.jsonl", "runs": [shared | {"side": "posttrain"} | ours, shared | {"side": "trl"} | trl]}
 
     pairs = {"lora": True, "pairs": 4, "prompt": 1024, "shortest": 64, "longest": 256, "steps": 3, "precision": "bf16"}
     dpo = sides(pairs, {"step_s": 2.0, "peak_bytes": 2**29}, {"step_s": 8.0, "peak_bytes": 2**30})
+    dpo["float32"] = sides(pairs, {"step_s": 2.0, "peak_bytes": 2**29}, {"step_s": 5.0, "peak_bytes": 2**30})
     text = {"variant": "plain", "rows": 16, "steps": 3, "precision": "bf16"}
     sft = sides(text, {"tokens_per_second": 3000.0, "peak_bytes": 2**29}, {"tokens_per_second": 2000.0, "peak_bytes": 2**30})
     run = {"algorithm": "rloo", "seed": 1, "before": 0.5, "right": 499, "questions": 500, "seconds": 99.6, "peak_mb_above_start": 250.2}
     block = readme.block({"dpo_vs_trl": dpo, "sft_vs_trl": sft, "online_compare": {"hardware": machine, "steps": 150, "runs": [run]}})
     assert "| LoRA | 8.00 → 2.00 (4.0x) | 1024 → 512 (2.0x) |" in block
+    assert "Median of 5 steps" in block
+    assert "With float32 asked of both (5 steps): LoRA 2.5x faster, peak 2.0x smaller." in block
     assert "| posttrain | plain | 3,000 | 1.50 | 512 |" in block
     assert "| RLOO | 1 | 50.0% | 99.8% | 100 | 250 |" in block

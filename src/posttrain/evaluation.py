@@ -107,11 +107,11 @@ def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
     return silent / math.comb(n, size)
 
 
-def rate(values: Sequence[float], answers: int, confidence: float = 0.95) -> Estimate:
-    """The mean of a value in [0, 1] a question (a share of its answers, a pass@k), each from `answers` answers.
+def rate(values: Sequence[float], draws: int, confidence: float = 0.95) -> Estimate:
+    """The mean of a value in [0, 1] a question, each from `draws` independent draws: n answers are n of them for pass@1, n // k for pass@k.
 
-    Wilson's interval for as many independent answers as would scatter like these means do (the effective sample size of cluster samples; Korn and
-    Graubard 1998): never fewer than there are questions, never more than there are answers.
+    Wilson's interval for as many independent draws as would scatter like these means do (the effective sample size of cluster samples; Korn and
+    Graubard 1998): never fewer than there are questions, never more than were drawn.
     """
     n, mean = len(values), fmean(values)
     scatter = sum((value - mean) ** 2 for value in values) / ((n - 1) * n) if n > 1 else 0.0  # variance of the mean
@@ -119,7 +119,7 @@ def rate(values: Sequence[float], answers: int, confidence: float = 0.95) -> Est
     if scatter > 0:  # it is estimated from n means, hence Student's t in the place of the normal distribution
         quantile = 0.5 + confidence / 2
         effective = mean * (1 - mean) / scatter * float(stats.norm.ppf(quantile) / stats.t.ppf(quantile, n - 1)) ** 2
-    return Estimate(mean, *_score_interval(mean, min(max(effective, n), n * answers), confidence))
+    return Estimate(mean, *_score_interval(mean, min(max(effective, n), n * draws), confidence))
 
 
 def bootstrap(values: Sequence[float], *, bounds: tuple[float, float] = (0.0, 1.0), confidence: float = 0.95, rounds: int = 2000) -> Estimate:

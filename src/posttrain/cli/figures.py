@@ -45,7 +45,7 @@ def _sampled(groups: list[Group], rubric: Rubric) -> dict[str, Any]:
     if rubric.can_decide():
         counts = right_counts(groups, rubric)
         sizes = sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
-        result["pass_at"] = {str(k): as_list(rate([pass_at_k(n, right, k) for right in counts], n)) for k in sizes}
+        result["pass_at"] = {str(k): as_list(rate([pass_at_k(n, right, k) for right in counts], n // k)) for k in sizes}
     if (means := mean_rewards(groups)) and None not in means:
         values = [mean for mean in means if mean is not None]
         result["mean_reward"] = as_list(bootstrap(values, bounds=rubric.range or (min(values), max(values))))
