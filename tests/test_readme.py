@@ -196,10 +196,19 @@ def test_each_kind_of_result_has_its_table(monkeypatch):
     dpo["float32"] = sides(pairs, {"step_s": 2.0, "peak_bytes": 2**29}, {"step_s": 5.0, "peak_bytes": 2**30})
     text = {"variant": "plain", "rows": 16, "steps": 3, "precision": "bf16"}
     sft = sides(text, {"tokens_per_second": 3000.0, "peak_bytes": 2**29}, {"tokens_per_second": 2000.0, "peak_bytes": 2**30})
-    run = {"algorithm": "rloo", "seed": 1, "before": 0.5, "right": 499, "questions": 500, "seconds": 99.6, "peak_mb_above_start": 250.2}
+    run = {
+        "algorithm": "rloo",
+        "seed": 1,
+        "before": 0.5,
+        "right": 499,
+        "questions": 500,
+        "seconds": 99.6,
+        "processor_seconds": 88.2,
+        "peak_mb_above_start": 250.2,
+    }
     block = readme.block({"dpo_vs_trl": dpo, "sft_vs_trl": sft, "online_compare": {"hardware": machine, "steps": 150, "runs": [run]}})
     assert "| LoRA | 8.00 → 2.00 (4.0x) | 1024 → 512 (2.0x) |" in block
     assert "Median of 5 steps" in block
     assert "With float32 asked of both (5 steps): LoRA 2.5x faster, peak 2.0x smaller." in block
     assert "| posttrain | plain | 3,000 | 1.50 | 512 |" in block
-    assert "| RLOO | 1 | 50.0% | 99.8% | 100 | 250 |" in block
+    assert "| RLOO | 1 | 50.0% | 99.8% | 100 | 88 | 250 |" in block
