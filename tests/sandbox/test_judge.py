@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+import time
 
 import pytest
 
@@ -47,8 +48,11 @@ def test_calls_pass_plain_values_both_ways(sandbox):
         Call("pairs", [{1: (2, 3)}], {(1, (2, 3))}),
         Call("refuse", [1], None),
         Call("missing", [], None),
+        Call("twice", [2], 4),
+        Call("add", [1], [2], also=[2]),
+        Call("add", [1], [2]),
     ]
-    assert results(sandbox, tests) == [True, False, True, True, True, False, False]
+    assert results(sandbox, tests) == [True, False, True, True, True, False, False, True, True, False]
 
 
 def test_the_tests_after_an_exception_still_count_and_those_after_an_end_do_not(sandbox):
@@ -87,6 +91,46 @@ def test_input_and_output_need_a_clean_end(sandbox):
     program = "n = int(input())\nprint(2 * n)\nif n == 3: raise SystemExit(1)"
     tests = [InputOutput("1\n", "2\n"), InputOutput("2", "5"), InputOutput("3", "6")]
     assert results(sandbox, tests, program) == [True, False, False]
+
+
+LATE = {
+    "input_output": Job("print('late')", [InputOutput("", "late")]),
+    "calls": Job("def f(): return 'late'", [Call("f", [], "late")]),
+}
+
+
+@pytest.fixture
+def stalled(monkeypatch):
+    """Holds up what a program wrote last on its way into this process, as it is held up where nothing of this process runs."""
+
+    def stall(seconds, times):
+        read, left = os.read, [None] * times
+
+        def late(descriptor, count):
+            piece = read(descriptor, count)
+            if b"late" in piece and left:
+                left.pop()
+                time.sleep(seconds)
+            return piece
+
+        monkeypatch.setattr(os, "read", late)
+
+    return stall
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_an_output_is_judged_whole_also_by_a_process_that_was_stalled(sandbox, stalled, kind):
+    stalled(1.0, times=1)
+    assert sandbox.judge(LATE[kind]).passed
+
+
+def test_an_output_that_is_not_read_to_its_end_is_an_error_and_tried_once_more(sandbox, stalled, monkeypatch):
+    monkeypatch.setattr("posttrain.sandbox.run.LAST_BYTES_S", 0.3)
+    stalled(0.8, times=3)
+    verdict = sandbox.judge(LATE["input_output"])
+    assert "not read to its end" in verdict.error
+    assert not verdict.is_unusable
+    assert sandbox.judge(LATE["input_output"]).passed
 
 
 def test_tests_after_the_first_failure_are_not_run_when_only_all_count(sandbox):

@@ -47,7 +47,7 @@ def test_forty_programs_are_judged_each_by_its_own_test():
 
 PARTIAL = json.dumps(Verdict((Result(True),)).to_json())  # of two tests
 JOBS = [
-    Job("def f(x): return x", [Call("f", [(1, 2**70)], (1, 2**70)), Call("f", [{1}], {2})], limits=Limits(wall_s=5)),
+    Job("def f(x): return x", [Call("f", [(1, 2**70)], (1, 2**70)), Call("f", [{1}], {2}, also=[{1}])], limits=Limits(wall_s=5)),
     Job("print(input())", [InputOutput("a", "a")], tolerance=0.5, stop_at_failure=True),
     Job("x = 1", [Asserts("assert f() == 1")], setup="import math"),
 ]

@@ -23,12 +23,14 @@ class InputOutput:
 
 @dataclass(frozen=True)
 class Call:
-    """A function of the program, called with plain data, must return `expected` (compare.same_value). "Solution.solve" is a method."""
+    """A function of the program, called with plain data, must return `expected` (compare.same_value). "Solution.solve" is a method, and so is
+    "solve" of a program that defines it in its class Solution alone."""
 
     function: str
     args: Sequence[Any]
     expected: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
+    also: Sequence[Any] = ()  # further values that are right
 
 
 @dataclass(frozen=True)

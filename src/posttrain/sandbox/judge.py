@@ -70,7 +70,7 @@ def _input_output(sandbox: Sandbox, job: Job) -> Verdict:
 def _calls(sandbox: Sandbox, job: Job) -> Verdict:
     """One process for all calls: they are asked at once, and answered in order."""
     try:
-        expected = [encode(test.expected) for test in job.tests if isinstance(test, Call)]
+        right = [[encode(value) for value in (test.expected, *test.also)] for test in job.tests if isinstance(test, Call)]
         asked = [json.dumps(_question(test)).encode() + b"\n" for test in job.tests if isinstance(test, Call)]
     except NotPlain as error:
         raise UserError(f"a test cannot be sent to a program: {error}") from error
@@ -79,8 +79,8 @@ def _calls(sandbox: Sandbox, job: Job) -> Verdict:
         program.write(None)
         outcome = program.wait()
     answers = outcome.stdout.split(b"\n")[:-1]
-    answered = [_judged(value, answer, job.tolerance) for value, answer in zip(expected, answers, strict=False)]
-    left = [Result(False, f"no answer: {outcome}")] * (len(expected) - len(answered))
+    answered = [_judged(values, answer, job.tolerance) for values, answer in zip(right, answers, strict=False)]
+    left = [Result(False, f"no answer: {outcome}")] * (len(right) - len(answered))
     return Verdict((*answered, *left))
 
 
@@ -88,19 +88,21 @@ def _question(test: Call) -> dict[str, Any]:
     return {
         "of": 0,
         "get": test.function,
+        "or_method": True,
         "args": [encode(value) for value in test.args],
         "kwargs": {name: encode(value) for name, value in test.kwargs.items()},
     }
 
 
-def _judged(expected: Any, answer: bytes, tolerance: float) -> Result:
+def _judged(right: list[Any], answer: bytes, tolerance: float) -> Result:
+    """right: the values that are, encoded."""
     try:
         said = read_answer(answer)
     except (ValueError, RecursionError):
         return Result(False, "the answer is not JSON")
     if not isinstance(said, dict) or "value" not in said:
         return Result(False, f"raised {said.get('raised')}: {said.get('message')}"[:300] if isinstance(said, dict) else "no answer")
-    return Result(True) if same_value(expected, said["value"], tolerance) else Result(False, "wrong value")
+    return Result(True) if any(same_value(value, said["value"], tolerance) for value in right) else Result(False, "wrong value")
 
 
 def _asserts(sandbox: Sandbox, job: Job) -> Verdict:

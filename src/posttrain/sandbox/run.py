@@ -24,7 +24,8 @@ from posttrain.sandbox.walls import Level, Wall, end, new_user, package_paths, v
 
 PIECE = 65536
 STDERR_KEPT = 4096  # bytes of standard error that an outcome keeps, the last ones
-GRACE_S = 0.5  # for the last bytes of a program that has been ended
+GRACE_S = 0.5  # for a process to end, and for the last bytes where somebody may hold the pipe for ever
+LAST_BYTES_S = 30.0  # where nobody can: this process may be stalled, and what it has not read yet is no wrong output
 
 
 class SandboxError(RuntimeError):
@@ -53,7 +54,7 @@ class Outcome:
 
 
 class Pipe(threading.Thread):
-    """Reads one pipe to its end, or to its cap. Daemon threads: a pipe that never ends holds nobody up."""
+    """Reads one pipe to its end, or to its cap, and closes it. Daemon threads: a pipe that never ends holds nobody up."""
 
     def __init__(self, descriptor: int, cap: int, changed: threading.Condition) -> None:
         super().__init__(daemon=True, name="posttrain-sandbox-pipe")
@@ -64,7 +65,7 @@ class Pipe(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self.is_over:
+        while not self.is_done:
             try:
                 piece = os.read(self.descriptor, PIECE)
             except OSError:
@@ -74,14 +75,7 @@ class Pipe(threading.Thread):
                 self.is_over = len(self.content) >= self.cap
                 self.is_done = not piece or self.is_over
                 self.changed.notify_all()
-            if not piece:
-                return
-
-    def end(self) -> None:
-        """Waits for the last bytes. A pipe that somebody still holds stays open, with its thread: only on walls that cannot end everybody."""
-        self.join(GRACE_S)
-        if not self.is_alive():
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 class Feeder(threading.Thread):
@@ -200,9 +194,10 @@ class Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.handle.wait(GRACE_S)
         self.feeder.put(None)
+        until = time.monotonic() + (LAST_BYTES_S if self.wall.ends_all else GRACE_S)
         for pipe in (self.stdout, self.stderr, self.status):
             if pipe is not None:
-                pipe.end()
+                pipe.join(max(0.0, until - time.monotonic()))
         with self.changed:
             self._listen()
         if self.first is not None:
@@ -253,6 +248,8 @@ class Process:
         if self.wall.has_keeper and "ready" not in self.report:
             why = self.report.get("failed") or (f"it was not ready within {self.limits.wall_s} s" if reached else stderr.strip() or "it ended early")
             raise SandboxError(f"the sandbox ({self.wall.name}) could not be set up: {why}")
+        if self.wall.ends_all and not self.stdout.is_done:
+            raise SandboxError(f"the sandbox ({self.wall.name}): a program's output was not read to its end within {LAST_BYTES_S:g} s")
         stdout = bytes(self.stdout.content)
         if reached is not None:
             return Outcome(reached, None, stdout, stderr, seconds)

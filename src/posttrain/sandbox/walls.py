@@ -69,6 +69,11 @@ class Wall:
         """The keeper puts it up itself, so its process need not be a command."""
         return IS_LINUX and self.has_keeper and self.command is bare
 
+    @property
+    def ends_all(self) -> bool:
+        """Nothing of the program outlives `end`, so its output comes to an end."""
+        return IS_LINUX and (self.level == Level.NAMESPACES or self.keeper_is_safe)
+
 
 def bare(inner: list[str], start: Start) -> list[str]:
     return inner

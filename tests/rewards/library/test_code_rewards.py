@@ -1,12 +1,16 @@
 """Rewards for programs: where the program is, what the tests say, and what nobody can tell."""
 
 import asyncio
+import inspect
+import time
 
 import pytest
 
 from posttrain.errors import UserError
+from posttrain.rewards.library import MAKERS, PRESETS
 from posttrain.rewards.library.code import code, passes_tests, program_in
 from posttrain.rewards.library.code_tests import read_tests
+from posttrain.rewards.policy import POLICY_KEYS
 from posttrain.rewards.rubric import Rubric
 from posttrain.sandbox import Asserts, Call, InputOutput, strongest
 from posttrain.sandbox.walls import Level
@@ -34,6 +38,11 @@ WRONG = "```\ndef square(n):\n    return 2 * n\n```"
         ("no program", None),
         ("", None),
         ("inline ```x``` code", None),
+        ("```python title=x\ny\n```  \ntext", "y\n"),
+        ("```python `x`\ny\n```", None),
+        ("```\r\nx\r\n```\r\n", "x\r\n"),
+        ("   ```  py\nx\n   ```", "x\n"),
+        ("    ```\nx\n```", None),
     ],
 )
 def test_the_program_is_the_last_python_block(completion, program):
@@ -46,8 +55,17 @@ def test_without_the_rule_of_fences_the_whole_text_may_be_the_program():
 
 
 def test_finding_the_program_takes_linear_time():
-    for text in ("`" * 100_000, "```python\n" * 20_000, "```" + " " * 100_000, "\x00" * 100_000):
+    started = time.perf_counter()
+    for text in (
+        "`" * 100_000,
+        "```python\n" * 20_000,
+        "```" + " " * 100_000,
+        "\x00" * 100_000,
+        "```" + "a" * 50_000 + "`",
+        "~~~" + "~ " * 50_000 + "`",
+    ):
         program_in(text)
+    assert time.perf_counter() - started < 2.0
 
 
 @pytest.mark.parametrize(
@@ -66,6 +84,14 @@ def test_finding_the_program_takes_linear_time():
         ({"inputs": ["1\n"], "outputs": ["2\n"]}, None, [InputOutput("1\n", "2\n")]),
         ('{"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}', None, [Call("add", [1, 2], 3)]),
         ({"inputs": [["1", "2"]], "outputs": [["3"]]}, None, [InputOutput("1\n2", "3")]),
+        ({"inputs": [[5, "6"], 7], "outputs": [[3], 0.5]}, None, [InputOutput("5\n6", "3"), InputOutput("7", "0.5")]),
+        ([{"input": 1, "output": 2}], None, [InputOutput("1", "2")]),
+        (
+            {"inputs": [["a"], ["b"]], "outputs": [[True], [[]]], "fn_name": "f"},
+            None,
+            [Call("f", ["a"], [True], also=[True]), Call("f", ["b"], [[]], also=[[]])],
+        ),
+        ({"inputs": [["a"], ["b"]], "outputs": [[1], []], "fn_name": "f"}, None, [Call("f", ["a"], [1]), Call("f", ["b"], [])]),
     ],
 )
 def test_tests_are_read_as_datasets_write_them(tests, entry_point, read):
@@ -82,6 +108,8 @@ def test_tests_are_read_as_datasets_write_them(tests, entry_point, read):
         ([{"args": [1]}], "f"),
         ([{"input": "1", "output": "2"}, "assert f()"], None),
         ({"inputs": ["1"], "outputs": []}, None),
+        ({"inputs": ["1"], "outputs": [[[1]]]}, None),
+        ({"inputs": [["1"]], "outputs": [[1]], "fn_name": "f; import os"}, None),
         ("assert f()", "f(); import os"),
         ([{"input": "x", "output": "3", "testtype": "functional"}], "f"),
     ],
@@ -120,6 +148,47 @@ def test_what_tests_cannot_tell_is_not_scored(tests):
     assert report.metrics.get("code/unusable_tests", [1.0]) == [1.0]
 
 
+ANAGRAM = "def is_anagram(a, b):\n    return sorted(a) == sorted(b)\n"
+ANAGRAMS = '{"fn_name": "is_anagram", "inputs": [["foefet", "toffee"], ["Buckethead", "DeathCubeK"]], "outputs": [[true], [false]]}'
+ROTATED = '{"fn_name": "rotate", "inputs": [[[1, 2]], [[3]]], "outputs": [[2, 1], [3]]}'
+SOLUTION = "class Solution:\n    def is_anagram(self, a, b):\n        return sorted(a) == sorted(b)\n"
+
+
+@LEVEL
+@pytest.mark.parametrize(
+    ("program", "tests", "is_right"),
+    [
+        (ANAGRAM, ANAGRAMS, 1.0),
+        (SOLUTION, ANAGRAMS, 1.0),
+        (ANAGRAM.replace("==", "!="), ANAGRAMS, 0.0),
+        (SOLUTION.replace("==", "!="), ANAGRAMS, 0.0),
+        (SOLUTION.replace("is_anagram", "other"), ANAGRAMS, 0.0),
+        (SOLUTION.replace("==", "!=") + ANAGRAM, ANAGRAMS, 1.0),
+        ("def rotate(items):\n    return items[::-1]\n", ROTATED, 1.0),
+        ("def rotate(items):\n    return items[::-1] if len(items) > 1 else items[0]\n", ROTATED, 0.0),
+        ("print(int(input()) + 1)\n", '{"inputs": [[2], ["3"]], "outputs": [[3], ["4"]]}', 1.0),
+    ],
+)
+def test_rows_of_apps_and_taco_are_judged_right_and_wrong(program, tests, is_right):
+    group, _ = scored(Rubric(passes_tests()), [f"```python\n{program}```"], tests=tests)
+    assert group.rollouts[0].reward == is_right
+
+
+@LEVEL
+def test_a_recipe_says_how_many_programs_run_at_once():
+    rubric = Rubric.from_config([{"reward": "code", "programs_at_once": 1}])
+    started = time.perf_counter()
+    group, _ = scored(rubric, ["```\nimport time\ntime.sleep(0.4)\n```"] * 3, tests=[{"input": "", "output": ""}])
+    assert time.perf_counter() - started >= 1.2
+    assert [rollout.reward for rollout in group.rollouts] == pytest.approx([1.1] * 3)
+
+
+@pytest.mark.parametrize("name", [*MAKERS, *PRESETS])
+def test_no_setting_has_the_name_of_a_policy(name):
+    """In a recipe both stand in one entry, and the policy would take it."""
+    assert not set(inspect.signature({**MAKERS, **PRESETS}[name]).parameters) & set(POLICY_KEYS)
+
+
 @LEVEL
 def test_columns_named_like_settings_are_not_taken_for_settings():
     group, _ = scored(Rubric(passes_tests()), [RIGHT], tests="assert square(3) == 9", level="hard", limits="none", scoring="b")
@@ -132,7 +201,7 @@ def test_it_can_be_called_like_a_function():
     assert asyncio.run(judge(RIGHT, tests="assert square(3) == 9", log_metric=lambda name, value: None)) is True
 
 
-@pytest.mark.parametrize("settings", [{"scoring": "most"}, {"level": "strong"}, {"limits": {"memory": 3}}])
+@pytest.mark.parametrize("settings", [{"scoring": "most"}, {"level": "strong"}, {"limits": {"memory": 3}}, {"programs_at_once": 0}])
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(UserError):
         code(**settings)

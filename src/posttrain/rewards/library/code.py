@@ -9,7 +9,8 @@ import asyncio
 import functools
 import math
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from posttrain.errors import RewardError, UserError, did_you_mean
 from posttrain.rewards.library.code_tests import read_tests
@@ -17,25 +18,45 @@ from posttrain.rewards.reward import RewardFunction, reward, verifier
 from posttrain.sandbox import Job, Limits, Pool, Result, Sandbox, Verdict
 
 LANGUAGES = ("", "python", "py", "python3")
-_FENCE = re.compile(r"^ {0,3}(```+|~~~+)[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_MARKS = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
 NO_PROGRAM = Verdict((Result(False, "no program in the completion"),))
+
+
+class Fence(NamedTuple):
+    """A line that opens or closes a block."""
+
+    start: int
+    end: int  # where the next line begins
+    marks: str
+    word: str  # the first one after the marks: a language, or nothing
 
 
 def program_in(completion: str, fence: bool = True) -> str | None:
     """The program of a completion, or None. A block that is cut off counts to its end. `fence=False`: without any block the whole text is it."""
     found: str | None = None
-    opened: re.Match[str] | None = None
-    for mark in _FENCE.finditer(completion):
+    opened: Fence | None = None
+    fences = list(_fences(completion))
+    for mark in fences:
         if opened is None:
             opened = mark
-        elif not mark[2] and mark[1].startswith(opened[1]):
-            found = completion[opened.end() + 1 : mark.start()] if opened[2].lower() in LANGUAGES else found
+        elif not mark.word and mark.marks.startswith(opened.marks):
+            found = completion[opened.end : mark.start] if opened.word.lower() in LANGUAGES else found
             opened = None
-    if opened is not None and opened[2].lower() in LANGUAGES:
-        found = completion[opened.end() + 1 :]
-    if found is None and not fence and _FENCE.search(completion) is None:
+    if opened is not None and opened.word.lower() in LANGUAGES:
+        found = completion[opened.end :]
+    if found is None and not fence and not fences:
         found = completion
     return found if found is None or found.strip() else None
+
+
+def _fences(text: str) -> Iterator[Fence]:
+    """The rest of a line is read without a pattern, which would try each way of dividing it."""
+    for marks in _MARKS.finditer(text):
+        end = text.find("\n", marks.end())
+        rest = text[marks.end() : end if end >= 0 else len(text)]
+        if "`" not in rest:
+            words = rest.split(maxsplit=1)
+            yield Fence(marks.start(), end + 1 if end >= 0 else len(text), marks[1], words[0] if words else "")
 
 
 def program_given(fence: bool = True) -> RewardFunction:
@@ -54,17 +75,19 @@ def passes_tests(
     fence: bool = True,
     packages: bool = False,
     tolerance: float = 1e-9,
-    workers: int | None = None,
+    programs_at_once: int | None = None,
 ) -> RewardFunction:
     """1 if the program passes every test of the column `tests`, else 0. None for a row without tests, or with tests that cannot judge.
 
     scoring: "all", a verifier, or the "share" of tests passed. level: the isolation without which nothing is run (UserError). limits: as
-    sandbox.Limits. packages: programs may import what is installed here. tolerance: of floats. workers: programs at once. The columns
-    `entry_point` and `setup` are used when a row has them.
+    sandbox.Limits. packages: programs may import what is installed here. tolerance: of floats. programs_at_once: None: one for each core.
+    The columns `entry_point` and `setup` are used when a row has them.
     """
     if scoring not in SCORINGS:
         raise UserError(f"scoring={scoring!r}: use one of {', '.join(SCORINGS)}.{did_you_mean(scoring, SCORINGS)}")
-    pool = _pool(level, packages, workers)
+    if programs_at_once is not None and (type(programs_at_once) is not int or programs_at_once < 1):
+        raise UserError(f"programs_at_once={programs_at_once!r}: give a whole number, 1 or more")
+    pool = _pool(level, packages, programs_at_once)
     bounds = Limits.from_config(limits or {})
 
     async def judge(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> Verdict | None:
@@ -103,16 +126,18 @@ def code(
     fence: bool = True,
     packages: bool = False,
     tolerance: float = 1e-9,
-    workers: int | None = None,
+    programs_at_once: int | None = None,
 ) -> list[RewardFunction]:
     """A program in a fenced block (0.1), and its tests passed (1). The settings are those of `passes_tests`."""
     given = program_given(fence)
     given.weight = 0.1
-    passed = passes_tests(scoring=scoring, level=level, limits=limits, fence=fence, packages=packages, tolerance=tolerance, workers=workers)
+    passed = passes_tests(
+        scoring=scoring, level=level, limits=limits, fence=fence, packages=packages, tolerance=tolerance, programs_at_once=programs_at_once
+    )
     return [given, passed]
 
 
 @functools.cache
-def _pool(level: str, packages: bool, workers: int | None) -> Pool:
+def _pool(level: str, packages: bool, programs_at_once: int | None) -> Pool:
     """One for all rewards that want the same, so that the number of programs at once is what it says."""
-    return Pool(Sandbox(level, packages=packages), workers)
+    return Pool(Sandbox(level, packages=packages), programs_at_once)

@@ -4,6 +4,9 @@
 - a list of texts: one assert-style test each
 - a list of {input, output}: standard input and output; of {function, args, kwargs, expected}: calls
 - {inputs: [...], outputs: [...], fn_name}: input and output, or calls of `fn_name`
+
+Some datasets write what `fn_name` returns in a list of its own, some as it is. Where every output of a row is a list of one element nobody can
+tell, and either counts; otherwise outputs are what they say, so that 3 does not pass for [3] beside an output of two elements.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ def read_tests(tests: Any, entry_point: Any = None) -> list[Test]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"the tests {_short(tests)} begin as JSON and are not: {error}") from error
     if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
-        tests = _columns(tests)
+        return _columns(tests)
     if not isinstance(tests, list):
         raise UserError(f"the tests {_short(tests)} are in no known form; give {FORMS}")
     read = [_one(test, name) for test in tests]
@@ -43,19 +46,22 @@ def read_tests(tests: Any, entry_point: Any = None) -> list[Test]:
     return read
 
 
-def _columns(tests: dict[str, Any]) -> list[dict[str, Any]]:
+def _columns(tests: dict[str, Any]) -> list[Test]:
     """Inputs beside outputs. With `fn_name` an input is the list of arguments."""
-    name, inputs, outputs = tests.get("fn_name"), tests["inputs"], tests["outputs"]
+    name, inputs, outputs = _checked_name(tests.get("fn_name")), tests["inputs"], tests["outputs"]
     if len(inputs) != len(outputs):
         raise UserError(f"the tests have {len(inputs)} inputs and {len(outputs)} outputs")
-    if name:
-        return [{"function": name, "args": args, "expected": expected} for args, expected in zip(inputs, outputs, strict=True)]
-    return [{"input": _lines(given), "output": _lines(wanted)} for given, wanted in zip(inputs, outputs, strict=True)]
+    pairs = list(zip(inputs, outputs, strict=True))
+    if name is None:
+        return [_one({"input": given, "output": wanted}, None) for given, wanted in pairs]
+    may_be_wrapped = all(isinstance(output, list) and len(output) == 1 for output in outputs)
+    return [Call(name.replace("()", ""), list(args), output, also=output if may_be_wrapped else ()) for args, output in pairs]
 
 
-def _lines(text: Any) -> Any:
-    """Some datasets keep a text as the list of its lines."""
-    return "\n".join(text) if isinstance(text, list) and all(isinstance(line, str) for line in text) else text
+def _text(value: Any) -> Any:
+    """Some datasets keep a text as the list of its lines, and a line that is a number as a number."""
+    lines = value if isinstance(value, list) else [value]
+    return "\n".join(map(str, lines)) if all(isinstance(line, (str, int, float)) for line in lines) else value
 
 
 def _one(test: Any, entry_point: str | None) -> Test:
@@ -67,8 +73,8 @@ def _one(test: Any, entry_point: str | None) -> Test:
     if "input" in said and "output" in said:
         if said.get("testtype") == "functional":
             said = {"args": [_json(line) for line in said["input"].splitlines()], "expected": _json(said["output"])}
-        elif isinstance(said["input"], str) and isinstance(said["output"], str):
-            return InputOutput(said["input"], said["output"])
+        elif isinstance(given := _text(said["input"]), str) and isinstance(wanted := _text(said["output"]), str):
+            return InputOutput(given, wanted)
     if "args" not in said or "expected" not in said:
         raise UserError(f"the test {_short(test)} is in no known form; give {FORMS}")
     function = _checked_name(said.get("function")) or entry_point

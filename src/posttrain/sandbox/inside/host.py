@@ -15,6 +15,8 @@ from typing import Any
 
 from .plain import decode, encode
 
+SOLUTION = "Solution"  # the class whose methods LeetCode's programs define
+
 
 def script(message: dict[str, Any]) -> None:
     _load(message["program"], "__main__")
@@ -72,7 +74,10 @@ def _reply(question: dict[str, Any], objects: list[Any]) -> dict[str, Any]:
 
     if "get" in question:
         value = objects[question["of"]]
-        for name in question["get"].split("."):
+        names = question["get"].split(".")
+        if "or_method" in question and not hasattr(value, names[0]) and hasattr(value, SOLUTION):
+            names = [SOLUTION, *names]
+        for name in names:
             if isinstance(value, type):
                 value = value()  # "Solution.solve" is a method of an instance
             try:
