@@ -25,6 +25,8 @@ from posttrain.rewards.library.proximity import proximity
         ("4", 4, True),
         ("14", "4", False),
         ("Paris", None, None),
+        ("<answer></answer>", "", None),
+        ("Paris", " \n", None),
     ],
 )
 def test_an_exact_answer_is_the_gold_text_but_for_white_space(said, gold, is_right):
@@ -60,6 +62,10 @@ def test_with_tags_there_is_no_answer_outside_of_them():
         ("٤", "4", False),
         ("", "4", False),
         ("4", "four", None),
+        ("4", "3/4", None),
+        ("6", "10^6", None),
+        ("4", "", None),
+        ("4", "1 + 3 is\n#### 4", True),
         ("4", None, None),
     ],
 )
@@ -98,6 +104,7 @@ def test_proximity_at_the_gold_number_halfway_and_far_off():
     assert score("inf", "10") == -1.0
     assert score("9", "10") > score("3", "10")
     assert score("9", None) is None
+    assert score("9", "1/9") is None
 
 
 @pytest.mark.parametrize("gold", [-12, 0, 0.25, 7, 1e6])

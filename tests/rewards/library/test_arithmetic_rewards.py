@@ -75,12 +75,12 @@ def test_the_final_answer_is_judged(completion, detected, right):
     assert right_number(completion, "85") == right
 
 
-@pytest.mark.parametrize("gold", [85, 85.0, "85", "85.0", " 85\n"])
+@pytest.mark.parametrize("gold", [85, 85.0, "85", "85.0", " 85\n", "$85", "85.", "#### 85", "80 + 5 = <<80+5=85>>85\n#### 85", "####85\n", "8.5e1"])
 def test_the_gold_answer_may_be_number_or_text(gold):
     assert right_number("85", gold) == 3.0
 
 
-@pytest.mark.parametrize("gold", [None, "", "unknown"])
+@pytest.mark.parametrize("gold", [None, "", " ", "#### ", "unknown", "1/85", "10^85", "85 %", "12 or 85", "x = 85", "#### 1/85", "3,85"])
 def test_a_row_without_a_gold_number_is_not_scored(gold):
     assert right_number("85", gold) is None
 

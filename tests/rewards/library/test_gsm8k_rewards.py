@@ -81,6 +81,12 @@ def test_the_best_completion_earns_four_repaired_and_three_and_a_half_in_legacy(
         ("", "4", 0.0, 0.0),
         ("²", "2", 0.0, 0.0),
         ("4", None, None, 0.0),
+        ("", "", None, 2.0),
+        ("2", "1/2", 0.0, 0.0),
+        ("1/2", "1/2", 2.0, 2.0),
+        ("1/2", "#### 1/2", 2.0, 0.0),
+        ("1080", "#### 1,080", 2.0, 0.0),
+        ("42", "6 * 7 = <<6*7=42>>42\n#### 42", 2.0, 0.0),
     ],
 )
 def test_correctness(said, gold, repaired, legacy):

@@ -76,6 +76,15 @@ def test_deepseek_r1(text, accuracy, form, language):
     assert scores["language"] == pytest.approx(language)
 
 
+def test_gold_answers_that_are_no_numbers_are_compared_as_text():
+    accurate = [score(Rubric("deepseek-r1"), f"<think>x</think>{said}", answer="1/2").scores["accuracy"] for said in ("1/2", "2", "0.5")]
+    assert accurate == [1, 0, 0]
+    assert score(Rubric("deepseek-r1"), "<think>x</think>42", answer="6 * 7\n#### 42").scores["accuracy"] == 1
+    rollouts = [score(Rubric("qwen3-proximity"), CLOSED.format(said), answer="1/2") for said in ("1/2", "2")]
+    assert [rollout.scores["answer_near"] for rollout in rollouts] == [5, -4.5]
+    assert [rollout.scores["number_right"] for rollout in rollouts] == [None, None]
+
+
 def test_deepseek_r1_shortens_what_nears_the_limit():
     rubric = Rubric(*PRESETS["deepseek-r1"](max_tokens=100))
     assert score(rubric, "x" * 90).scores["length"] == pytest.approx(-0.5)

@@ -1,7 +1,7 @@
 """Right or wrong: the final answer against the column `answer`, as text or as a number. Verifiers: they decide, and give no partial credit.
 
 The final answer stands in the last `tags` when they are given (no tags: no answer); otherwise it is what `final_answer` finds. A row whose
-gold answer is missing, or holds no number where one is compared, is not scored: that is the data's fault.
+gold answer is missing or empty, or is no number where numbers are compared, is not scored: that is the data's fault.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def exact_answer(tags: Sequence[str] | None = None, ignore_case: bool = False) -
         return joined.casefold() if ignore_case else joined
 
     def is_right(completion: str, answer: Any) -> bool | None:
-        said = find(completion)
-        if answer is None:
+        gold = "" if answer is None else normal(str(answer))
+        if not gold:
             return None
-        return said is not None and normal(said) == normal(str(answer))
+        said = find(completion)
+        return said is not None and normal(said) == gold
 
     return verifier(name="exact_answer")(is_right)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from posttrain.rewards.library.numbers import last_number
+from posttrain.rewards.library.numbers import last_number, whole_number_text
 from posttrain.rewards.reward import RewardFunction, reward
 
 
@@ -28,16 +28,23 @@ def number_detected(completion: str) -> float:
 
 @reward(range=(-3.0, 3.0), decides=True)
 def right_number(completion: str, answer: Any) -> float | None:
-    """+3 if the final answer's number equals the column `answer`, else -3. None when that column holds no number."""
+    """+3 if the final answer's number equals the column `answer`, else -3. None when that column is no number."""
     gold = gold_number(answer)
     if gold is None:
         return None
     return 3.0 if last_number(final_answer(completion)) == gold else -3.0
 
 
+def gold_text(answer: Any) -> str | None:
+    """A dataset's answer as text, without the solution that GSM8K writes before `####`. None where the dataset has none."""
+    text = "" if answer is None else str(answer).rpartition("####")[2].strip()
+    return text or None
+
+
 def gold_number(answer: Any) -> Decimal | None:
-    """The number of a dataset's answer, which may be a number or text with one in it."""
-    return None if answer is None else last_number(str(answer))
+    """The number that a dataset's answer is. None where it is anything else: of "1/2" or "10^6" no part is the answer."""
+    text = gold_text(answer)
+    return None if text is None else whole_number_text(text)
 
 
 def arithmetic() -> list[RewardFunction]:

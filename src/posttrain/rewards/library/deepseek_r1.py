@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.rewards.library.arithmetic import final_answer
+from posttrain.rewards.library.arithmetic import final_answer, gold_number, gold_text
 from posttrain.rewards.library.language import language
 from posttrain.rewards.library.length import soft_overlong
 from posttrain.rewards.library.numbers import whole_number_text
@@ -23,14 +23,14 @@ def accuracy(tags: Sequence[str] = THINK) -> RewardFunction:
     pair = checked_pair(tags, "accuracy: tags")
 
     def is_right(completion: str, answer: Any) -> bool | None:
-        gold_text = "" if answer is None else str(answer).strip()
-        if not gold_text:
+        gold = gold_text(answer)
+        if gold is None:
             return None
         if pair[1] not in completion:
             return False
         said = final_answer(after_reasoning(completion, pair)).strip()
         number = whole_number_text(said)
-        return said == gold_text or (number is not None and number == whole_number_text(gold_text))
+        return said == gold or (number is not None and number == gold_number(answer))
 
     return verifier(name="accuracy")(is_right)
 

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-from posttrain.rewards.library.arithmetic import gold_number
+from posttrain.rewards.library.arithmetic import gold_number, gold_text
 from posttrain.rewards.library.numbers import whole_number_text
 from posttrain.rewards.reward import RewardFunction, as_reward, reward
 
@@ -29,14 +29,15 @@ def tagged_answer(completion: str) -> str:
 
 @reward(range=(0.0, 2.0), decides=True)
 def correctness(completion: str, answer: Any, legacy: bool = False) -> float | None:
-    """2 if the answer equals the column `answer`: as text, or as a number ("1,080" is "1080"). Legacy: as text only."""
-    if answer is None:
-        return 0.0 if legacy else None
+    """2 if the answer equals the column `answer`: as text, or as a number ("1,080" is "1080"). None when that column is empty. Legacy: as text only."""
     said = tagged_answer(completion)
-    if said == str(answer).strip():
-        return 2.0
-    number = None if legacy else whole_number_text(said)
-    return 2.0 if number is not None and number == gold_number(answer) else 0.0
+    if legacy:
+        return 2.0 if answer is not None and said == str(answer).strip() else 0.0
+    gold = gold_text(answer)
+    if gold is None:
+        return None
+    number = whole_number_text(said)
+    return 2.0 if said in (gold, str(answer).strip()) or (number is not None and number == gold_number(answer)) else 0.0
 
 
 @reward(range=(0.0, 0.5))

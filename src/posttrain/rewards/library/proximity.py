@@ -18,7 +18,7 @@ from posttrain.rewards.reward import RewardFunction, reward
 
 
 def proximity(tags: Sequence[str] | None = None, low: float = -1.0, high: float = 1.0, outlier: float = 1.0) -> RewardFunction:
-    """From `low` to `high` by the last number of the final answer. None where the column `answer` holds no number."""
+    """From `low` to `high` by the last number of the final answer. None where the column `answer` is no number."""
     if not low < high or not 0 < outlier < float("inf"):
         raise UserError(f"proximity: low={low} must be below high={high}, and outlier={outlier} positive and finite")
     pair = None if tags is None else checked_pair(tags, "proximity: tags")
