@@ -138,6 +138,30 @@ def test_a_column_that_is_not_json_is_the_users_mistake(rubric):
         scores(rubric("batch"), ["1"], answer={1, 2})
 
 
+REFUSES = """
+from posttrain.errors import UserError
+from posttrain.rewards import reward
+
+def prepare():
+    with open({count!r}, "a") as file:
+        file.write(".")
+    raise UserError("it needs a library: pip install it")
+
+@reward(prepare=prepare, on_error="drop", workers=1)
+def needs_a_library(completion):
+    return 1.0
+"""
+
+
+def test_a_worker_that_finds_something_missing_stops_the_run_and_no_other_is_started(tmp_path):
+    (tmp_path / "mine.py").write_text(REFUSES.format(count=str(tmp_path / "count")))
+    rubric = Rubric(f"{tmp_path}/mine.py:needs_a_library")
+    with pytest.raises(UserError, match=r"'needs_a_library' cannot start in a worker: .*pip install it.* prompt 5"):
+        rubric.score([group(["a"] * 4, id=5)])
+    assert (tmp_path / "count").read_text() == "."
+    rubric.close()
+
+
 def test_a_closure_that_asks_for_workers_is_refused_before_anything_runs():
     with pytest.raises(UserError, match="no other process can find it"):
         Rubric(reward(workers=2)(lambda completion: 1.0))

@@ -49,6 +49,7 @@ class RewardFunction:
     is_verifier: bool = False  # answers True, False or None only
     policy: FailurePolicy = OPEN  # what is left open is said by the rubric or the trainer
     prepare: Callable[[], Any] | None = None  # done once in each worker before its first call, outside of any time limit: slow imports
+    check: Callable[[], Any] | None = None  # done where a rubric takes it. Raises UserError for what is missing here
     source: Source | None = None  # None: it was passed as an object, so that no other process can find it
     shape: str = field(init=False)  # a key of OFFERED
     required: tuple[str, ...] = field(init=False)  # columns it cannot be called without
@@ -117,6 +118,7 @@ def reward(
     range: tuple[float, float] | None = None,
     decides: bool = False,
     prepare: Callable[[], Any] | None = None,
+    check: Callable[[], Any] | None = None,
     **policy: Any,
 ) -> Callable[[Callable[..., Any]], RewardFunction]: ...
 def reward(
@@ -127,16 +129,18 @@ def reward(
     range: tuple[float, float] | None = None,
     decides: bool = False,
     prepare: Callable[[], Any] | None = None,
+    check: Callable[[], Any] | None = None,
     **policy: Any,
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
     """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores.
 
-    prepare: done once in each worker before its first call. policy: timeout, on_error, retries, workers (see policy.py). Raises UserError for a worker that could not find the function.
+    prepare: done once in each worker before its first call. check: done where a rubric takes it, to say what is missing. policy: timeout,
+    on_error, retries, workers (see policy.py). Raises UserError for a worker that could not find the function.
     """
     governed = FailurePolicy.of(policy)
 
     def wrap(wrapped: Callable[..., Any]) -> RewardFunction:
-        made = RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides, policy=governed, prepare=prepare)
+        made = RewardFunction(wrapped, name or name_of(wrapped), weight, range, decides, policy=governed, prepare=prepare, check=check)
         return made if governed.workers is None else replace(made, source=_source_of(wrapped))
 
     return wrap if function is None else wrap(function)
@@ -151,7 +155,7 @@ def verifier(
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
     """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell.
 
-    settings: prepare, timeout, on_error, retries, workers, as for `reward`.
+    settings: prepare, check, timeout, on_error, retries, workers, as for `reward`.
     """
 
     decorate = reward(name=name, weight=weight, range=(0.0, 1.0), decides=True, **settings)
@@ -172,7 +176,7 @@ def as_reward(function: Callable[..., Any]) -> RewardFunction:
     while isinstance(inner, functools.partial):
         inner = inner.func
     if isinstance(inner, RewardFunction):  # a partial of a decorated reward keeps what the decorator said
-        return RewardFunction(function, inner.name, inner.weight, inner.range, inner.decides, inner.is_verifier, inner.policy, inner.prepare)
+        return replace(inner, function=function, source=None)
     return RewardFunction(function, name_of(function))
 
 

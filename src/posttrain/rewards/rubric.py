@@ -71,6 +71,8 @@ class Rubric:
             self._append(reward, reward.name, reward.weight if weight is None else checked_weight(weight, reward.name))
 
     def _append(self, reward: RewardFunction, name: str, weight: float) -> None:
+        if reward.check is not None:
+            reward.check()
         unique, count = name, 1
         while unique in self.names:
             count += 1

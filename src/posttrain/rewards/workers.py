@@ -18,6 +18,7 @@ from asyncio.subprocess import Process
 from dataclasses import asdict
 from typing import Any
 
+from posttrain.errors import UserError
 from posttrain.rewards.answers import failed, raised, scores_of, timed_out
 from posttrain.rewards.calls import Call, Notes, Scores
 from posttrain.rewards.lanes import Attempt
@@ -36,8 +37,10 @@ class WorkerLane:
         self.source = source
         self._idle: list[Process] = []
         self._places = asyncio.Semaphore(workers)
+        self._refusal: UserError | None = None  # why no worker can start; asked anew with each `run`
 
     async def run(self, attempts: list[Attempt], seconds: float | None) -> None:
+        self._refusal = None
         await asyncio.gather(*(self._run(attempt, seconds) for attempt in attempts))
 
     def close(self) -> None:
@@ -55,6 +58,8 @@ class WorkerLane:
                 attempt.call.retried += deaths
                 try:
                     attempt.scores = await self._ask(attempt, line, seconds, fresh=deaths > 0) or []
+                except UserError as error:
+                    attempt.scores = failed(attempt.call, "raised", str(error), error=error, is_fatal=True)
                 except (OSError, ValueError) as error:  # no process can be started, or its answer has no end
                     attempt.scores = raised(attempt.call, error)
                 if attempt.scores:
@@ -78,7 +83,9 @@ class WorkerLane:
                 await _end(process)
 
     async def _start(self) -> Process:
-        """A process that has imported the reward. Raises OSError."""
+        """A process that has imported the reward. Raises OSError, and UserError where no other process could either."""
+        if self._refusal is not None:
+            raise self._refusal
         for _ in range(START_TRIES):
             process = await self._spawn()
             said = None
@@ -95,6 +102,9 @@ class WorkerLane:
             raise OSError(f"its worker died {START_TRIES} times while it started")
         if "raised" in (report := json.loads(said)):
             await _end(process)
+            if report["is_fatal"]:
+                self._refusal = UserError(f"cannot start in a worker: {report['raised']}")
+                raise self._refusal
             raise OSError(f"its worker cannot import {self.source.name}: {report['raised']}")
         return process
 

@@ -1,5 +1,7 @@
 """Mathematical answers: what is equal, what is not, what is a mistake in the data, and what never ends."""
 
+import sys
+
 import pytest
 
 from posttrain.errors import UserError
@@ -70,6 +72,12 @@ def test_equal_answers_are_right(gold, said):
 )
 def test_other_answers_are_wrong(gold, said):
     assert math_answer(said, gold) is False
+
+
+def test_without_the_library_no_rubric_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(UserError, match=r"pip install 'posttrain\[math\]'"):
+        Rubric.from_config([{"reward": "math_answer", "timeout": 3}])
 
 
 def test_a_row_without_gold_is_not_scored():

@@ -7,6 +7,7 @@ answer that cannot be compared in time is dropped and counted. A gold answer tha
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import re
 from typing import Any
@@ -23,17 +24,26 @@ _FORMULA = re.compile(r"(?:\\[A-Za-z]+|[^A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
+NEEDED = "math_answer needs the math-verify library: pip install 'posttrain[math]'"
+
+
+def _check_installed() -> None:
+    """Without importing it, which is slow and done in a worker."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError(NEEDED)
+
+
 @functools.cache
 def _math_verify() -> Any:
     try:
         import math_verify
     except ImportError as error:
-        raise UserError("math_answer needs the math-verify library: pip install 'posttrain[math]'") from error
+        raise UserError(NEEDED) from error
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own alarms are off: the worker is killed instead
     return math_verify
 
 
-@verifier(timeout=SECONDS, on_error="drop", workers=2, prepare=_math_verify)
+@verifier(timeout=SECONDS, on_error="drop", workers=2, prepare=_math_verify, check=_check_installed)
 def math_answer(completion: str, answer: Any) -> bool | None:
     """True if the completion's last answer equals the column `answer`. A row without one is not scored.
 
