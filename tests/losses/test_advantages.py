@@ -129,6 +129,22 @@ def test_an_unscored_row_gets_zero_and_moves_nobody():
     assert with_gap.group_mean.tolist() == without.group_mean.tolist()
 
 
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_monitor_moves_no_advantage(scale, aggregation):
+    scores = [[1.0, 5.0], [None, 7.0], [0.0, None], [0.5, -3.0], [None, 2.0], [None, 3.0]]
+    settings = {"scale_rewards": scale, "aggregation": aggregation}
+    found, alone = advantages(scores, [4, 2], weights=[1.0, 0.0], **settings), advantages([row[:1] for row in scores], [4, 2], **settings)
+    for name, value in vars(alone).items():
+        torch.testing.assert_close(getattr(found, name), value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_monitors_alone_give_no_reward():
+    found = advantages([[1.0], [2.0]], [2], weights=[0.0])
+    assert found.advantages.tolist() == [0, 0]
+    assert found.rewards.isnan().all()
+
+
 def test_a_reward_that_could_not_be_scored_leaves_the_others():
     assert advantages([[1.0, None], [0.5, 2.0]], [2], weights=[2.0, 1.0]).rewards.tolist() == [2.0, 3.0]
 

@@ -1,5 +1,6 @@
 """Rubrics: weights, names, nesting, columns."""
 
+import functools
 import re
 
 import pytest
@@ -39,6 +40,39 @@ def test_weights_can_stand_in_pairs_or_apart_but_once():
         Rubric(has_digit, is_right, weights=[1.0])
     with pytest.raises(UserError, match="finite"):
         Rubric((has_digit, float("nan")))
+
+
+def test_a_monitor_has_no_part_in_the_total():
+    unsure = reward(name="unsure")(lambda completion: None if completion == "?" else -2.0)
+    rubric = Rubric(unsure, (has_digit, 0.0))
+    rollout = score(rubric, "?")
+    assert rollout.scores == {"unsure": None, "has_digit": -1.0}
+    assert rollout.reward is None
+    assert score(rubric, "5").reward == -2.0
+
+
+def test_a_monitor_that_breaks_drops_no_completion():
+    broken = reward(name="broken", weight=0, on_error="drop")(lambda completion: 1 / 0)
+    rollout = score(Rubric(is_right, broken), "4", answer="4")
+    assert rollout.reward == 6.0
+    assert rollout.scores["broken"] is None
+
+
+def test_monitors_alone_give_no_total_and_still_decide():
+    rubric = Rubric((verifier(lambda completion, answer: completion == answer), 0.0))
+    rollout = score(rubric, "4", answer="4")
+    assert rollout.reward is None
+    assert rubric.is_right(rollout) is True
+
+
+def test_what_a_reward_misses_is_said_when_a_rubric_takes_it():
+    def missing():
+        raise UserError("it needs a library")
+
+    made = reward(check=missing)(lambda completion, scale=1.0: scale)
+    for each in (made, functools.partial(made, scale=2.0)):
+        with pytest.raises(UserError, match="needs a library"):
+            Rubric(each)
 
 
 def test_equal_names_get_numbers():

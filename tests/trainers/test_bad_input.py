@@ -78,6 +78,10 @@ def test_no_reward(make_trainer):
     refused(make_trainer, "reward_funcs is empty", reward=[])
 
 
+def test_monitors_alone(make_trainer):
+    refused(make_trainer, r"every reward has weight 0 \(lambda\)", reward=[lambda completion: 1.0], reward_weights=[0.0])
+
+
 @pytest.mark.parametrize("name", ["rollout_func", "quantization_config"])
 def test_what_is_not_built_is_refused_by_name(make_trainer, name):
     refused(make_trainer, name, trainer_kwargs={name: object()})

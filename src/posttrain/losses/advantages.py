@@ -1,7 +1,8 @@
 """From scores to advantages: how much better a completion is than its siblings. Whole groups in, no tokens and no gradients.
 
-B completions in contiguous groups, K rewards. A score that could not be given is None (or NaN) and takes no part in any mean; a completion
-with no score at all gets advantage 0. All arithmetic is float64. Standard deviations divide by n - 1.
+B completions in contiguous groups, K rewards. A score that could not be given is None (or NaN) and takes no part in any mean, nor does any score
+of a monitor (a reward with weight 0); a completion with no other score gets advantage 0. All arithmetic is float64. Standard deviations divide
+by n - 1.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def advantages(
             raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}.{did_you_mean(str(value), known)}")
 
     sizes = torch.tensor(list(group_sizes), dtype=torch.long)
-    weighted = table * weight
-    rewards = total(weighted)
+    table = torch.where(weight == 0, torch.nan, table)
+    rewards = total(table * weight)
     raw, is_zero_std = AGGREGATIONS[aggregation](table, weight, sizes, scale_rewards)
     raw = torch.where(is_zero_std.repeat_interleave(sizes) | raw.isnan(), 0.0, raw)
     groups = in_groups(rewards, sizes)

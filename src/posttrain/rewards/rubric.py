@@ -1,6 +1,7 @@
 """A rubric: small rewards stacked with weights. It fills `rollout.scores` (unweighted) and `rollout.reward` (the weighted total).
 
-It knows nothing of advantages or losses. A completion that no reward could score has reward None, not 0.
+It knows nothing of advantages or losses. A completion that no reward could score has reward None, not 0. A reward with weight 0 is a monitor:
+it is scored, and has no part in the total.
 """
 
 from __future__ import annotations
@@ -135,13 +136,14 @@ class Rubric:
             return self.fill(groups, batch)
 
     def fill(self, groups: list[Group], batch: Scoring) -> Report:
-        """Waits for the scores and writes them into every rollout. One over which a reward or its environment broke has reward None: a part of
-        its total says nothing."""
+        """Waits for the scores and writes them into every rollout. One over which its environment broke, or a reward that is no monitor, has
+        reward None: a part of its total says nothing."""
         scores, report = batch.finish(groups)  # [reward][N]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         for rollout, *given in zip(rollouts, *scores, strict=True):
             rollout.scores = {name: None if isinstance(score, Failure) else score for name, score in zip(self.names, given, strict=True)}
-            is_broken = rollout.broken is not None or any(isinstance(score, Failure) for score in given)
+            parts = [score for score, weight in zip(given, self.weights, strict=True) if weight]
+            is_broken = rollout.broken is not None or any(isinstance(score, Failure) for score in parts)
             rollout.reward = None if is_broken else self.total(rollout.scores)
         return report
 
@@ -150,8 +152,8 @@ class Rubric:
         self._lanes.close()
 
     def total(self, scores: dict[str, float | None]) -> float | None:
-        """The weighted sum of the scores that exist; None when none does."""
-        parts = [weight * score for name, weight in zip(self.names, self.weights, strict=True) if (score := scores[name]) is not None]
+        """The weighted sum of the scores that exist; None when none does. Monitors (weight 0) are no part of it."""
+        parts = [weight * score for name, weight in zip(self.names, self.weights, strict=True) if weight and (score := scores[name]) is not None]
         return sum(parts) if parts else None
 
     def can_decide(self) -> bool:
