@@ -14,6 +14,7 @@ from posttrain.evaluation import (
     chance_of_silence,
     clopper_pearson,
     forecast,
+    judged_in_both,
     mcnemar,
     paired_difference,
     pass_at_k,
@@ -21,6 +22,7 @@ from posttrain.evaluation import (
     rate,
     wilson,
 )
+from posttrain.exam import Paper
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 500), (500, 500), (231, 500), (487, 500), (3, 7)])
@@ -160,6 +162,18 @@ def test_the_permutation_test_counts_the_signs():
 def test_few_differences_have_their_exact_p_value_and_none_has_1():
     assert permutation([0.0] * 4, [0.5] * 4) == pytest.approx(2 / 16, abs=1e-12)
     assert permutation([0.25, 0.5], [0.25, 0.5]) == 1.0
+
+
+def test_only_questions_that_were_judged_in_both_are_compared():
+    before, after = [None, False, False, True, True], [True, True, None, True, False]
+    assert judged_in_both(before, after) == [(False, True), (True, True), (True, False)]
+    assert mcnemar(before, after) == mcnemar([False, True, True], [True, True, False])
+    assert paired_difference(before, after) == paired_difference([False, True, True], [True, True, False])
+
+
+def test_an_answer_that_was_not_judged_is_not_wrong():
+    accuracy = Paper([], [], [True, None, False, None, True]).accuracy
+    assert (accuracy.right, accuracy.n) == (2, 3)
 
 
 def test_the_signs_test_of_yes_and_no_is_mcnemars():

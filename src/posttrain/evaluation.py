@@ -107,10 +107,10 @@ def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
     return silent / math.comb(n, size)
 
 
-def rate(values: Sequence[float], draws: int, confidence: float = 0.95) -> Estimate:
-    """The mean of a value in [0, 1] a question, each from `draws` independent draws: n answers are n of them for pass@1, n // k for pass@k.
+def rate(values: Sequence[float], draws: float, confidence: float = 0.95) -> Estimate:
+    """The mean of a value in [0, 1] a question, each from `draws` independent draws (on average, where that varies).
 
-    Wilson's interval for as many independent draws as would scatter like these means do (the effective sample size of cluster samples; Korn and
+    Of n answers these are n for pass@1 and n // k for pass@k. Wilson's interval for as many independent draws as would scatter like these means do (the effective sample size of cluster samples; Korn and
     Graubard 1998): never fewer than there are questions, never more than were drawn.
     """
     n, mean = len(values), fmean(values)
@@ -159,25 +159,31 @@ def forecast(chances: Sequence[float], count: int, confidence: float = 0.95, rou
 # Two models, the same questions
 
 
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Two-sided exact p-value that `before` and `after`, on the same questions, are equally often right.
+def judged_in_both(before: Sequence[bool | None], after: Sequence[bool | None]) -> list[tuple[bool, bool]]:
+    """(before, after) of the questions with a verdict on both sides; None: not judged."""
+    _check_pairs(before, after)
+    return [(old, new) for old, new in zip(before, after, strict=True) if old is not None and new is not None]
+
+
+def mcnemar(before: Sequence[bool | None], after: Sequence[bool | None]) -> float:
+    """Two-sided exact p-value that `before` and `after`, on the same questions, are equally often right; of the questions that both were judged on.
 
     Only questions that changed count: under the null hypothesis each went either way with probability 1/2 (McNemar 1947, exact binomial form).
     """
-    _check_pairs(before, after)
-    gained = sum(1 for old, new in zip(before, after, strict=True) if new and not old)
-    lost = sum(1 for old, new in zip(before, after, strict=True) if old and not new)
+    pairs = judged_in_both(before, after)
+    gained, lost = pairs.count((False, True)), pairs.count((True, False))
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95) -> Estimate:
+def paired_difference(before: Sequence[bool | None], after: Sequence[bool | None], confidence: float = 0.95) -> Estimate:
     """How much oftener `after` is right, on the same questions: Wilson's intervals of the two, put together with their correlation.
 
-    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10. Like Wilson's it is not empty where few changed.
+    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10. Like Wilson's it is not empty where few changed. Of the questions that both were
+    judged on; raises ValueError where there are none.
     """
-    _check_pairs(before, after)
-    old, new = (wilson(sum(given), len(given), confidence) for given in (before, after))
-    both = sum(then and now for then, now in zip(before, after, strict=True))
+    pairs = judged_in_both(before, after)
+    old, new = (wilson(sum(pair[side] for pair in pairs), len(pairs), confidence) for side in (0, 1))
+    both = pairs.count((True, True))
     margins = old.right * new.right * (old.n - old.right) * (new.n - new.right)
     product = both * old.n - old.right * new.right
     agreement = max(0.0, product - old.n / 2) if product > 0 else product  # corrected for continuity

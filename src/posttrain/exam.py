@@ -5,7 +5,7 @@ The statistics of the result stand in evaluation.py; this sits between models, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from posttrain.evaluation import Proportion, wilson
 from posttrain.models.load import stop_token_ids
 from posttrain.rewards import Rubric
 from posttrain.rewards.policy import BASE, FailurePolicy
+from posttrain.rewards.scoring import Report
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.stage import make_stage
@@ -29,11 +30,13 @@ class Paper:
 
     tasks: list[Task]
     rollouts: list[Rollout]
-    right: list[bool]  # an answer that could not be judged is not right
+    right: list[bool | None]  # None: could not be judged
 
     @property
     def accuracy(self) -> Proportion:
-        return wilson(sum(self.right), len(self.right))
+        """Of the answers that could be judged. Raises ValueError where none could."""
+        judged = [right for right in self.right if right is not None]
+        return wilson(sum(judged), len(judged))
 
     @property
     def truncated(self) -> float:
@@ -45,11 +48,11 @@ def sit_exam(
 ) -> Paper:
     """One completion per task, greedy at temperature 0. With an environment it is a whole episode, of at most `max_new_tokens` in all.
 
-    asked: what `answers` takes besides: seed, engine, environment and its limits, keywords of the chat template.
+    asked: what `answers` takes besides: seed, engine, environment and its limits, on_report, keywords of the chat template.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stop_token_ids(model, tokenizer))
     rollouts = [group.rollouts[0] for group in answers(model, tokenizer, tasks, rubric, sampling, **asked)]
-    return Paper(list(tasks), rollouts, [rubric.is_right(rollout) is True for rollout in rollouts])
+    return Paper(list(tasks), rollouts, [rubric.is_right(rollout) for rollout in rollouts])
 
 
 def answers(
@@ -68,11 +71,13 @@ def answers(
     max_turn_tokens: int | None = None,
     reward_policy: FailurePolicy = BASE,
     env_on_error: str = "stop",
+    on_report: Callable[[Report], None] | None = None,
     **chat_template_kwargs: Any,
 ) -> list[Group]:
     """`num_generations` completions of each task, scored while others are still drawn: what a rollout of training is, without training.
 
     reward_policy: what happens when a reward breaks that does not say so itself. env_on_error: "drop" leaves episodes of a broken environment unscored.
+    on_report: called with what the rewards logged and how they broke.
     """
     engine = engine or LocalEngine(tokenizer)
     stage, prompt_ids = None, []
@@ -95,5 +100,7 @@ def answers(
                 on_group=scoring.add,
                 stage=stage,
             )
-        rubric.fill(groups, scoring)
+        report = rubric.fill(groups, scoring)
+    if on_report is not None:
+        on_report(report)
     return groups

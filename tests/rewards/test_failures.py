@@ -81,8 +81,9 @@ def test_a_completion_over_which_one_reward_broke_has_no_total():
         return 1 / len(completion)
 
     groups = [group(["", "a"])]
-    rewards, _ = scored(Rubric(breaks, lambda completion: 1.0), *groups)
+    rewards, report = scored(Rubric(breaks, lambda completion: 1.0), *groups)
     assert rewards == [None, 2.0]
+    assert [how.partition(":")[0] for how in report.broken] == ["reward 'breaks' raised ZeroDivisionError"]
     assert groups[0].rollouts[0].scores == {"breaks": None, "lambda": 1.0}
 
 

@@ -115,6 +115,9 @@ def test_right_means_full_marks_from_all_that_decide():
     assert rubric.is_right(score(rubric, "5", answer="4")) is False
     unsure = Rubric(verifier(lambda completion: None))
     assert unsure.is_right(score(unsure, "4")) is None
+    broken = score(rubric, "4", answer="4")
+    broken.broken = "the environment raised"
+    assert rubric.is_right(broken) is None
     assert not Rubric(formatted).can_decide()
     assert Rubric(formatted).is_right(score(Rubric(formatted), "4")) is None
 

@@ -143,8 +143,9 @@ class Rubric:
         for rollout, *given in zip(rollouts, *scores, strict=True):
             rollout.scores = {name: None if isinstance(score, Failure) else score for name, score in zip(self.names, given, strict=True)}
             parts = [score for score, weight in zip(given, self.weights, strict=True) if weight]
-            is_broken = rollout.broken is not None or any(isinstance(score, Failure) for score in parts)
-            rollout.reward = None if is_broken else self.total(rollout.scores)
+            how = [rollout.broken] if rollout.broken is not None else [score.message for score in parts if isinstance(score, Failure)]
+            report.broken += how[:1]
+            rollout.reward = None if how else self.total(rollout.scores)
         return report
 
     def close(self) -> None:
@@ -160,11 +161,11 @@ class Rubric:
         return any(reward.decides for reward in self.rewards)
 
     def is_right(self, rollout: Rollout) -> bool | None:
-        """Full marks from every reward that decides right or wrong; None when one of them could not score, or none decides."""
+        """Full marks from every reward that decides right or wrong; None when one of them could not score, the environment broke, or none decides."""
         marks = [
             (rollout.scores[name], reward.range) for reward, name in zip(self.rewards, self.names, strict=True) if reward.decides and reward.range
         ]
-        if not marks or any(score is None for score, _ in marks):
+        if not marks or rollout.broken is not None or any(score is None for score, _ in marks):
             return None
         return all(score == top for score, (_, top) in marks)
 

@@ -27,6 +27,7 @@ class Report(Notes):
 
     failures: dict[str, Counter[str]] = field(default_factory=dict)  # reward -> completions without a score by kind (KINDS), and "retried"
     traces: dict[str, str] = field(default_factory=dict)  # reward -> its first failure: the message, and the traceback if there is one
+    broken: list[str] = field(default_factory=list)  # for each completion over which a reward or its environment broke: how
 
     def add(self, name: str, call: Call) -> None:
         for metric, values in call.notes.metrics.items():
