@@ -84,3 +84,8 @@ def test_nothing_is_written_and_bad_input_is_a_sentence(folder):
     assert (result.exit_code, "Did you mean train.num_generations?" in result.output) == (2, True)
     assert "use grpo or rloo" in probe(folder, "--trainer", "sft").output
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_model_is_asked(folder):
+    result = probe(folder, f"--rubric=[{folder}/mine.py:raises]", "--save", folder / "missing" / "seen.jsonl")
+    assert (result.exit_code, "error: cannot write" in result.output) == (2, True), result.output

@@ -24,7 +24,15 @@ from posttrain.rewards.rubric import Rubric
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from posttrain.types import Engine
+
 DTYPES = ("float32", "bfloat16", "float16")
+# Settings of online trainers that say how completions are drawn and scored.
+DRAWING = (
+    *("max_completion_length", "temperature", "top_k", "top_p", "min_p", "generation_kwargs", "chat_template_kwargs"),
+    *("max_turns", "max_turn_tokens", "max_tool_calling_iterations", "env_on_error", "engine", "max_concurrent_completions"),
+    *("reward_weights", "reward_timeout", "reward_on_error", "reward_retries"),
+)
 
 
 def hide_progress_bars() -> None:
@@ -59,16 +67,33 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
 
 def read_args(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
     """The trainer's settings, those that stand in other sections among them."""
-    config, given = kind.config_class(), getattr(recipe, kind.section)
-    settings = read_settings(kind.section, given, config, kind.title)
+    settings = _settings(kind, recipe)
+    if recipe.eval.every is not None:
+        _join(settings, kind.section, "eval_strategy", "steps", "eval.every", default=None)
+        _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
+    return _config(kind.config_class(), kind.section, settings, recipe.model, default_output, output_dir)
+
+
+def read_drawing(kind: Kind, recipe: Recipe) -> Any:
+    """An online trainer's settings as far as they say how completions are drawn and scored. How it trains, and what its machine could do, is left
+    at the defaults: the completions may be wanted on another one."""
+    import torch
+
+    given = _settings(kind, recipe)
+    settings = {name: given[name] for name in DRAWING if name in given}
+    if torch.cuda.is_available():  # bf16 is the default where a GPU supports it
+        settings |= {name: value for name, value in (("bf16", False), ("fp16", True)) if given.get(name) is value}
+    return _config(kind.config_class(), kind.section, settings, recipe.model, "runs/eval", None)
+
+
+def _settings(kind: Kind, recipe: Recipe) -> dict[str, Any]:
+    """The trainer's section; for an online one with what the sections engine and env say."""
+    settings = read_settings(kind.section, getattr(recipe, kind.section), kind.config_class(), kind.title)
     if kind.is_online:
         _join(settings, kind.section, "engine", recipe.engine.kind, "engine.kind", default="local")
         for name, value in recipe.env.settings().items():
             _join(settings, kind.section, name, value, f"env.{name}", default=None)
-    if recipe.eval.every is not None:
-        _join(settings, kind.section, "eval_strategy", "steps", "eval.every", default=None)
-        _join(settings, kind.section, "eval_steps", recipe.eval.every, "eval.every", default=None)
-    return _config(config, kind.section, settings, recipe.model, default_output, output_dir)
+    return settings
 
 
 def make_rubric(recipe: Recipe) -> Rubric:
@@ -130,6 +155,16 @@ def chosen(rows: Any, section: EvalSection) -> Any:
     if section.samples < 1:
         raise UserError(f"eval.samples={section.samples}: use 1 or more")
     return [rows[index] for index in sorted(random.Random(0).sample(range(len(rows)), section.samples))]
+
+
+def make_engine(args: Any, tokenizer: Any) -> Engine:
+    """The engine of an online trainer, in its precision."""
+    import torch
+
+    from posttrain.rollout import engines
+
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return engines.make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.max_concurrent_completions)
 
 
 def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTrainedModel:

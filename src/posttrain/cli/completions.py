@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,40 @@ def lines(groups: Iterable[Group], rubric: Rubric, **about: Any) -> list[dict[st
     ]
 
 
+def check(path: str | Path) -> None:
+    """Raises UserError for a file that `save` could not write. To be asked before the completions are paid for."""
+    with _explained(path):
+        place = Path(path).expanduser()
+        if place.is_dir():
+            raise IsADirectoryError(None, "it is a directory")
+        if not _is_elsewhere(place):
+            tempfile.TemporaryFile(dir=place.parent).close()
+
+
 def save(path: str | Path, written: Iterable[dict[str, Any]]) -> None:
-    """Raises UserError for a file that cannot be written."""
+    """The whole file or none of it: until it is written, an older one stays. Raises UserError where that is not possible."""
+    with _explained(path):
+        place = Path(path).expanduser()
+        beside = place if _is_elsewhere(place) else place.with_name(f".{place.name}.tmp")
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in written)
+            if beside != place:
+                beside.replace(place)
+        except BaseException:
+            if beside != place:
+                beside.unlink(missing_ok=True)
+            raise
+
+
+def _is_elsewhere(place: Path) -> bool:
+    """A link, a device or a pipe leads to what is written: no new file may take its place."""
+    return place.is_symlink() or (place.exists() and not place.is_file())
+
+
+@contextlib.contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
     try:
-        with Path(path).expanduser().open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in written)
+        yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; give --save a file that can be written") from error

@@ -21,6 +21,11 @@ class Kind:
     help: str  # of its command
     is_online: bool = False  # it draws completions and has them scored (rubric, engine); otherwise the data holds what it learns from
 
+    @property
+    def method(self) -> str:
+        """What the record of its runs calls it: GRPO, SFT, Reward, ..."""
+        return self.config.rpartition(":")[2].removesuffix("Config")
+
     def config_class(self) -> Any:
         return _load(self.config)
 

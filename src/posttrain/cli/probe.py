@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from posttrain.cli.recipe import Recipe
     from posttrain.evaluation import Estimate
     from posttrain.probe import Component, Probe
-    from posttrain.types import Engine, Group, Rollout
+    from posttrain.types import Group, Rollout
 
 GROUPED = ("grpo", "rloo")  # trainers that compare the completions of a group
 SHOWN = 160  # characters of a completion
@@ -36,22 +36,22 @@ def probe(
 ) -> None:
     """Before a run: is anything ever right, and do groups carry signal? Any setting can follow: --train.num_generations=16"""
     with sentences():
+        from posttrain.cli import completions as answers
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.recipe import read_recipe
 
         hide_progress_bars()
         if trainer not in GROUPED:
             raise UserError(f"--trainer {trainer}: the probe is about groups of completions; use {' or '.join(GROUPED)}")
-        found, groups, rubric, rows = measure(read_recipe(recipe, overrides(ctx)), trainer, prompts, completions)
         if save is not None:
-            from posttrain.cli.completions import lines
-            from posttrain.cli.completions import save as write
-
-            write(save, lines(groups, rubric))
+            answers.check(save)
+        found, groups, rubric, rows = measure(read_recipe(recipe, overrides(ctx)), trainer, prompts, completions)
         if as_json:
             typer.echo(json.dumps(as_mapping(found)))
         else:
             typer.echo("\n".join(report(found, recipe, rows, _shown(groups))))
+        if save is not None:
+            answers.save(save, answers.lines(groups, rubric))
         raise typer.Exit(found.exit_code)
 
 
@@ -88,7 +88,7 @@ def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None)
             groups_per_rollout=args.prompts_per_generation,
             max_steps=_steps(args, len(tasks)),
             seed=args.seed,
-            engine=engine_of(args, tokenizer),
+            engine=build.make_engine(args, tokenizer),
             on_groups=sampled.extend,
             environment=environment,
             max_turns=args.max_turns,
@@ -114,16 +114,6 @@ def load(recipe: Recipe, args: Any, tokenizer: Any) -> Any:
     else:
         prepare_model(model)
     return model if recipe.model.load_in_4bit else model.to(args.device)
-
-
-def engine_of(args: Any, tokenizer: Any) -> Engine:
-    """The engine of the run, in its precision."""
-    import torch
-
-    from posttrain.rollout.engines import make_engine
-
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.max_concurrent_completions)
 
 
 def _steps(args: Any, rows: int) -> int:

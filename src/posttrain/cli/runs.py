@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 from posttrain.errors import UserError, did_you_mean
@@ -69,6 +70,17 @@ def model_of(target: str) -> str:
     if last is None:
         raise UserError(f"{target} holds neither a model (config.json) nor a run with a saved one")
     return str(last)
+
+
+def method_of(run: str) -> str | None:
+    """What the run was trained with, as in `Kind.method`; None: no record says."""
+    from posttrain.tracking.reader import RunReader
+
+    try:
+        with closing(RunReader(Path(run).expanduser())) as reader:
+            return reader.meta().get("method")
+    except UserError:
+        return None
 
 
 def is_model(path: Path) -> bool:
