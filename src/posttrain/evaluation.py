@@ -110,8 +110,8 @@ def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
 def rate(values: Sequence[float], draws: float, confidence: float = 0.95) -> Estimate:
     """The mean of a value in [0, 1] a question, each from `draws` independent draws (on average, where that varies).
 
-    Of n answers these are n for pass@1 and n // k for pass@k. Wilson's interval for as many independent draws as would scatter like these means do (the effective sample size of cluster samples; Korn and
-    Graubard 1998): never fewer than there are questions, never more than were drawn.
+    Of n answers these are n for pass@1 and n // k for pass@k. Wilson's interval for as many independent draws as would scatter like these means do
+    (the effective sample size of cluster samples; Korn and Graubard 1998): never fewer than there are questions, never more than were drawn.
     """
     n, mean = len(values), fmean(values)
     scatter = sum((value - mean) ** 2 for value in values) / ((n - 1) * n) if n > 1 else 0.0  # variance of the mean

@@ -37,18 +37,21 @@ def evaluate(
 ) -> None:
     """Accuracy with its 95 % interval: greedy, and with -n also pass@k of drawn answers."""
     with sentences():
+        from posttrain.cli import completions
         from posttrain.cli.build import hide_progress_bars
-        from posttrain.cli.completions import save as write
         from posttrain.cli.exams import Asking, find_question
         from posttrain.cli.exams import evaluate as examine
 
         hide_progress_bars()
         question = find_question(target, data, recipe, max_new_tokens)
-        result, completions = examine(question, Asking(samples, generations, temperature, seed, by, duplicates), against)
         if (path := save or _own_file(target)) is not None:
-            write(path, completions)
+            completions.check(path)
+        result, written = examine(question, Asking(samples, generations, temperature, seed, by, duplicates), against)
+        if path is not None:
             result["completions"] = path
         typer.echo(json.dumps(result) if as_json else "\n".join(report(result)))
+        if path is not None:
+            completions.save(path, written)
 
 
 def _own_file(target: str) -> str | None:
@@ -62,6 +65,7 @@ def report(result: dict[str, Any]) -> list[str]:
     said = [_greedy(result)]
     if "sampled" in result:
         said.append(_sampled(result["sampled"]))
+    said += _broken(result)
     if "against" in result:
         said += _against(result["against"])
     if "by" in result:
@@ -76,11 +80,14 @@ def report(result: dict[str, Any]) -> list[str]:
 def _greedy(result: dict[str, Any]) -> str:
     parts = []
     if "accuracy" in result:
-        parts.append(f"greedy accuracy {_share(result)}: {result['right']} of {result['questions']} right")
+        parts.append(f"greedy accuracy {_share(result)}: {result['right']} of {result['questions'] - result['unjudged']} right")
+        parts += _unjudged(result["unjudged"], result["questions"], "questions")
+    elif "unjudged" in result:
+        parts.append(f"{result['questions']} questions; no accuracy, since no answer could be judged")
     else:
         parts.append(f"{result['questions']} questions; no accuracy, since no reward of the rubric decides right or wrong (mark one with @verifier)")
     if result["mean_reward"] is not None:
-        parts.append(f"mean reward {result['mean_reward']:.3g}")
+        parts.append(f"mean reward {result['mean_reward']:.3g}" + (f" ({result['unscored']} not scored)" if result["unscored"] else ""))
     if result["truncated"]:
         parts.append(f"{result['truncated']:.0%} cut off: try a larger --max-new-tokens")
     return " · ".join(parts)
@@ -94,6 +101,7 @@ def _share(result: dict[str, Any]) -> str:
 def _sampled(result: dict[str, Any]) -> str:
     parts = [f"{result['completions']} drawn answers each"]
     parts += [f"pass@{k} {100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" for k, (value, low, high) in result.get("pass_at", {}).items()]
+    parts += _unjudged(result.get("unjudged", 0), result["answers"], "answers")
     if "mean_reward" in result:
         value, low, high = result["mean_reward"]
         parts.append(f"mean reward {value:.3g} [{low:.3g}, {high:.3g}]")
@@ -102,10 +110,24 @@ def _sampled(result: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def _unjudged(count: int, of: int, what: str) -> list[str]:
+    return [f"{count} of {of} {what} could not be judged"] if count else []
+
+
+def _broken(result: dict[str, Any]) -> list[str]:
+    """How many answers have no reward because it broke, or the environment did."""
+    if "broken" not in result:
+        return []
+    count, first = result["broken"]["answers"], visible(result["broken"]["first"])
+    return [f"warning: {count} answers, drawn ones included, have no reward, since something broke over them; the first time: {first}"]
+
+
 def _against(other: dict[str, Any]) -> list[str]:
-    lines = [f"against {visible(other['model'])}: " + _greedy(other)]
+    lines = [f"against {visible(other['model'])}: " + _greedy(other), *_broken(other)]
     if "difference" in other:
-        lines.append(f"  {_points('greedy', other['difference'], other['p_value'])} · {other['gained']} questions gained, {other['lost']} lost")
+        both = f" · of {other['paired']} questions judged in both" if other["paired"] < other["questions"] else ""
+        changes = f"{other['gained']} questions gained, {other['lost']} lost{both}"
+        lines.append(f"  {_points('greedy', other['difference'], other['p_value'])} · {changes}")
     if other.get("sampled_difference"):
         lines.append(f"  {_points('drawn', other['sampled_difference']['difference'], other['sampled_difference']['p_value'])}")
     if other["reward"] is not None:
@@ -128,7 +150,8 @@ def _table(by: dict[str, Any]) -> list[str]:
     lines = [f"by {visible(by['column'])}:"]
     for row in by["values"]:
         said = _share(row) if "accuracy" in row else "mean reward " + ("n/a" if row["mean_reward"] is None else f"{row['mean_reward']:.3g}")
-        lines.append(f"  {visible(row['value']):<{width}}  {row['questions']:>6}  {said}")
+        parts = [said, *_unjudged(row.get("unjudged", 0), row["questions"], "questions")]
+        lines.append(f"  {visible(row['value']):<{width}}  {row['questions']:>6}  {' · '.join(parts)}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """What a model or a finished run answers, and how often it is right: the work behind `posttrain eval` and `posttrain sample`.
 
-A run brings its own questions (exam.jsonl), templates and rubric (recipe.yaml) and token limit (summary.json); options say otherwise.
+A run brings its own questions (exam.jsonl), and its recipe says how they are asked: as in training, with the same templates, sampling, environment
+and rewards. Options say otherwise.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.cli import runs
-from posttrain.cli.build import chosen, fill, make_rubric
+from posttrain.cli.build import chosen, fill, make_engine, make_rubric, read_drawing
 from posttrain.cli.completions import lines
 from posttrain.cli.figures import Answers, categories, compared, summary
+from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import EvalSection, Recipe, read_recipe
 from posttrain.data.mixture import load_data
 from posttrain.data.overlap import overlap
@@ -22,11 +24,14 @@ from posttrain.data.prompts import to_tasks
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.rubric import Rubric
-from posttrain.types import Rollout, Sampling, Task
+from posttrain.types import Group, Rollout, Sampling, Task
 
-DEFAULT_TOKENS = 256
+if TYPE_CHECKING:
+    from posttrain.envs import Environment
+    from posttrain.rewards.scoring import Report
+    from posttrain.trainers.online_config import OnlineConfig
+
 START = "start"  # --against start: the model that the run began with
-ONLINE = ("train", "rloo", "ppo")  # sections whose settings say how completions are drawn, in the order in which they are asked
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,21 @@ class Question:
     model: str
     data: str
     recipe: Recipe | None
-    max_new_tokens: int
+    args: OnlineConfig  # how the run drew its completions and had them scored
+    environment: Environment | None  # None: one question, one answer
+    max_new_tokens: int | None  # None: as in `args`
     is_run_exam: bool  # its rows already have prompt and answer: no template applies
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How the run drew its completions."""
-        sections = [getattr(self.recipe, name) for name in ONLINE] if self.recipe is not None else []
-        return next((section for section in sections if section), {})
+    def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
+        drawn = self.args.sampling(stop_token_ids)
+        return drawn if self.max_new_tokens is None else replace(drawn, max_new_tokens=self.max_new_tokens)
+
+    def rubric(self) -> Rubric:
+        """The rewards with their weights, and what the environment pays."""
+        from posttrain.trainers.inputs import as_rubric
+
+        given = make_rubric(self.recipe) if self.recipe is not None and self.recipe.rubric else Rubric("arithmetic")
+        return as_rubric(given, self.args.reward_weights, self.environment)
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Asking:
 
     samples: int | None = None  # questions; None: the recipe's, else all
     generations: int = 0  # further answers to each, drawn at the temperature
-    temperature: float | None = None  # None: the recipe's, else 1
+    temperature: float | None = None  # None: as in training
     seed: int = 0
     by: str | None = None  # a column: accuracy for each of its values
     duplicates: bool = True  # compare the questions with the training data
@@ -70,9 +82,21 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
     model = runs.model_of(target)
     if not is_run_exam and (recipe is None or not recipe.rubric):
         raise UserError("nothing says what a right answer is: give --recipe with a recipe that has a rubric")
-    found = Question(model, source, recipe, DEFAULT_TOKENS, is_run_exam)
-    limit = max_new_tokens or _tokens_of_run(folder) or found.settings.get("max_completion_length") or DEFAULT_TOKENS
-    return replace(found, max_new_tokens=limit)
+    environment = None if recipe is None else recipe.env.make()
+    if recipe is None:
+        args = KINDS["grpo"].config_class()(bf16=False)
+    else:
+        args = read_drawing(_kind(target, recipe, is_own=recipe_name is None), recipe)
+    return Question(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_run_exam)
+
+
+def _kind(target: str, recipe: Recipe, *, is_own: bool) -> Kind:
+    """Whose settings count: those of the run's own training, unless another recipe has no section for it; else the first online section's."""
+    online = [kind for kind in KINDS.values() if kind.is_online]
+    named = [kind for kind in online if getattr(recipe, kind.section)]
+    trained = runs.method_of(target)
+    ran = [kind for kind in online if kind.method == trained and (is_own or kind in named)]
+    return next(iter([*ran, *named]), KINDS["grpo"])
 
 
 def _tokens_of_run(folder: Path) -> int | None:
@@ -81,15 +105,14 @@ def _tokens_of_run(folder: Path) -> int | None:
 
 
 def evaluate(question: Question, asking: Asking, against: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the result, every completion as a line). `accuracy` is there only when some reward decides right or wrong."""
-    rubric = make_rubric(question.recipe) if question.recipe and question.recipe.rubric else Rubric("arithmetic")
-    tasks = questions(question, asking, rubric)
-    if asking.by is not None and asking.by not in tasks[0].columns:
-        raise UserError(
-            f"--by {asking.by}: the questions have no such column.{did_you_mean(asking.by, tasks[0].columns)} They have: {', '.join(tasks[0].columns)}."
-        )
-    other = None if against is None else _other(question, against)
+    """(the result, every completion as a line). What can be wrong with the questions is found before a model is asked."""
+    rubric = question.rubric()
     try:
+        tasks = questions(question, asking, rubric)
+        other = None if against is None else _other(question, against)
+        for asked in (question, *([] if other is None else [other])):
+            check_prompts(asked, tasks)
+        found = duplicates(question, tasks) if asking.duplicates else None
         ours = ask(question, asking, tasks, rubric)
         theirs = None if other is None else ask(other, asking, tasks, rubric)
     finally:
@@ -101,13 +124,13 @@ def evaluate(question: Question, asking: Asking, against: str | None = None) -> 
     if other is not None and theirs is not None:
         result["against"] = {"model": other.model, **summary(theirs, rubric), **compared(theirs, ours, rubric)}
         written += _lines(other.model, theirs, rubric)
-    if asking.duplicates:
-        result["duplicates"] = duplicates(question, tasks)
+    if found is not None:
+        result["duplicates"] = found
     return result, written
 
 
 def _other(question: Question, against: str) -> Question:
-    """The same questions for another model; found before anything is spent."""
+    """The same questions for another model."""
     if against == START:
         if question.recipe is None or question.recipe.model.name is None:
             raise UserError("--against start: the run has no recipe that names the model it began with; give that model's name or directory")
@@ -127,50 +150,77 @@ def questions(question: Question, asking: Asking, rubric: Rubric) -> list[Task]:
         rows = fill(rows, question.recipe.data, load_tokenizer(question.model))
     tasks = to_tasks(rows)
     rubric.check_columns(tasks[0].columns)
+    columns = list(dict.fromkeys(column for task in tasks for column in task.columns))
+    if asking.by is not None and asking.by not in columns:
+        raise UserError(f"--by {asking.by}: the questions have no such column.{did_you_mean(asking.by, columns)} They have: {', '.join(columns)}.")
     return tasks
+
+
+def check_prompts(question: Question, tasks: Sequence[Task]) -> None:
+    """Raises UserError, which names the model, for prompts that its tokenizer cannot write."""
+    from posttrain.data.chat import encode_prompt
+    from posttrain.data.turns import TurnTokens
+    from posttrain.envs.formats import find_parser
+    from posttrain.models.load import load_tokenizer
+    from posttrain.rollout.episodes import Stage
+    from posttrain.trainers.stage import first_prompts
+
+    tokenizer, environment, keywords = load_tokenizer(question.model), question.environment, question.args.chat_template_kwargs or {}
+    try:
+        if environment is None:
+            for task in tasks:
+                encode_prompt(tokenizer, task.prompt, **keywords)
+            return
+        if environment.tools:
+            find_parser(tokenizer, environment.call_format)
+        first_prompts(environment, Stage(environment.make, TurnTokens(tokenizer, (), tools=environment.tools, **keywords)), tasks)
+    except UserError as error:
+        raise UserError(f"{question.model} cannot be asked: {error}") from error
 
 
 def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubric) -> Answers:
     """One greedy answer to each, and if wanted several at the temperature."""
     from posttrain.exam import answers
     from posttrain.models.load import load_tokenizer, stop_token_ids
-    from posttrain.rollout.engines import make_engine
     from posttrain.trainers.inputs import place_reward_models
 
-    model, tokenizer, recipe, settings = _load(question.model, question.recipe), load_tokenizer(question.model), question.recipe, question.settings
+    model, tokenizer, args = _load(question.model, question.recipe), load_tokenizer(question.model), question.args
     place_reward_models(rubric, model.device)
-    played: dict[str, Any] = dict(settings.get("chat_template_kwargs") or {})
-    if recipe is not None:
-        played |= {"environment": recipe.env.make(), **recipe.env.settings()}
-    played["engine"] = make_engine("local" if recipe is None else recipe.engine.kind, tokenizer)
-    stops = stop_token_ids(model, tokenizer)
-    greedy = answers(model, tokenizer, tasks, rubric, Sampling(question.max_new_tokens, 0.0, stop_token_ids=stops), **played)
-    if not asking.generations:
-        return Answers(greedy)
-    sampling = Sampling(
-        question.max_new_tokens,
-        asking.temperature if asking.temperature is not None else float(settings.get("temperature", 1.0)),
-        top_k=settings.get("top_k") or 0,
-        top_p=float(settings.get("top_p", 1.0)),
-        min_p=settings.get("min_p"),
-        stop_token_ids=stops,
-    )
-    return Answers(greedy, answers(model, tokenizer, tasks, rubric, sampling, num_generations=asking.generations, seed=asking.seed, **played))
+    reports: list[Report] = []
+    played: dict[str, Any] = {
+        "engine": make_engine(args, tokenizer),
+        "environment": question.environment,
+        "max_turns": args.max_turns,
+        "max_turn_tokens": args.max_turn_tokens,
+        "reward_policy": args.reward_policy,
+        "env_on_error": args.env_on_error,
+        "on_report": reports.append,
+        **(args.chat_template_kwargs or {}),
+    }
+    sampling = question.sampling(stop_token_ids(model, tokenizer))
+    sampled: list[Group] = []
+    greedy = answers(model, tokenizer, tasks, rubric, replace(sampling, temperature=0.0, top_k=0, top_p=1.0, min_p=None), **played)
+    if asking.generations:
+        drawn = sampling if asking.temperature is None else replace(sampling, temperature=asking.temperature)
+        sampled = answers(model, tokenizer, tasks, rubric, drawn, num_generations=asking.generations, seed=asking.seed, **played)
+    return Answers(greedy, sampled, [how for report in reports for how in report.broken])
 
 
 def duplicates(question: Question, tasks: Sequence[Task]) -> dict[str, Any]:
     """Questions that the run was trained on, or why that is not known."""
-    if question.recipe is None or question.recipe.data.train is None:
+    data = None if question.recipe is None else question.recipe.data
+    if data is None or data.train is None:
         return {"unknown": "no recipe names the training data"}
     from posttrain.models.load import load_tokenizer
 
     try:
-        rows = fill(load_data(question.recipe.data.train), question.recipe.data, load_tokenizer(question.model))
-    except UserError as error:  # the data of an old run may be gone: that is no reason not to examine it
+        rows = fill(load_data(data.train, streaming=data.streaming), data, load_tokenizer(question.model))
+        first = next(iter(rows), {})
+        if "prompt" not in first:
+            return {"unknown": f"the training data have no prompts, but: {', '.join(map(str, first)) or 'no rows'}"}
+        found = overlap((row["prompt"] for row in rows if row.get("prompt") is not None), [task.prompt for task in tasks])
+    except (UserError, OSError) as error:  # the data of an old run may be gone: that is no reason not to examine it
         return {"unknown": str(error)}
-    if "prompt" not in rows[0]:
-        return {"unknown": f"the training data have no prompts, but: {', '.join(map(str, rows[0]))}"}
-    found = overlap((row["prompt"] for row in rows), [task.prompt for task in tasks])
     example = next(iter([*found.exact, *found.normalised]), None)
     return {"exact": len(found.exact), "normalised": len(found.normalised), "example": None if example is None else tasks[example].prompt}
 
