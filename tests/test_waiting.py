@@ -1,4 +1,5 @@
 import asyncio
+import concurrent.futures
 import sys
 import threading
 import time
@@ -91,3 +92,20 @@ def test_leaving_a_coroutine_is_its_error_and_the_loop_goes_on(end):
     assert "SystemExit: 3" in str(found[0])
     assert found[1] == 1
     assert settled([later(2)]) == [2]
+
+
+def test_a_coroutine_that_is_cancelled_by_itself_is_an_error_in_its_place():
+    async def cancels():
+        raise asyncio.CancelledError
+
+    error, value = settled([cancels(), later(1, 0.05)])
+    assert isinstance(error, RuntimeError)
+    assert "CancelledError" in str(error)
+    assert value == 1
+
+
+def test_what_takes_longer_than_it_may_is_given_up():
+    started = time.perf_counter()
+    with pytest.raises(concurrent.futures.TimeoutError):
+        settled([later(1, 30)], 0.1)
+    assert time.perf_counter() - started < 5

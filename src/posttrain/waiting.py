@@ -1,6 +1,7 @@
-"""One private event loop in a thread of its own, for whatever must be awaited: a notebook's or a server's own loop is not in the way.
+"""Private event loops in threads of their own, for whatever must be awaited: a notebook's or a server's own loop is not in the way.
 
-It stays the same loop for the life of the process, so that what a coroutine opened (a client's session) can be used by the next one.
+A loop stays the same for the life of the process, so that what a coroutine opened (a client's session) can be used by the next one; only a
+`UserLoop` is left behind once a coroutine blocks it, so that somebody can still keep time.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+Outcome = tuple[Any, BaseException | None]  # a result, or what was raised instead
+LOOP_PATIENCE = 1.0  # seconds in which a loop must answer, or a coroutine is blocking it
 
-def settled(values: Sequence[Any]) -> list[Any]:
-    """Each value; of an awaitable its result, or the exception that it raised. They are awaited together, started in their order."""
+
+def settled(values: Sequence[Any], seconds: float | None = None) -> list[Any]:
+    """Each value; of an awaitable its result, or the exception that it raised. They are awaited together, started in their order.
+
+    Raises concurrent.futures.TimeoutError when that takes longer than `seconds`; None: there is no limit.
+    """
     if not any(inspect.isawaitable(value) for value in values):
         return list(values)
 
@@ -24,8 +31,8 @@ def settled(values: Sequence[Any]) -> list[Any]:
 
     future: Future[list[Any]] = asyncio.run_coroutine_threadsafe(gather(), _loop())
     try:
-        return future.result()
-    except BaseException:  # Ctrl-C: do not leave them running behind the caller's back
+        return future.result(seconds)
+    except BaseException:  # too late, or Ctrl-C: do not leave them running behind the caller's back
         future.cancel()
         raise
 
@@ -57,16 +64,63 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) 
         future.set_exception(error)
 
 
+async def within(awaitable: Awaitable[Any], seconds: float | None) -> Outcome | None:
+    """Its outcome; None when it takes longer than `seconds`: then it is cancelled, and not waited for any more."""
+    return await _awaited(asyncio.ensure_future(_outcome(awaitable)), seconds)
+
+
+class UserLoop:
+    """A loop for coroutines of a user. One that a coroutine blocks is left behind with its thread; the next coroutine gets a new one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._loop: asyncio.AbstractEventLoop | None = None  # None: none yet, or the last one was left behind
+
+    async def run(self, awaitable: Awaitable[Any], seconds: float | None) -> Outcome | None:
+        """As `within`, on this loop."""
+        loop = self._loop = self._loop or new_loop(self.name)
+        outcome = await _awaited(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_outcome(awaitable), loop)), seconds)
+        if outcome is None and self._loop is loop and not await _turns(loop) and self._loop is loop:
+            self.stop()  # should it ever turn again
+        return outcome
+
+    def stop(self) -> None:
+        """Give the thread up. The next `run` takes a new one."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop = None
+
+
+async def _awaited(future: asyncio.Future[Outcome], seconds: float | None) -> Outcome | None:
+    """Wait without owning: what is not done is cancelled, also when the waiting itself is."""
+    try:
+        done, _ = await asyncio.wait([future], timeout=seconds)
+    finally:
+        future.cancel()
+    return future.result() if done else None
+
+
+async def _outcome(awaitable: Awaitable[Any]) -> Outcome:
+    try:
+        return await awaitable, None
+    except BaseException as error:  # SystemExit would end the loop, and a CancelledError of its own what waits for it
+        return None, error
+
+
+async def _turns(loop: asyncio.AbstractEventLoop) -> bool:
+    turned: Future[None] = Future()
+    loop.call_soon_threadsafe(turned.set_result, None)
+    done, _ = await asyncio.wait([asyncio.wrap_future(turned)], timeout=LOOP_PATIENCE)
+    return bool(done)
+
+
 async def _settled(value: Any) -> Any:
     if not inspect.isawaitable(value):
         return value
-    awaitable: Awaitable[Any] = value
-    try:
-        return await awaitable
-    except Exception as error:
-        return error
-    except (SystemExit, KeyboardInterrupt) as raised:
-        return RuntimeError(f"{type(raised).__name__}: {raised}")
+    result, error = await _outcome(value)
+    if error is None or isinstance(error, Exception):
+        return result if error is None else error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -1,5 +1,7 @@
 """Functions that speak for the user, and objects whose methods are tools."""
 
+import asyncio
+
 import pytest
 from talk import add
 
@@ -85,6 +87,40 @@ def test_public_methods_are_the_tools():
     assert [schema["function"]["name"] for schema in environment.tools] == ["increase"]
     assert list(environment.tools[0]["function"]["parameters"]["properties"]) == ["by"]
     assert not environment.pays
+
+
+def test_coroutines_of_an_object_share_one_loop():
+    """A session that a tool opened can be closed."""
+    loops = []
+
+    class Session:
+        def reset(self, **columns):
+            pass
+
+        async def increase(self, by: int) -> int:
+            """Increase.
+
+            Args:
+                by: How much.
+            """
+            loops.append(asyncio.get_running_loop())
+            return by
+
+        async def get_reward(self):
+            loops.append(asyncio.get_running_loop())
+            return 1.0
+
+        async def close(self):
+            loops.append(asyncio.get_running_loop())
+
+    env = factory(Session).make(TASK)
+    env.start()
+    rollout = turn(CALL)
+    settled([env.reply(rollout)])
+    settled([env.finish(rollout)])
+    assert rollout.info["reward"] == 1.0
+    assert len(loops) == 4, "that of the object which was only looked at was closed too"
+    assert len(set(loops)) == 1
 
 
 @pytest.mark.parametrize("wrong", [list, lambda: type("Empty", (), {"reset": lambda self: None})()])

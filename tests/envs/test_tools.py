@@ -120,6 +120,70 @@ def test_whatever_goes_wrong_is_told_to_the_model_and_counted(turn, says):
     assert time.perf_counter() - started < 2
 
 
+async def cancels(a: int) -> int:
+    """Cancel.
+
+    Args:
+        a: Anything.
+    """
+    raise asyncio.CancelledError
+
+
+async def meets_a_timeout(a: int) -> int:
+    """Meet a timeout.
+
+    Args:
+        a: Anything.
+    """
+    raise TimeoutError("the socket timed out")
+
+
+async def blocks(a: int) -> int:
+    """Block the loop.
+
+    Args:
+        a: Anything.
+    """
+    time.sleep(4)
+    return a
+
+
+def returns_what_blocks(a: int) -> int:
+    """Return a coroutine that blocks the loop.
+
+    Args:
+        a: Anything.
+    """
+    return blocks(a)
+
+
+async def doubles(a: int) -> int:
+    """Double.
+
+    Args:
+        a: Anything.
+    """
+    await asyncio.sleep(0)
+    return 2 * a
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (cancels, "error: CancelledError: "),
+        (meets_a_timeout, "error: TimeoutError: the socket timed out"),
+        (blocks, "error: blocks did not answer within 0.2 seconds"),
+        (returns_what_blocks, "error: returns_what_blocks did not answer within 0.2 seconds"),
+    ],
+)
+def test_an_async_tool_that_goes_wrong_is_told_and_the_next_one_answers(function, says):
+    started = time.perf_counter()
+    contents, counted = answered([function, doubles], said(call(function.__name__, a=1), call("doubles", a=2)), timeout=0.2)
+    assert contents == [says, "4"]
+    assert counted == {"tool_calls": 2.0, "tool_failures": 1.0}
+    assert time.perf_counter() - started < 3.5
+
+
 def test_text_that_is_a_number_is_one_where_a_number_is_wanted():
     assert answered([add], said(call("add", a="5", b=7)))[0] == ["12"]
 

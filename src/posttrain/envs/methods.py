@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from posttrain.envs.environment import Environment, as_messages
-from posttrain.envs.tools import ToolEnv, tool_table
+from posttrain.envs.tools import COROUTINES, ToolEnv, tool_table
 from posttrain.errors import UserError
 from posttrain.types import Message, Rollout, Task
 from posttrain.waiting import settled
@@ -85,4 +85,12 @@ async def _close(instance: Any) -> None:
 
 
 async def _awaited(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+    """Where the object's tools are awaited too: a session that one of them opened belongs to that loop."""
+    if not inspect.isawaitable(value):
+        return value
+    outcome = await COROUTINES.run(value, None)
+    assert outcome is not None, "without a limit nothing is late"
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result

@@ -1,23 +1,25 @@
 """Tools: Python functions that the model may call. Their schema comes from signature and docstring, what they answer goes back as messages.
 
 Whatever goes wrong in a call (JSON that cannot be read, an unknown name, an exception, no answer in time) is told to the model and counted; only a
-mistake of the programmer's, found before training, stops anything. A sync tool runs in a thread of its own, several at once.
+mistake of the programmer's, found before training, stops anything. A sync tool runs in a thread of its own, several at once; coroutines share a
+loop, which is left behind when one blocks it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.envs.environment import Environment, as_messages
 from posttrain.errors import UserError, did_you_mean
 from posttrain.types import Env, Message, Rollout, Task
-from posttrain.waiting import in_thread
+from posttrain.waiting import Outcome, UserLoop, in_thread, within
 
+COROUTINES = UserLoop("posttrain-tools")  # where whatever is awaited of tools and their objects runs: what one opened, another can use
 MAX_CALLS = 16  # answered in one turn: a hostile turn may hold hundreds
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,), "null": (type(None),),
@@ -56,11 +58,15 @@ class Tool:
                 raise ValueError(f"{self.name} needs the parameter '{name}'")
         return {name: _typed(value, known[name], name) for name, value in given.items()}
 
-    async def __call__(self, arguments: dict[str, Any]) -> Any:
+    async def __call__(self, arguments: dict[str, Any], seconds: float) -> Outcome | None:
+        """What it answers or raises; None when it takes longer than `seconds`."""
+        call, started = functools.partial(self.function, **arguments), time.monotonic()
         if inspect.iscoroutinefunction(self.function):
-            return await self.function(**arguments)
-        answer = await in_thread(functools.partial(self.function, **arguments))
-        return await answer if inspect.isawaitable(answer) else answer
+            return await COROUTINES.run(call(), seconds)
+        outcome = await within(in_thread(call), seconds)
+        if outcome is None or not inspect.isawaitable(outcome[0]):
+            return outcome
+        return await COROUTINES.run(outcome[0], seconds - (time.monotonic() - started))
 
 
 def tools(
@@ -131,12 +137,14 @@ class ToolEnv(Env):
             )
         tool = self.table[name]
         try:
-            arguments = tool.arguments(function["arguments"])
-            result = await asyncio.wait_for(tool(arguments), self.timeout)
+            outcome = await tool(tool.arguments(function["arguments"]), self.timeout)
+            if outcome is None:
+                return self._failed(f"{name} did not answer within {self.timeout:g} seconds", name, id)
+            result, error = outcome
             content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
-        except asyncio.TimeoutError:
-            return self._failed(f"{name} did not answer within {self.timeout:g} seconds", name, id)
-        except (Exception, SystemExit) as error:  # the model's to deal with, whatever it is
+        except (Exception, SystemExit) as raised:
+            error = raised
+        if error is not None:  # the model's to deal with, whatever it is
             return self._failed(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}", name, id)
         self.calls += 1
         return self._message(content, name, id)

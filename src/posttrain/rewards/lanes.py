@@ -18,9 +18,7 @@ from typing import Any, Protocol
 
 from posttrain.rewards.answers import raised, scores_of, timed_out
 from posttrain.rewards.calls import Call, Notes, Scores
-from posttrain.waiting import new_loop
-
-LOOP_PATIENCE = 1.0  # seconds in which a loop must answer, or a coroutine is blocking it
+from posttrain.waiting import UserLoop, new_loop
 
 
 @dataclass
@@ -106,7 +104,7 @@ class LocalLane:
     def __init__(self) -> None:
         self.here: Here | None = None
         self._thread: Thread | None = None  # None: none yet, or the last one was left behind
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = UserLoop("posttrain-reward-loop")
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self, attempts: list[Attempt], seconds: float | None) -> None:
@@ -123,9 +121,8 @@ class LocalLane:
     def close(self) -> None:
         if self._thread is not None:
             self._thread.end()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread = self._loop = None
+            self._thread = None
+        self._loop.stop()
 
     def _executor(self) -> Executor:
         if self.here is not None:
@@ -148,17 +145,12 @@ class LocalLane:
             attempt.notes, attempt.scores, attempt.answer = tried.notes, tried.scores, tried.answer
 
     async def _await(self, attempt: Attempt, seconds: float | None) -> None:
-        loop = self._loop = self._loop or new_loop("posttrain-reward-loop")
-        running = asyncio.run_coroutine_threadsafe(_settled(attempt.answer), loop)
-        done, _ = await _wait(running, seconds)
-        if not done:
+        outcome = await self._loop.run(_read(attempt.answer), seconds)
+        if outcome is None:
             assert seconds is not None
             attempt.scores, attempt.answer, attempt.notes = timed_out(attempt.call, seconds), None, Notes()
-            if self._loop is loop and not await _answers(loop):
-                self._loop = None
-                loop.call_soon_threadsafe(loop.stop)  # should it ever turn again
             return
-        attempt.answer, error = running.result()
+        attempt.answer, error = outcome
         if error is not None:
             attempt.scores = raised(attempt.call, error)
 
@@ -191,27 +183,8 @@ def _carry_out(future: Future[None], function: Callable[[], None], *, reraise: b
         future.set_result(None)
 
 
-async def _wait(running: Future[Any], seconds: float | None) -> tuple[set[Any], set[Any]]:
-    """Wait without owning: what is not done is cancelled, also when the waiting itself is."""
-    try:
-        return await asyncio.wait([asyncio.wrap_future(running)], timeout=seconds)
-    finally:
-        running.cancel()
-
-
-async def _settled(answer: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    try:
-        return _whole(await answer), None
-    except BaseException as error:
-        return None, error
-
-
-async def _answers(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the loop still turns."""
-    turned: Future[None] = Future()
-    loop.call_soon_threadsafe(turned.set_result, None)
-    done, _ = await asyncio.wait([asyncio.wrap_future(turned)], timeout=LOOP_PATIENCE)
-    return bool(done)
+async def _read(answer: Awaitable[Any]) -> Any:
+    return _whole(await answer)
 
 
 def _whole(answer: Any) -> Any:
