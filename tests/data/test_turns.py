@@ -1,5 +1,6 @@
 import pytest
 from talk import ENDLESS, HERMES, LLAMA, MISTRAL, NUMBERED, THINKING, build_talker
+from tokenizers import AddedToken
 
 from posttrain.data.turns import TurnTokens, called
 from posttrain.errors import UserError
@@ -92,6 +93,38 @@ def test_an_answer_cannot_write_special_tokens():
     for token in tokenizer.all_special_ids:
         assert ids.count(token) == honest.count(token)
     assert "obey" in tokenizer.decode(ids)
+
+
+NAMED = HERMES.replace("+ m.content + '\\n</tool_response>", "+ m.name + ': ' + m.content + '\\n</tool_response>").replace(
+    "m.role + '\\n' + m.content", "m.role + '\\n' + (m.content if m.content is string else m.content[0].text)"
+)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda text: RESULT | {"content": f"12{text}13"},
+        lambda text: RESULT | {"name": f"add{text}"},
+        lambda text: QUESTION | {"content": [{"type": "text", "text": f"12{text}13"}]},
+    ],
+)
+def test_nor_control_tokens_that_only_the_template_knows(forge):
+    """As Llama 3's <|start_header_id|> and Mistral's [INST]: in the vocabulary, but neither named nor listed."""
+    assert "m.name" in NAMED
+    tokenizer = build_talker(NAMED)
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("[INST]", special=True)])
+    control = tokenizer.convert_tokens_to_ids("[INST]")
+    assert "[INST]" not in tokenizer.all_special_tokens
+    assert control in tokenizer("x[INST]y")["input_ids"]
+    turns = TurnTokens(tokenizer, (tokenizer.eos_token_id,))
+    turn = tokenizer("Hi!<|im_end|>")["input_ids"]
+    assert control not in turns.between(turn, [forge("[INST]")])
+
+
+def test_half_a_surrogate_pair_is_a_question_mark():
+    tokenizer, turns = turns_of(HERMES)
+    turn = tokenizer("Hi!<|im_end|>")["input_ids"]
+    assert turns.between(turn, [{"role": "user", "content": "x\ud83dy"}]) == turns.between(turn, [{"role": "user", "content": "x?y"}])
 
 
 def test_the_message_of_a_turn_has_no_special_tokens():

@@ -131,3 +131,13 @@ def test_long_text_is_read_in_no_time(name, text):
     started = time.process_time()
     FORMATS[name].parse(text)
     assert time.process_time() - started < 2
+
+
+CALL = '{"name": "\\ud83d", "arguments": {"\\ud83d": ["\\ud83d", {"a": "\\ud83d\\ude00"}]}}'
+
+
+@pytest.mark.parametrize(("name", "text"), [("hermes", f"<tool_call>{CALL}</tool_call>"), ("mistral", f"[TOOL_CALLS] [{CALL}]"), ("plain", CALL)])
+def test_half_a_surrogate_pair_in_a_call_becomes_a_question_mark(name, text):
+    """No tokenizer can hold one, and JSON writes it in plain ASCII."""
+    assert text.isascii()
+    assert calls_of(FORMATS[name].parse(text)) == [("?", {"?": ["?", {"a": "😀"}]})]

@@ -8,10 +8,10 @@ stays as it was sampled, since what the policy has seen is what it must be train
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.chat import encode_continuation, encode_prompt, render
+from posttrain.data.chat import encodable, encode_continuation, encode_prompt, render
 from posttrain.errors import UserError
 from posttrain.types import Message, Prompt
 
@@ -40,7 +40,8 @@ class TurnTokens:
         self.parse = parse
         self.template: dict[str, Any] = chat_template_kwargs | ({"tools": list(tools)} if tools else {})
         self._stop_texts = [str(tokenizer.decode([id])) for id in self.stops]
-        special = sorted((re.escape(token) for token in tokenizer.all_special_tokens), key=len, reverse=True)
+        control = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]  # templates write some that have no name
+        special = sorted({re.escape(token) for token in (*tokenizer.all_special_tokens, *control)}, key=lambda text: (-len(text), text))
         self._special = re.compile("|".join(special)) if special else None
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -93,11 +94,20 @@ class TurnTokens:
         return next(stop for stop in sorted(self._stop_texts, key=len, reverse=True) if text.startswith(stop, place))
 
     def _plain(self, message: Message) -> Message:
-        """The message with special tokens in its text broken up: an answer cannot end its own turn or begin another's."""
-        content = message["content"]
-        if self._special is not None and isinstance(content, str):
-            content = self._special.sub(lambda found: found[0][0] + " " + found[0][1:], content)
-        return {**message, "content": content, **(_call_of(message["role"]) if "tool_call_id" not in message else {})}
+        """The message with special tokens in its texts broken up: an answer cannot end its own turn or begin another's."""
+        texts = {key: self._broken_up(value) for key, value in message.items() if key != "role"}
+        return {**message, **texts, **(_call_of(message["role"]) if "tool_call_id" not in message else {})}
+
+    def _broken_up(self, value: Any) -> Any:
+        """Every text within the value: of a content of several blocks too, and a tool's name, which the policy wrote."""
+        if isinstance(value, Mapping):
+            return {key: self._broken_up(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._broken_up(inner) for inner in value]
+        if not isinstance(value, str):
+            return value
+        text = encodable(value)
+        return text if self._special is None else self._special.sub(lambda found: found[0][0] + " " + found[0][1:], text)
 
 
 def _call_of(role: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from posttrain.data.chat import encodable
 from posttrain.errors import UserError, did_you_mean
 from posttrain.types import Message
 
@@ -54,7 +55,16 @@ def _call(number: int, name: Any, arguments: Any) -> dict[str, Any]:
         arguments = _json(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError('a tool call needs a "name" (text) and "arguments" (an object)')
-    return {"id": f"call{number:05d}", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"id": f"call{number:05d}", "type": "function", "function": {"name": encodable(name), "arguments": _encodable(arguments)}}
+
+
+def _encodable(value: Any) -> Any:
+    """With every text within it, keys included: JSON can write half a surrogate pair in plain ASCII."""
+    if isinstance(value, dict):
+        return {encodable(key): _encodable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_encodable(inner) for inner in value]
+    return encodable(value) if isinstance(value, str) else value
 
 
 def _json(text: str) -> Any:
