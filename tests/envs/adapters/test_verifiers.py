@@ -82,6 +82,20 @@ def test_turns_are_the_environments_until_it_is_complete():
     assert info == {"right": 1.0, "turns": 3.0, "reward": pytest.approx(2.3)}
 
 
+def test_an_episode_whose_first_turn_was_cut_is_scored_on_a_state_that_was_set_up():
+    def left(state):
+        return state["left"]
+
+    class Reads(Again):
+        rubric = Rubric([left], [1.0])
+
+    (row,) = verifiers_rows(Reads())
+    episode = verifiers_environment(Reads()).make(Task(0, row["prompt"], {"info": row["info"]}))
+    rollout = Rollout([1], [2], [True], [0.0], [0.0], StopReason.LENGTH, "b", [{"role": "assistant", "content": "b"}])
+    assert settled([episode.finish(rollout)]) == [None]
+    assert rollout.info == {"left": 1.0, "reward": 1.0}
+
+
 def test_a_reward_that_raises_is_an_error_and_no_zero():
     class Broken(Question):
         rubric = Rubric([lambda completion: 1 / 0], [1.0])

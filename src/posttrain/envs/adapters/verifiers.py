@@ -58,9 +58,7 @@ class VerifiersEnv(Env):
     async def reply(self, rollout: Rollout) -> list[Message] | None:
         if not hasattr(self.env, "env_response"):  # a question and its answer
             return None
-        if not self.is_set_up:
-            self.is_set_up = True
-            self.state = await _awaited(self.env.setup_state(self.state)) or self.state
+        await self._set_up()
         self._hear(rollout)
         if await _awaited(self.env.is_completed(self.state)):
             return None
@@ -74,6 +72,7 @@ class VerifiersEnv(Env):
     async def finish(self, rollout: Rollout) -> None:
         if not rollout.turns:  # nothing was said that the rubric could read
             return
+        await self._set_up()
         self._hear(rollout)
         total = 0.0
         for function, weight, objects in _functions(self.env.rubric):
@@ -81,6 +80,12 @@ class VerifiersEnv(Env):
             rollout.info[function.__name__] = score
             total += weight * score
         rollout.info["reward"] = total
+
+    async def _set_up(self) -> None:
+        """Before anything reads the state, and once. A first turn that was cut is never replied to, but it is scored."""
+        if not self.is_set_up and hasattr(self.env, "setup_state"):  # a question and its answer may have none
+            self.is_set_up = True
+            self.state = await _awaited(self.env.setup_state(self.state)) or self.state
 
     def _hear(self, rollout: Rollout) -> None:
         said = list(rollout.messages or [])
