@@ -103,6 +103,14 @@ def test_rows_without_a_seed_use_their_number():
     assert played(stepping(Corridor), "2", task=Task(7, "Play.", {}))[0] == "Play.\nat 0, seed 7"
 
 
+def test_a_wrapper_that_hands_its_keywords_on_is_seeded():
+    class Wrapped(Corridor):
+        def reset(self, **kwargs):
+            return super().reset(**kwargs)
+
+    assert played(stepping(Wrapped), "2")[0] == "Play.\nat 0, seed 11"
+
+
 def test_an_object_that_does_not_step_is_refused():
     with pytest.raises(UserError, match="list has no method reset"):
         stepping(list).make(ROW)

@@ -58,7 +58,8 @@ class Stepping(Env):
 
     def start(self) -> list[Message]:
         seed = self.task.columns.get(SEED, self.task.id)
-        takes_seed = SEED in inspect.signature(self.world.reset).parameters
+        parameters = inspect.signature(self.world.reset).parameters.values()
+        takes_seed = any(parameter.name == SEED or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         observation = _first(self.world.reset(seed=seed) if takes_seed else self.world.reset())
         messages = as_messages(self.task.prompt)
         if messages[-1]["role"] != "user":
