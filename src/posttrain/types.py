@@ -145,6 +145,6 @@ class Env(Protocol):
     def finish(self, rollout: Rollout) -> Awaitable[None] | None:
         """The episode is over, for whatever reason: put numbers into `rollout.info`, let go of what was held.
 
-        Also of one that was made only to see its prompt: there `rollout.turns` is 0.
+        Called once, also of one that was made only to see its prompt or was given up in the middle because training ends: there `rollout.turns` is 0.
         """
         return None

@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import numpy
 import pytest
@@ -7,7 +8,8 @@ from small import build_model
 from talk import HERMES, build_talker
 
 from posttrain.data.turns import TurnTokens
-from posttrain.errors import EnvError, UserError
+from posttrain.errors import EnvError, RewardError, UserError
+from posttrain.rollout import episodes
 from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
@@ -65,7 +67,7 @@ def stage_of(make, **limits):
     return Stage(make, TurnTokens(TOKENIZER, (END,)), **limits)
 
 
-def played(engine, make=Countdown, tasks=(TASK,), tokens=400, generations=2, **limits):
+def played(engine, make=Countdown, tasks=(TASK,), tokens=400, generations=2, on_group=None, **limits):
     return play(
         list(tasks),
         [],
@@ -75,6 +77,7 @@ def played(engine, make=Countdown, tasks=(TASK,), tokens=400, generations=2, **l
         seed=5,
         step=6,
         decode=lambda ids: TOKENIZER.decode(ids, skip_special_tokens=True),
+        on_group=on_group,
         stage=stage_of(make, **limits),
     )
 
@@ -181,6 +184,95 @@ def test_episodes_end_once_each():
 
     played(Script(["one"]), make=make, tasks=[TASK, Task(4, TASK.prompt, {"n": 0})])
     assert [env.finished for env in made] == [1] * 4
+
+
+class Held(Countdown):
+    """Holds something until it is finished. `breaks`: (what it does, the number of the one that raises over it)."""
+
+    made: list["Held"]
+    breaks = ("", -1)
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.number = len(Held.made)
+        self.perhaps("make")
+        Held.made.append(self)
+
+    def perhaps(self, what):
+        if Held.breaks == (what, self.number):
+            raise ConnectionError("nobody is there")
+
+    def start(self):
+        self.perhaps("start")
+        return super().start()
+
+    def reply(self, rollout):
+        self.perhaps("reply")
+        return super().reply(rollout)
+
+    async def finish(self, rollout):
+        super().finish(rollout)
+        self.turns = rollout.turns
+        self.perhaps("finish")
+        if not rollout.turns:
+            raise OSError("stuck")  # heard by nobody: another error is on its way
+
+
+class Interrupted(Script):
+    def step(self):
+        if any(request.key[-1] == 1 for request in self.waiting):
+            raise KeyboardInterrupt
+        return super().step()
+
+
+def refuses(group):
+    raise RewardError("broken")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "engine", "on_group", "error"),
+    [
+        (("make", 3), Script, None, EnvError),
+        (("start", 3), Script, None, EnvError),
+        (("reply", 1), Script, None, EnvError),
+        (("finish", 2), Script, None, EnvError),
+        (("", -1), Interrupted, None, KeyboardInterrupt),
+        (("", -1), Script, refuses, RewardError),
+    ],
+)
+def test_every_environment_is_finished_once_however_the_rollout_ends(breaks, engine, on_group, error):
+    Held.made, Held.breaks = [], breaks
+    tasks = [TASK, Task(4, TASK.prompt, {"n": 0})]
+    with pytest.raises(error):
+        played(engine(["one"]), make=Held, tasks=tasks, on_group=on_group)
+    assert [env.finished for env in Held.made] == [1] * (3 if breaks[0] == "make" else 4)
+    assert all(env.turns == 0 for env in Held.made[:2]), "given up in the middle: nothing is paid"
+
+
+def test_environments_that_start_differently_are_finished_too():
+    made = []
+
+    class Dice(Countdown):
+        def start(self):
+            made.append(self)
+            return [{"role": "user", "content": f"roll {len(made)}"}]
+
+    with pytest.raises(UserError, match="in different ways"):
+        played(Script(["one"]), make=Dice)
+    assert [env.finished for env in made] == [1, 1]
+
+
+def test_one_that_never_lets_go_is_not_waited_for(monkeypatch):
+    class Clings(Held):
+        async def finish(self, rollout):
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(episodes, "GIVE_UP_SECONDS", 0.1)
+    Held.made, Held.breaks = [], ("reply", 0)
+    started = time.perf_counter()
+    with pytest.raises(EnvError, match="nobody is there"):
+        played(Script(["one"]), make=Clings)
+    assert time.perf_counter() - started < 10
 
 
 class Broken(Countdown):

@@ -5,14 +5,19 @@ An answer's tokens are attended to and never trained on (`sampled` is False). No
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsFloat
 
 from posttrain.errors import EnvError, UserError
 from posttrain.types import Completion, Env, Message, Prompt, Request, Rollout, Sampling, StopReason, Task
+from posttrain.waiting import settled
+
+GIVE_UP_SECONDS = 10.0  # that environments may take to let go of what they hold once training ends
 
 
 class Chat(Protocol):
@@ -49,6 +54,7 @@ class Episode:
         self.task, self.key, self.sampling = task, key, sampling
         self.stage, self.env = stage, env
         self.is_over = False
+        self.is_let_go = False  # its environment was told that it is over
         self._turn: list[int] = []  # tokens of the policy's latest turn
         has_messages = env is not None or not isinstance(task.prompt, str)
         self.rollout = Rollout(list(prompt_ids), [], [], [], [], StopReason.LENGTH, "", [] if has_messages else None, turns=0)
@@ -108,6 +114,15 @@ class Episode:
         self.rollout.logprobs.extend(logprobs)
         self.rollout.sampled_logprobs.extend(sampled_logprobs)
 
+    def reply(self) -> Any:
+        assert self.env is not None
+        return self.env.reply(self.rollout)
+
+    def finish(self) -> Any:
+        assert self.env is not None
+        self.is_let_go = True
+        return self.env.finish(self.rollout)
+
     def end(self, finished: Any) -> None:
         """The environment let go, with an EnvError where it broke over that. What it reports is made plain numbers."""
         if isinstance(finished, EnvError):
@@ -157,21 +172,46 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _begun(task: Task, stage: Stage) -> tuple[Env, Prompt]:
+def unplayed() -> Rollout:
+    """What an environment is finished with that nobody plays in: there is nothing to be paid for."""
+    return Rollout([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
+
+
+def let_go(envs: Iterable[Env]) -> None:
+    """`finish` of environments that nobody will play in any more. What comes of it is not heard: another error is on its way."""
+    waiting = []
+    for env in envs:
+        with contextlib.suppress(Exception, SystemExit):
+            waiting.append(env.finish(unplayed()))
+    with contextlib.suppress(concurrent.futures.TimeoutError):
+        settled(waiting, GIVE_UP_SECONDS)
+
+
+def _begun(task: Task, stage: Stage, envs: list[Env]) -> Prompt:
+    """The prompt of one more environment, which joins `envs` as soon as it is made."""
     name = "an environment"
     try:
-        env = stage.make(task)
-        name = f"the environment {type(env).__name__}"
-        return env, env.start()
+        envs.append(stage.make(task))
+        name = f"the environment {type(envs[-1]).__name__}"
+        return envs[-1].start()
     except (Exception, SystemExit) as error:
         raise broke(name, error, f"the beginning of prompt {task.id}") from error
 
 
 def opened(task: Task, stage: Stage, count: int) -> tuple[list[Env], list[int]]:
     """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not, EnvError for one that breaks."""
-    begun = [_begun(task, stage) for _ in range(count)]
-    envs, starts = [env for env, _ in begun], [start for _, start in begun]
-    for env, start in begun:
+    envs: list[Env] = []
+    try:
+        starts = [_begun(task, stage, envs) for _ in range(count)]
+        _check_starts(task, envs, starts)
+        return envs, stage.chat.encode(starts[0])
+    except BaseException:
+        let_go(envs)
+        raise
+
+
+def _check_starts(task: Task, envs: Sequence[Env], starts: Sequence[Prompt]) -> None:
+    for env, start in zip(envs, starts, strict=True):
         if inspect.isawaitable(start):
             raise UserError(f"{type(env).__name__}.start must be a plain function; `reply` and `finish` may be coroutines")
         if start != starts[0]:
@@ -179,4 +219,3 @@ def opened(task: Task, stage: Stage, count: int) -> tuple[list[Env], list[int]]:
                 f"{type(env).__name__} starts prompt {task.id} in different ways, so its completions cannot be compared; "
                 "draw what is random from the row (a column `seed`, say)"
             )
-    return envs, stage.chat.encode(starts[0])

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from posttrain.rollout.episodes import Episode, Stage, broke, opened
+from posttrain.rollout.episodes import Episode, Stage, broke, let_go, opened
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.types import Completion, Engine, Group, Request, Sampling, Task
 from posttrain.waiting import settled
@@ -32,34 +33,39 @@ def play(
 
     decode: token ids to text without special tokens. on_group: called with each group as soon as its last completion is there, in the order
     in which groups finish; rewards can start then. stage: environments that answer the policy, and that say what the prompts are: then
-    `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless the stage drops such episodes (`Rollout.broken`).
+    `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless the stage drops such episodes (`Rollout.broken`). Every
+    environment is finished once, whatever is raised.
     """
-    episodes = _episodes(tasks, prompt_ids, sampling, num_generations, (seed, step), stage)
     left = [num_generations] * len(tasks)  # episodes of each group that go on
     groups: list[Group | None] = [None] * len(tasks)
-    for number in _played(episodes, engine, decode):
-        position = number // num_generations
-        left[position] -= 1
-        if not left[position]:
-            members = episodes[position * num_generations : (position + 1) * num_generations]
-            group = groups[position] = Group(tasks[position], [episode.rollout for episode in members])
-            if on_group is not None:
-                on_group(group)
+    with _episodes(tasks, prompt_ids, sampling, num_generations, (seed, step), stage) as episodes:
+        for number in _played(episodes, engine, decode):
+            position = number // num_generations
+            left[position] -= 1
+            if not left[position]:
+                members = episodes[position * num_generations : (position + 1) * num_generations]
+                group = groups[position] = Group(tasks[position], [episode.rollout for episode in members])
+                if on_group is not None:
+                    on_group(group)
     return [group for group in groups if group is not None]
 
 
+@contextmanager
 def _episodes(
     tasks: Sequence[Task], prompt_ids: Sequence[Sequence[int]], sampling: Sampling, count: int, key: tuple[int, int], stage: Stage | None
-) -> list[Episode]:
-    """All episodes, those of a task side by side."""
+) -> Iterator[list[Episode]]:
+    """All episodes, those of a task side by side. Environments that nobody finished let go at the end."""
     occurrences: Counter[int] = Counter()
-    episodes = []
-    for position, task in enumerate(tasks):
-        envs, ids = opened(task, stage, count) if stage is not None else ([None] * count, prompt_ids[position])
-        first = occurrences[task.id] * count  # a second occurrence of a task draws samples that the first did not
-        occurrences[task.id] += 1
-        episodes += [Episode(task, ids, (*key, task.id, first + index), sampling, stage, env) for index, env in enumerate(envs)]
-    return episodes
+    episodes: list[Episode] = []
+    try:
+        for position, task in enumerate(tasks):
+            envs, ids = opened(task, stage, count) if stage is not None else ([None] * count, prompt_ids[position])
+            first = occurrences[task.id] * count  # a second occurrence of a task draws samples that the first did not
+            occurrences[task.id] += 1
+            episodes += [Episode(task, ids, (*key, task.id, first + index), sampling, stage, env) for index, env in enumerate(envs)]
+        yield episodes
+    finally:
+        let_go(episode.env for episode in episodes if episode.env is not None and not episode.is_let_go)
 
 
 def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]], str]) -> Iterator[int]:
@@ -86,11 +92,11 @@ def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]
 
 
 def _called(episodes: list[Episode], method: str) -> list[Any]:
-    """What `method` of each episode's environment answers, an EnvError where it raised; coroutines are awaited together."""
+    """What `method` (reply, finish) of each episode's environment answers, an EnvError where it raised; coroutines are awaited together."""
     answers: list[Any] = []
     for episode in episodes:
         try:
-            answers.append(getattr(episode.env, method)(episode.rollout))
+            answers.append(getattr(episode, method)())
         except (Exception, SystemExit) as error:  # sys.exit() in an environment must not end training without a word
             answers.append(error)
     return [

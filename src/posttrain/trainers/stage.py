@@ -16,9 +16,9 @@ from posttrain.envs.tools import tools as tool_environment
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.environment import environment as paid
-from posttrain.rollout.episodes import Stage, opened
+from posttrain.rollout.episodes import Stage, opened, unplayed
 from posttrain.trainers.metrics import Metrics
-from posttrain.types import Rollout, StopReason, Task
+from posttrain.types import Rollout, Task
 from posttrain.waiting import settled
 
 
@@ -62,7 +62,7 @@ def first_prompts(environment: Environment, stage: Stage, tasks: Sequence[Task])
     if environment.starts_with_prompt:
         return [stage.chat.encode(task.prompt if not isinstance(task.prompt, str) else [{"role": "user", "content": task.prompt}]) for task in tasks]
     envs, ids = opened(tasks[0], stage, 1)
-    for error in settled([envs[0].finish(Rollout([], [], [], [], [], StopReason.LENGTH, "", [], turns=0))]):
+    for error in settled([envs[0].finish(unplayed())]):
         if isinstance(error, Exception):
             raise error
     return [ids] * len(tasks)
