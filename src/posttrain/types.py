@@ -87,6 +87,11 @@ class Rollout:
     broken: str | None = None  # how its environment broke, where such episodes are dropped: nobody can score it
 
     @property
+    def sampled_ids(self) -> list[int]:
+        """What the policy itself said, all turns of it: `token_ids` without answers and the template's text between turns."""
+        return [token for token, sampled in zip(self.token_ids, self.sampled, strict=True) if sampled]
+
+    @property
     def is_truncated(self) -> bool:
         return self.stop is StopReason.LENGTH
 

@@ -45,6 +45,15 @@ def test_a_batch_reward_is_called_once_with_lists_over_all_groups():
     assert calls == [(["p", "p", "q"], ["a", "bb", "ccc"], [[2, 3]] * 3, ["x", "x", "y"], names)]
 
 
+def test_one_completion_has_the_tokens_that_were_sampled_and_a_batch_all_of_them():
+    episode = group(["a"])
+    episode.rollouts[0].sampled = [False, True]
+    seen = []
+    scores(lambda completion, completion_ids: seen.append(completion_ids) or 0.0, episode)
+    scores(lambda completions, completion_ids: seen.append(completion_ids) or [0.0], episode)
+    assert seen == [[3], [[2, 3]]]
+
+
 def test_a_batch_reward_without_kwargs_gets_only_what_it_names():
     assert scores(lambda completions: [1] * len(completions), group(["a"], answer="x")) == [1.0]
 

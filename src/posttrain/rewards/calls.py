@@ -94,7 +94,7 @@ def calls_of(reward: RewardFunction, groups: list[Group], trainer_state: Any) ->
 
 def _per_completion(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Rows:
     for task, rollout in _flat(groups):
-        offered = {"completion": rollout.text, "prompt": task.prompt, "completion_ids": list(rollout.token_ids), **common}
+        offered = {"completion": rollout.text, "prompt": task.prompt, "completion_ids": rollout.sampled_ids, **common}
         yield [(task, rollout)], True, reward.arguments(offered, _columns(task))
 
 
@@ -105,7 +105,7 @@ def _per_batch(reward: RewardFunction, groups: list[Group], common: dict[str, An
     offered = {
         "prompts": [task.prompt for task, _ in batch],
         "completions": [_completion(task, rollout) for task, rollout in batch],
-        "completion_ids": [list(rollout.token_ids) for _, rollout in batch],
+        "completion_ids": [list(rollout.token_ids) for _, rollout in batch],  # as in TRL: answers of tools included
         **common,
     }
     yield batch, False, reward.arguments(offered, columns)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar, overload
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.policy import OPEN, FailurePolicy
 
-# What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape.
+# What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape. `completion_ids` are in a batch, as in TRL,
+# all tokens after the prompt; of one completion those that the policy sampled.
 OFFERED = {
     "completion": ("completion", "prompt", "completion_ids", "trainer_state", "log_metric"),
     "completions": ("completions", "prompts", "completion_ids", "trainer_state", "log_metric", "log_extra"),

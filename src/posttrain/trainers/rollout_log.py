@@ -40,6 +40,6 @@ def _note_rollout(rollout: Rollout, metrics: Metrics, rubric: Rubric, in_environ
     metrics.note_extreme("completions/min_length", "min", length)
     metrics.note_extreme("completions/max_length", "max", length)
     metrics.note("completions/clipped_ratio", rollout.is_truncated)
-    metrics.note("completions/repeated", repeated_share(rollout.token_ids, 3))
+    metrics.note("completions/repeated", repeated_share(rollout.sampled_ids, 3))
     if not rollout.is_truncated:
         metrics.note("completions/mean_terminated_length", length)
