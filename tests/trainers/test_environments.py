@@ -14,6 +14,9 @@ from posttrain import GRPOConfig, GRPOTrainer, UserError
 from posttrain.envs import Environment, Single
 from posttrain.envs.chat import chat
 from posttrain.errors import EnvError
+from posttrain.rewards import Rubric, verifier
+from posttrain.rewards.library.length import brevity
+from posttrain.rewards.library.repetition import repetition
 from posttrain.tracking.reader import RolloutKey, RunReader
 from posttrain.types import Completion, Env, StopReason
 
@@ -212,6 +215,46 @@ def test_what_an_environment_pays_is_added_to_the_rewards(make):
     assert trainer.rubric.names == ["ends_with_five", "environment"]
 
 
+@pytest.mark.parametrize(
+    ("rubric", "weight"),
+    [
+        (Rubric("environment"), 1.0),
+        (Rubric("environment", retries=1), 1.0),
+        (Rubric.from_config(["environment"]), 1.0),
+        (Rubric.from_config([{"reward": "environment", "weight": 0.1}]), 0.1),
+    ],
+)
+def test_an_environment_is_paid_once_and_as_the_rubric_says(make, rubric, weight):
+    trainer = make(environment_factory=Account, reward=rubric)
+    trainer.train()
+    assert trainer._last_groups[0].rewards == pytest.approx([2 * weight, 0, 2 * weight, 2 * weight])
+
+
+def sing() -> str:
+    """Sing."""
+    return "la" * 40
+
+
+def test_what_a_tool_says_is_neither_length_nor_repetition_of_the_policys(make):
+    turns = ['<tool_call>{"name": "sing", "arguments": {}}</tool_call>', "5"]
+    tokenizer, seen = build_talker(), []
+    said = [token for turn in turns for token in (*tokenizer(turn)["input_ids"], tokenizer.eos_token_id)]
+
+    def batch(completions, completion_ids):
+        seen.extend(completion_ids)
+        return [0.0] * len(completions)
+
+    rewards = [brevity(target=len(said), limit=2 * len(said)), repetition(), batch]
+    trainer = make(tools=[sing], reward=rewards, script={index: turns for index in range(4)})
+    trainer.train()
+    share = 1 - len(set(zip(said, said[1:], said[2:], strict=False))) / (len(said) - 2)
+    rollout = trainer._last_groups[0].rollouts[0]
+    assert rollout.scores["brevity"] == 1.0
+    assert rollout.scores["repetition"] == pytest.approx(-share)
+    assert log_of(trainer)["completions/repeated"] == pytest.approx(share)
+    assert seen[0] == rollout.token_ids, "TRL's functions get every token"
+
+
 class Unready(Account):
     """Cannot pay before it was played with, lets go of what it holds, and says nothing of an episode without a sum."""
 
@@ -292,6 +335,18 @@ def test_a_broken_episode_is_dropped_from_its_group_counted_and_noted_once(make,
     assert len(notes) == 1
     assert "the environment Flaky raised ConnectionError: nobody is there" in notes[0]
     assert "Traceback" in notes[0]
+
+
+def test_a_broken_episode_is_neither_solved_nor_unsolved(make):
+    @verifier
+    def says_five(completion):
+        return completion == "5"
+
+    script = {0: ["4"], 1: ["5"], 2: ["5"], 3: ["4"]}
+    trainer = make(env=Environment(Flaky, starts_with_prompt=True), script=script, reward=says_five, config={"env_on_error": "drop"})
+    Flaky.made = 0
+    trainer.train()
+    assert log_of(trainer)["solved"] == pytest.approx(1 / 3)
 
 
 def test_the_default_stops_at_a_broken_environment(make):

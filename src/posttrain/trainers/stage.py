@@ -72,7 +72,7 @@ def with_pay(rubric: Rubric | None) -> Rubric:
     """The rubric of an environment that pays: that is one more reward, of weight 1, unless the rubric has it already."""
     if rubric is None:
         return Rubric(paid)
-    return rubric if any(reward is paid for reward in rubric.rewards) else Rubric(rubric, paid)
+    return rubric if any(reward.function is paid.function for reward in rubric.rewards) else Rubric(rubric, paid)
 
 
 def note_episode(rollout: Rollout, metrics: Metrics) -> None:
