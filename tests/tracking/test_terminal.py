@@ -7,7 +7,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.tracking.advice import SILENT_LOGS, Advisor
-from posttrain.tracking.lines import duration, line, number, shown, visible
+from posttrain.tracking.lines import duration, line, number, plain_name, shown, visible
 from posttrain.tracking.terminal import TerminalView
 from posttrain.types import Rollout, StopReason
 
@@ -84,6 +84,42 @@ def test_supervised_training_shows_what_it_has():
 
 def test_an_evaluation_is_a_line_of_its_own():
     assert "eval after step 1  reward 2.50" in show([{"eval_reward": 2.5, "eval_runtime": 1.0}])
+
+
+def test_data_sets_of_an_evaluation_have_a_line_each():
+    logs = {
+        "eval_easy_reward": 2.5,
+        "eval_easy_solved": 0.5,
+        "eval_math-500_reward": 1.0,
+        "eval_math-500_rewards/right/mean": 0.25,
+        "eval_math-500_runtime": 1.0,
+    }
+    lines = show([logs]).splitlines()
+    assert lines[:2] == ["eval of easy after step 1  reward 2.50  solved 50 %", "eval of math-500 after step 1  reward 1.00  right 0.25"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data_set", "metric"),
+    [
+        ("reward", "", "reward"),
+        ("eval_reward", "", "reward"),
+        ("eval_easy_reward", "easy", "reward"),
+        ("eval_gsm8k_test_rewards/a_b/mean", "gsm8k_test", "rewards/a_b/mean"),
+        ("eval_math-500_completions/mean_length", "math-500", "completions/mean_length"),
+        ("eval_mean_reward", "", "mean_reward"),  # a reward model's, and not that of a data set `mean`
+        ("eval_texts_mean_token_accuracy", "texts", "mean_token_accuracy"),
+        ("eval_texts_nll_loss", "texts", "nll_loss"),
+        ("eval_my/own", "", "my/own"),
+    ],
+)
+def test_the_name_of_a_data_set_is_told_from_the_metric(name, data_set, metric):
+    assert plain_name(name) == (data_set, metric)
+
+
+def test_the_name_of_a_data_set_is_no_control_character():
+    screen = show([{"eval_a\x1b[2J_reward": 1.0}])
+    assert "\x1b" not in screen
+    assert "eval of a\\x1b[2J after step 1" in screen
 
 
 def test_logs_without_anything_known_print_nothing():
@@ -191,3 +227,17 @@ def test_evaluations_are_heard_by_the_alarms():
     steps = [{**LOGS, "reward": 1.0 if step < 20 else 3.0} for step in range(40)]
     evaluated = [part for index, log in enumerate(steps) for part in (({"eval_reward": 1.0, "eval_solved": 0.3}, log) if index % 10 == 0 else (log,))]
     assert "held-out prompts solved went from 30 % to 30 %" in show(evaluated)
+
+
+def test_evaluations_of_named_data_sets_are_heard_by_the_alarms():
+    steps = [{**LOGS, "reward": 1.0 if step < 20 else 3.0} for step in range(40)]
+    held_out = {"eval_hard_solved": 0.3, "eval_easy_solved": 0.5}
+    evaluated = [part for index, log in enumerate(steps) for part in ((held_out, log) if index % 10 == 0 else (log,))]
+    assert "held-out prompts solved went from 40 % to 40 %" in show(evaluated)
+
+
+@pytest.mark.parametrize(
+    "name", ["eval_rewards/judge/failed_timed_out", "eval_math-500_rewards/judge/failed_timed_out", "eval_hard_episodes/dropped"]
+)
+def test_what_breaks_in_an_evaluation_is_a_warning(name):
+    assert f"warning: completions were dropped because a reward or an environment broke over them: 3 {name}." in show([{name: 3.0}])

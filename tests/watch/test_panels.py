@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.watch.panels import NO_CURVES, OTHER, PANELS, charts
+from posttrain.watch.panels import NO_CURVES, OTHER, charts
 
 ONLINE = """reward reward_std rewards/right/mean rewards/a/b/mean unscored solved frac_reward_zero_std completions/mean_length completions/min_length
 completions/max_length completions/clipped_ratio completions/repeated completions/mean_terminated_length entropy ratio clip_ratio/low_mean
@@ -53,6 +53,14 @@ def test_evaluations_stand_beside_the_training_and_say_what_they_are():
     assert [found[name][1].is_held_out for name in ("reward", "eval_reward")] == [False, True]
 
 
+def test_a_data_set_may_have_any_name():
+    names = [f"eval_math-500_{name}" for name in ("reward", "rewards/right/mean", "completions/mean_length", "solved", "loss")]
+    found = places([*names, "eval_math-500_runtime", "eval_math-500_completions/mean_terminated_count"])
+    assert [found[name][0] for name in names] == ["Reward", "Reward by component", "Length of completions", "Solved", "Loss"]
+    assert {curve.label.rpartition("(")[2] for _, curve in found.values()} == {"math-500)"}
+    assert found.keys() == set(names)
+
+
 def test_components_are_called_by_their_names():
     assert [curve.label for curve in charts(["rewards/right_number/mean", "rewards/form/mean"])[0].curves] == ["right number", "form"]
 
@@ -61,7 +69,3 @@ def test_totals_of_a_run_are_no_curves():
     for name in ("epoch", "total_flos", "train_runtime", "train_loss", "eval_runtime", "eval_sums_runtime", "eval_samples_per_second"):
         assert NO_CURVES.fullmatch(name), name
     assert charts(["epoch", "eval_runtime", "total_flos"]) == []
-
-
-def test_titles_are_unique_since_a_page_finds_its_charts_by_them():
-    assert len({panel.title for panel in PANELS}) == len(PANELS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from posttrain.tracking.alarms import Alarms
-from posttrain.tracking.lines import visible
+from posttrain.tracking.lines import plain_name, visible
 
 CUT_SHARE = 0.9  # above it, rewards for an answer at the end can hardly be earned
 SILENT_LOGS = 5  # so many logs in a row without any signal are no accident
@@ -62,4 +62,6 @@ class Advisor:
 
 
 def _is_failure(name: str) -> bool:
-    return name == "episodes/dropped" or (name.startswith("rewards/") and "/failed_" in name)
+    """In training or in an evaluation."""
+    _, metric = plain_name(name)
+    return metric == "episodes/dropped" or (metric.startswith("rewards/") and "/failed_" in metric)

@@ -5,6 +5,7 @@ Completions and reward names are written by strangers: whatever reaches a screen
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,30 @@ FIELDS = (
 )
 
 
+# Further metrics that are known by their names, so that no part of them is taken for a data set's.
+_OTHERS = "step_time|tokens_per_second|unscored|accuracy|margin|mean_reward|min_reward|max_reward|nll_loss|episodes/dropped"
+_KNOWN = "|".join([*(re.escape(field.metric) for field in FIELDS), _OTHERS, "rewards/.+", "time/.+"])
+_HELD_OUT = re.compile(rf"eval_(?:(.+?)_)??({_KNOWN})", re.DOTALL)
+
+
+def plain_name(name: str) -> tuple[str, str]:
+    """(data set, metric): `eval_math-500_reward` is the `reward` on `math-500`. "" for training's numbers and for a data set without a name.
+
+    Data set and metric are told apart by the known metrics; the shorter the data set's name, the better.
+    """
+    found = _HELD_OUT.fullmatch(name)
+    return ("", name.removeprefix("eval_")) if found is None else (found[1] or "", found[2])
+
+
+def by_data_set(logs: Logs) -> dict[str, dict[str, float]]:
+    """The numbers of a log under their plain names, apart for each data set of an evaluation."""
+    parts: dict[str, dict[str, float]] = {}
+    for name, value in logs.items():
+        data_set, metric = plain_name(name)
+        parts.setdefault(data_set, {})[metric] = value
+    return parts
+
+
 @dataclass(frozen=True)
 class Words:
     """What one log says, in pieces: (label, value) pairs, ready to show."""
@@ -78,11 +103,10 @@ class Words:
 
 
 def words(logs: Logs) -> Words:
-    """Whatever of the known metrics is there. Evaluation metrics (`eval_...`) are shown under their plain names."""
-    plain = {name.removeprefix("eval_"): value for name, value in logs.items()}
-    metrics = [(field.label, field.show(plain[field.metric])) for field in FIELDS if field.metric in plain]
-    rewards = [(visible(name[len("rewards/") : -len("/mean")]), number(plain[name])) for name in plain if _is_component(name)]
-    return Words(metrics, rewards, _speed(plain))
+    """Whatever of the known metrics is there, under plain names."""
+    metrics = [(field.label, field.show(logs[field.metric])) for field in FIELDS if field.metric in logs]
+    rewards = [(visible(name[len("rewards/") : -len("/mean")]), number(logs[name])) for name in logs if _is_component(name)]
+    return Words(metrics, rewards, _speed(logs))
 
 
 def line(logs: Logs, head: str, tail: str = "") -> str:

@@ -19,7 +19,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.tracking.advice import Advisor
-from posttrain.tracking.lines import Words, duration, is_worth_a_line, joined, line, visible, words
+from posttrain.tracking.lines import Words, by_data_set, duration, is_worth_a_line, joined, line, visible, words
 from posttrain.types import Rollout
 
 SHOWN = 400  # characters of a completion that `samples` prints
@@ -63,17 +63,19 @@ class TerminalView(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         logs = logs or {}
-        if not state.is_world_process_zero or not is_worth_a_line(logs):
+        if not state.is_world_process_zero:
             return
         is_evaluation = any(name.startswith("eval_") for name in logs)
         if is_evaluation:
-            self._print(Text(line(logs, f"eval after step {state.global_step}")))
-        elif self._live is None:
+            for data_set, part in by_data_set(logs).items():
+                if is_worth_a_line(part):
+                    self._print(Text(line(part, f"eval{' of ' if data_set else ''}{visible(data_set)} after step {state.global_step}")))
+        elif self._live is None and is_worth_a_line(logs):
             self._print(Text(line(logs, f"step {state.global_step}/{state.max_steps}", f"eta {self._eta(state)}")))
         for sentence in self._advisor.read(logs):
             self._print(Text(f"warning: {visible(sentence)}", style="yellow"))
             self._note("warning", sentence)
-        if not is_evaluation:
+        if not is_evaluation and is_worth_a_line(logs):
             self._logs = logs
             self._redraw(state)
 

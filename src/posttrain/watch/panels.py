@@ -192,7 +192,7 @@ PANELS = (
 
 # Totals of a whole run and counters that are no curves.
 NO_CURVES = re.compile(
-    r"epoch|total_flos|train_\w+|eval_(\w+_)?(runtime|samples_per_second|steps_per_second)|(eval_(\w+_)?)?completions/\w+_terminated_count"
+    r"epoch|total_flos|train_\w+|eval_(.+_)?(runtime|samples_per_second|steps_per_second)|(eval_(.+_)?)?completions/\w+_terminated_count"
 )
 
 
@@ -218,7 +218,7 @@ def charts(names: Iterable[str]) -> list[Chart]:
 
 def _match(line: Line, name: str) -> re.Match[str] | None:
     """Groups: `eval_` or nothing, the data set's name or nothing, then what each `*` stands for."""
-    return re.fullmatch(r"(eval_(?:(\w+?)_)?)?" + "(.+)".join(re.escape(part) for part in line.metric.split("*")), name)
+    return re.fullmatch(r"(eval_(?:(.+?)_)?)?" + "(.+)".join(re.escape(part) for part in line.metric.split("*")), name)
 
 
 def _curve(line: Line, name: str, match: re.Match[str]) -> Curve:
