@@ -11,6 +11,7 @@ from posttrain.tracking.events import RunStore, StepRecord
 from posttrain.tracking.reader import Point
 from posttrain.watch import curves
 from posttrain.watch.curves import Run, merged
+from posttrain.watch.figures import status
 
 
 def no_groups(step):
@@ -79,9 +80,24 @@ def test_a_run_that_has_not_begun_appears_when_it_begins(tmp_path):
     assert run.reader is None
     store = write_run(directory, 3, groups=no_groups)
     assert run.refresh()
-    assert (run.step, run.method, run.max_steps, run.is_finished) == (3, "GRPO", 100, False)
-    (directory / "summary.json").write_text("{}")
-    assert run.is_finished
+    assert (run.step, run.method, run.max_steps, run.has_ended) == (3, "GRPO", 100, False)
+    store.close()
+
+
+def test_a_run_that_ended_before_its_last_step_was_stopped(tmp_path):
+    store, run = write_run(tmp_path, 40, groups=no_groups), Run("r", tmp_path)
+    run.refresh()
+    assert status(run).endswith(" s ago")
+    (tmp_path / "summary.json").write_text("{}")
+    run.refresh()
+    assert status(run) == "GRPO · step 40 of 100 · 1:12 · stopped"
+    for step in range(41, 101):
+        store.write(record(step, []))
+    run.refresh()
+    assert status(run).endswith("step 100 of 100 · 3:00 · finished")
+    (tmp_path / "summary.json").unlink()  # as a training does when it begins
+    run.refresh()
+    assert status(run).endswith(" s ago")
     store.close()
 
 

@@ -27,6 +27,7 @@ class Run:
         self.meta: dict[str, Any] = {}
         self.notes: list[Note] = []
         self.step, self.written_at, self.seconds = 0, 0.0, 0.0
+        self.has_ended = False  # by itself or by Ctrl-C; what broke or was killed has not
         self._curves: dict[str, list[Point]] = {}
         self._seen: int | None = None  # of the reader's `changes`
         self._file = 0  # the store's number on its disk
@@ -39,13 +40,14 @@ class Run:
         """Read what is new. True: something is."""
         if not self.store.is_file():
             return False
+        has_ended = (self.directory / SUMMARY_NAME).is_file()  # looked for first: then the steps read below are all of them
         if self.reader is None or self.store.stat().st_ino != self._file:  # removed and written anew
             try:
                 self._open()
             except NotBegunError:
                 return False
         assert self.reader is not None
-        changes = self.reader.changes()
+        self.has_ended, changes = has_ended, self.reader.changes()
         if changes == self._seen:
             return False
         self._seen = changes
@@ -91,7 +93,8 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return (self.directory / SUMMARY_NAME).is_file()
+        """It has ended with its last step, not before."""
+        return self.has_ended and (self.max_steps is None or self.step >= self.max_steps)
 
     @property
     def max_steps(self) -> int | None:

@@ -36,14 +36,14 @@ def figures(run: Run) -> list[tuple[str, str]]:
 
 
 def status(run: Run) -> str:
-    """How far it is, in words: `GRPO · step 120 of 150 · 2:10 · last step 3 s ago`."""
+    """How far it is, in words: `GRPO · step 120 of 150 · 2:10 · last step 3 s ago`, or at its end `finished`, or before that `stopped`."""
     if run.reader is None:
         return "has not begun"
-    parts = [run.method] if run.method else []
+    parts = [visible(run.method)] if run.method else []
     parts.append(f"step {run.step:,}" + (f" of {run.max_steps:,}" if run.max_steps else ""))
     parts.append(duration(run.seconds))
-    if run.is_finished:
-        parts.append("finished")
+    if run.has_ended:
+        parts.append("finished" if run.is_finished else "stopped")
     elif run.step:
         parts.append(f"last step {_ago(time.time() - run.written_at)} ago")
     return " · ".join(parts)
