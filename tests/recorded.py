@@ -1,6 +1,9 @@
 """Runs as the recorder writes them, without a model: for tests of what reads them."""
 
+import contextlib
 import math
+import subprocess
+import sys
 
 from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
 from posttrain.types import Group, Rollout, StopReason, Task
@@ -87,3 +90,26 @@ def write_run(directory, steps, *, groups=plain_groups, meta=None, first=1, rati
     for step in range(first, first + steps):
         store.write(record(step, groups(step), ratio=ratio))
     return store
+
+
+# Writes a step, and holds the store open until it is told to end.
+WRITER = """
+import sys
+from posttrain.tracking.events import RunStore, StepRecord
+store = RunStore(sys.argv[1])
+store.write(StepRecord(1, {"reward": 1.0}))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_writer(directory):
+    """A process that writes a run there."""
+    command = [sys.executable, "-c", WRITER, str(directory / "run.sqlite")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -83,7 +85,10 @@ def tiny_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
 
 
 def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) -> dict[str, Any]:
-    """Teach, examine, train, examine again. Writes the run, the model, exam.jsonl and summary.json into `output_dir`; returns the summary."""
+    """Teach, examine, train, examine again; returns the summary.
+
+    `output_dir` holds the run, the model, exam.jsonl and summary.json, the taught model in sft/, and in sums.yaml the recipe of the training from there on.
+    """
     console = Console(highlight=False)
     out = Path(output_dir)
     started = time.perf_counter()
@@ -95,13 +100,20 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     size = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"posttrain demo · a {size:.1f}M-parameter transformer learns two-digit addition · {torch.get_num_threads()} CPU threads")
 
+    out.mkdir(parents=True, exist_ok=True)
+    prompts, questions = ([{"prompt": row["prompt"], "answer": row["answer"]} for row in rows] for rows in (train_rows, exam_rows))
+    _write_rows(out / "exam.jsonl", questions)
+    _write_rows(out / "sums.jsonl", prompts)
+    (out / "sums.yaml").write_text(recipe(seed, quick), encoding="utf-8")
+
     console.print("\n[bold]1 sft[/]    worked examples of a sloppy teacher, who forgets the carry three times out of four")
-    SFTTrainer(model, sft_config(seed, out / "sft", quick), train_dataset=train_rows, processing_class=tokenizer).train()
+    teaching = SFTTrainer(model, sft_config(seed, out / "sft", quick), train_dataset=train_rows, processing_class=tokenizer)
+    teaching.train()
+    teaching.save_model(str(out / "sft" / "model"))
     console.print(f"\n[bold]2 exam[/]   {len(tasks)} sums that training never shows")
     before = _exam(model, tokenizer, tasks, rubric)
     console.print(f"         greedy {before.accuracy}")
 
-    prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
     found = _probe(model, tokenizer, prompts, rubric, seed)
     console.print(f"\n[bold]3 probe[/]  {_probed(found)}")
 
@@ -119,14 +131,29 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
         console.print(line, markup=False)
 
     seconds = time.perf_counter() - started
-    with (out / "exam.jsonl").open("w") as file:
-        file.writelines(json.dumps({"prompt": row["prompt"], "answer": row["answer"]}) + "\n" for row in exam_rows)
     summary = {"before": _scores(before), "after": _scores(after), "p_value": p, "seconds": seconds, "seed": seed, "max_new_tokens": MAX_NEW_TOKENS}
     summary["probe"] = {"verdict": found.verdict, "signal": asdict(found.signal[GENERATIONS]), "pass_at_1": asdict(found.pass_at[1])}
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
-    console.print(f"\n{seconds:.0f} s in all. The same exam again:  posttrain eval {output_dir}")
-    console.print("Do it yourself:  posttrain grpo arithmetic.yaml      Your own task: see the README")
+    console.print(f"\n{seconds:.0f} s in all. The same exam again:  posttrain eval {shlex.quote(output_dir)}", soft_wrap=True)
+    console.print(f"Do it yourself:  posttrain grpo {shlex.quote(str(out / 'sums.yaml'))}      Your own task: see the README", soft_wrap=True)
     return summary
+
+
+def recipe(seed: int, quick: bool) -> str:
+    """The demo's GRPO for `posttrain grpo`, beside the taught model and the sums: the same training, to be changed."""
+    train = {name: value for name, value in grpo_settings(seed, quick).items() if name != "save_strategy"}
+    sections = {
+        "model": {"name": "sft/model"},
+        "data": {"train": "sums.jsonl"},
+        "rubric": ["arithmetic"],
+        "train": train,
+        "eval": {"data": "exam.jsonl"},
+    }
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def sft_config(seed: int, out: Path, quick: bool) -> SFTConfig:
@@ -144,19 +171,22 @@ def sft_config(seed: int, out: Path, quick: bool) -> SFTConfig:
 
 
 def grpo_config(seed: int, out: Path, quick: bool) -> GRPOConfig:
-    return GRPOConfig(
-        output_dir=str(out),
-        seed=seed,
-        max_steps=3 if quick else GRPO_STEPS,
-        per_device_train_batch_size=PROMPTS * GENERATIONS,
-        num_generations=GENERATIONS,
-        max_completion_length=MAX_NEW_TOKENS,
-        learning_rate=1e-4,
-        logging_steps=5,
-        loss_type="dapo",
-        save_strategy="no",
-        use_cpu=True,
-    )
+    return GRPOConfig(output_dir=str(out), **grpo_settings(seed, quick))
+
+
+def grpo_settings(seed: int, quick: bool) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "max_steps": 3 if quick else GRPO_STEPS,
+        "per_device_train_batch_size": PROMPTS * GENERATIONS,
+        "num_generations": GENERATIONS,
+        "max_completion_length": MAX_NEW_TOKENS,
+        "learning_rate": 1e-4,
+        "logging_steps": 5,
+        "loss_type": "dapo",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
 
 
 def _exam(model: Any, tokenizer: Any, tasks: list[Task], rubric: Rubric) -> Paper:

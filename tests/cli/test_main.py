@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from recorded import another_writer
 from typer.testing import CliRunner
 
 from posttrain.cli.main import app
 from posttrain.errors import RewardError, TrainingError, UserError
+from posttrain.tracking.lock import is_written
+from posttrain.tracking.reader import RunReader
 
 ROWS = [{"question": f"what is {a}+{b}?", "answer": f"{a}+{b}=#### {a + b}"} for a in range(4) for b in range(4)]
 RECIPE = """
@@ -145,6 +148,15 @@ def test_an_empty_dataset_is_refused(folder):
 )
 def test_a_broken_reward_stops_training_with_a_sentence(folder, reward, said):
     assert said in sentence(call("grpo", folder / "recipe.yaml", f"--rubric=[{folder}/mine.py:{reward}]"))
+    assert not is_written(folder / "run" / "run.sqlite")  # another process may go on
+
+
+@pytest.mark.parametrize("option", ["--no-resume", "--resume", "--overwrite"])
+def test_a_training_is_refused_where_another_one_writes(folder, option):
+    with another_writer(folder / "run"):
+        assert "another training writes here" in sentence(call("grpo", folder / "recipe.yaml", option))
+        assert RunReader(folder / "run").steps() == [1]
+        assert not (folder / "run" / "recipe.yaml").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(folder):

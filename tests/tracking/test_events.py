@@ -1,6 +1,7 @@
-"""The run store: whole steps or none, whatever happens; exact numbers back; lists through an index."""
+"""The run store: whole steps or none, whatever happens; one writer; exact numbers back; lists through an index."""
 
 import math
+import os
 import random
 import signal
 import sqlite3
@@ -12,10 +13,12 @@ import time
 from decimal import Decimal
 
 import pytest
+from recorded import another_writer
 
 from posttrain.errors import TrainingError, UserError
 from posttrain.tracking import events
 from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
+from posttrain.tracking.lock import is_written
 from posttrain.tracking.reader import _DETAILS, _GROUPS, _NAMES, _ROLLOUTS, _SERIES, _TOKENS, RunReader
 from posttrain.types import Group, Rollout, StopReason, Task
 
@@ -303,3 +306,53 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_earlier_steps(tmp_path):
     with pytest.raises(TrainingError, match="full"):
         store.write(StepRecord(2, {}, [collected([rollout("long " * 10_000)])]))
     assert reader.steps() == [1]
+
+
+def test_one_process_at_a_time_writes_and_a_dead_one_stands_in_nobodys_way(tmp_path):
+    assert not is_written(tmp_path / "run.sqlite")
+    with another_writer(tmp_path) as other:
+        assert is_written(tmp_path / "run.sqlite")
+        with pytest.raises(UserError, match="another training writes here"):
+            RunStore(tmp_path / "run.sqlite")
+        assert RunReader(tmp_path).steps() == [1]  # whoever reads is not concerned
+        other.kill()
+        other.wait()
+    assert not is_written(tmp_path / "run.sqlite")
+    store = RunStore(tmp_path / "run.sqlite")
+    assert is_written(tmp_path / "run.sqlite")
+    store.close()
+    assert not is_written(tmp_path / "run.sqlite")
+
+
+def test_within_a_process_the_newest_writer_goes_on(tmp_path):
+    """As where a training broke, its store still open, and is begun again."""
+    older, newer = RunStore(tmp_path / "run.sqlite"), RunStore(tmp_path / "run.sqlite")
+    newer.write(StepRecord(1, {"reward": 1.0}))
+    older.close()
+    assert is_written(tmp_path / "run.sqlite")
+    newer.close()
+    assert not is_written(tmp_path / "run.sqlite")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a worker that is forked")
+def test_a_worker_that_outlives_its_training_holds_nothing(tmp_path):
+    program = """
+import os, sys, time
+from posttrain.tracking.events import RunStore
+store = RunStore(sys.argv[1])
+worker = os.fork()
+if worker == 0:
+    time.sleep(60)
+print(worker, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run.sqlite")], stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        assert is_written(tmp_path / "run.sqlite")
+        process.kill()
+        process.wait()
+        try:
+            os.kill(worker, 0)  # it is still there
+            RunStore(tmp_path / "run.sqlite").close()
+        finally:
+            os.kill(worker, signal.SIGKILL)

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from recorded import another_writer
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from posttrain.errors import UserError
 from posttrain.tracking.events import RolloutKey
 from posttrain.tracking.reader import RunReader
 from posttrain.tracking.recorder import Recorder, write_json
@@ -146,6 +148,14 @@ def test_a_new_run_in_the_same_directory_forgets_the_old_one(tmp_path):
     assert reader.meta()["config"]["max_steps"] == 2
     again.train()  # as in a notebook: the same cell once more
     assert reader.steps() == [1, 2]
+
+
+def test_a_second_training_leaves_the_record_of_the_first_alone(tmp_path):
+    with another_writer(tmp_path):
+        with pytest.raises(UserError, match="another training writes here"):
+            trainer(tmp_path, Recorder(), steps=2).train()
+        assert RunReader(tmp_path).steps() == [1]
+        assert RunReader(tmp_path).scalar_names() == ["reward"]
 
 
 def test_evaluation_is_kept_during_training_and_after_it(tmp_path):

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli import data as data_commands
-from posttrain.cli import rewards
+from posttrain.cli import rewards, runs
 from posttrain.cli.doctor import doctor
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
@@ -27,7 +27,10 @@ from posttrain.cli.run import run as run_stages
 from posttrain.cli.watch import Watch, report, watch, watching
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a language model into one that reasons: GRPO and SFT."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a language model better at your task: SFT, reward models, DPO and its relatives, PPO, RLOO and GRPO.",
 )
 app.add_typer(rewards.app, name="reward")
 app.add_typer(data_commands.app, name="data")
@@ -68,8 +71,9 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A few steps only: does everything work here?")] = False,
     watch: Watch = False,
 ) -> None:
-    """A tiny transformer learns two-digit addition, on CPU, without a download."""
+    """A tiny transformer learns two-digit addition, on CPU, without a download. An earlier demo there is replaced, any other run is not."""
     with sentences(), watching([output, f"{output}/sft"], watch):
+        runs.make_way_for_demo(output, ["sft"])
         from posttrain.demo import run_demo
 
         run_demo(seed=seed, output_dir=output, quick=quick)

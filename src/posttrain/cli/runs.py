@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.tracking.lock import in_use, is_written
+from posttrain.tracking.schema import FILE_NAME, LOCK_NAME
 
 MODEL, RECIPE, EXAM, SUMMARY, ANSWERS = "model", "recipe.yaml", "exam.jsonl", "summary.json", "eval.jsonl"
 # All that a run writes. Starting over removes these names and nothing else.
@@ -25,11 +29,12 @@ WRITTEN = (
 
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
-    """Whether to go on from a checkpoint. Raises UserError where an earlier run would be written over."""
+    """Whether to go on from a checkpoint. Raises UserError where an earlier run, or one that is training now, would be written over."""
     from posttrain.trainers.checkpoints import last_checkpoint
 
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite starts it over: give one of them")
+    _refuse_written(output_dir)
     last = last_checkpoint(output_dir)
     if last is not None and not (resume or overwrite):
         raise UserError(
@@ -42,14 +47,42 @@ def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -
     return resume and last is not None
 
 
+def make_way_for_demo(output_dir: str, stages: Iterable[str]) -> None:
+    """Remove an earlier demo and its `stages`. Raises UserError where any other run would be written over.
+
+    A demo leaves an exam of sums, and unlike every other command no recipe.
+    """
+    folder, exam = Path(output_dir), Path(output_dir) / EXAM
+    directories = [folder, *(folder / stage for stage in stages)]
+    if any(_written(directory) for directory in directories):
+        is_demo = exam.is_file() and re.match(r'\{"prompt": "\d\d\+\d\d="', exam.read_text(encoding="utf-8")) and not (folder / RECIPE).exists()
+        if not is_demo:
+            raise UserError(f"{output_dir} holds a run that is no demo. Write elsewhere: --output runs/demo, say")
+    for directory in directories:
+        _refuse_written(str(directory))
+    for directory in directories:
+        clear(str(directory))
+
+
 def clear(output_dir: str) -> None:
-    """Remove what an earlier run wrote."""
-    for pattern in WRITTEN:
-        for path in Path(output_dir).glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Remove what an earlier run wrote. Raises UserError while a training writes there."""
+    _refuse_written(output_dir)
+    for path in _written(Path(output_dir)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _written(folder: Path) -> list[Path]:
+    """What a run left there. The lock of its writer is nothing: it stays for whoever comes next."""
+    return [path for pattern in WRITTEN for path in folder.glob(pattern) if path.name != LOCK_NAME]
+
+
+def _refuse_written(output_dir: str) -> None:
+    store = Path(output_dir) / FILE_NAME
+    if is_written(store):
+        raise in_use(store)
 
 
 def model_of(target: str) -> str:

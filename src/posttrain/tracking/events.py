@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from posttrain.errors import TrainingError, UserError
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
+from posttrain.tracking.lock import WriterLock
 from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION
 from posttrain.types import Group, Rollout
 
@@ -72,18 +73,19 @@ class StepRecord:
 
 
 class RunStore:
-    """The one writer of a run. Raises UserError for a file that is not a run store, TrainingError when the disk refuses a write."""
+    """The one writer of a run. Raises UserError for a file that is not a run store or that another process writes, TrainingError when the disk refuses."""
 
     def __init__(self, path: str | Path, *, max_token_bytes: int = 512 * 2**20) -> None:
         self.path = Path(path)
         self.max_token_bytes = max_token_bytes
         self._lock = threading.Lock()  # notes may come from a reward's thread
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = WriterLock(self.path)
         self._db = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
         try:
             self._prepare()
         except sqlite3.DatabaseError as error:
-            self._db.close()
+            self.close()
             raise UserError(f"{self.path} cannot be used as a run store ({error}): move it away, or choose another output_dir") from error
         self._token_bytes: int = self._db.execute("SELECT coalesce(sum(token_bytes), 0) FROM steps").fetchone()[0]
 
@@ -171,6 +173,7 @@ class RunStore:
 
     def close(self) -> None:
         self._db.close()
+        self._writer.release()
 
     @staticmethod
     def _insert_note(db: sqlite3.Connection, step: int, kind: str, text: str) -> None:

@@ -89,7 +89,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self._close()  # an earlier training of this trainer may have been interrupted
+        self.close()  # an earlier training of this trainer may have been interrupted
         self._named.clear()
         assert args.output_dir is not None
         directory = Path(args.output_dir)
@@ -138,7 +138,14 @@ class Recorder(TrainerCallback):
             "versions": versions(),
         }
         write_json(self._store.path.with_name(SUMMARY_NAME), summary)
-        self._close()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the store, also after training failed or was interrupted: another process may go on with the run then."""
+        self._pending.clear()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     def _record(self, step: int) -> StepRecord:
         return self._pending.setdefault(step, StepRecord(step))
@@ -155,12 +162,6 @@ class Recorder(TrainerCallback):
             record = self._pending.pop(due)
             record.seconds = self._seconds()
             self._store.write(record)
-
-    def _close(self) -> None:
-        self._pending.clear()
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
 
 def memory() -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The tables of `run.sqlite`, and nothing else: who writes them is `events.py`, who reads them `reader.py`."""
 
 FILE_NAME = "run.sqlite"
+LOCK_NAME = "run.sqlite-lock"  # beside it, held by its writer; see `lock.py`
 SUMMARY_NAME = "summary.json"  # beside it, once training has ended
 VERSION = 3  # of this schema, kept in the file as PRAGMA user_version
 

@@ -313,6 +313,7 @@ class BaseTrainer(Trainer):
         finally:
             self.interrupt.restore()
             self.view.close()
+            self.recorder.close()
         if self.interrupt.asked:
             raise KeyboardInterrupt
         return result
