@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -44,6 +45,14 @@ def test_a_path_without_a_run_is_a_sentence(tmp_path):
     assert code == 2
     assert "holds no run.sqlite" in text
     assert [run.name for run in find_runs([str(tmp_path / "later")], wait=True)] == ["later"]
+
+
+def test_a_run_that_is_waited_for_is_shown_also_where_others_stand_below_it(tmp_path):
+    make(tmp_path / "demo" / "sft")
+    runs = find_runs([str(tmp_path / "demo"), str(tmp_path / "demo" / "sft")], wait=True)
+    assert [run.directory.name for run in runs] == ["demo", "sft"]
+    write_run(tmp_path / "demo", 2).close()
+    assert runs[0].refresh()
 
 
 def test_this_machine_needs_no_token_and_any_other_gets_one():
@@ -87,6 +96,30 @@ def test_what_a_report_cannot_show_is_a_sentence(tmp_path, arguments, sentence):
     assert code == 2
     assert sentence in text
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_run_that_has_not_begun_cannot_be_reported(tmp_path):
+    sqlite3.connect(tmp_path / "run.sqlite").execute("PRAGMA journal_mode=WAL")  # the file is there, its first transaction is not
+    code, text = said("report", tmp_path, "-o", tmp_path / "r.html")
+    assert code == 2
+    assert "the run has not begun yet" in text
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_page_that_ends_with_its_training_says_nothing_of_it(tmp_path):
+    write_run(tmp_path, 2).close()
+    program = f"""
+from posttrain.cli.watch import watching
+with watching([{str(tmp_path)!r}], True):
+    input()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as training:
+        first = training.stdout.readline()
+        assert first.startswith("watch it:  http://127.0.0.1:"), first + training.stdout.read()
+        rest, _ = training.communicate("the training is over\n", timeout=30)
+    assert (training.returncode, rest) == (0, "")
 
 
 def children_named(text):

@@ -1,5 +1,7 @@
 """The page in a real browser: it opens, moves, filters, stays on this machine, and shows what models wrote as text."""
 
+import math
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import urllib.request
 import pytest
 from browsing import CHROMIUM, FLAGS, Tab, browser_or_skip, served
 from recorded import group, plain_groups, record, rollout, write_run
+
+from posttrain.tracking.events import StepRecord
 
 pytestmark = pytest.mark.browser
 
@@ -230,3 +234,25 @@ def test_a_run_whose_writer_was_killed_in_mid_transaction_opens(browser, tmp_pat
         page.wait_for_selector("text=step 6 of 100")
         assert page.locator(".pt-prompt").text_content() == "What is 6+1?"
         tab.check(url)
+
+
+def test_a_metric_that_is_called_like_a_panel_has_a_chart_of_its_own_and_gaps_are_told_when_they_come(browser, tmp_path):
+    store = write_run(tmp_path, 3)
+    store.write(StepRecord(3, {"KL": 5.0, "Reward": 7.0}))
+    with served(tmp_path) as url:
+        tab = Tab(browser, height=6000)
+        page = tab.open(url)
+        page.wait_for_selector("text=step 3 of 100")
+        titles = page.locator(".pt-card .pt-h3").all_text_contents()
+        assert (titles.count("KL"), titles.count("Reward")) == (2, 2)
+        places = page.locator(".pt-chart-place").count()
+        page.wait_for_function(f"document.querySelectorAll('.pt-chart canvas').length === {places}")
+        page.wait_for_timeout(300)
+        kl, other = (page.locator(".pt-card", has=page.locator(".pt-h3", has_text=re.compile("^KL$"))).nth(place) for place in (0, 1))
+        assert kl.locator("canvas").evaluate("one => one.toDataURL()") != other.locator("canvas").evaluate("one => one.toDataURL()")
+        assert "not finite" not in kl.locator(".pt-caption").text_content()
+        store.write(StepRecord(4, {"kl": math.nan}))
+        page.wait_for_selector("text=One value was not finite: a gap.", timeout=5000)
+        assert kl.locator(".pt-caption").text_content().endswith("leaving what it was. One value was not finite: a gap.")
+        tab.check(url)
+    store.close()

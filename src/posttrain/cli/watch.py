@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -34,11 +34,12 @@ def watch(
     with_parent: Annotated[bool, typer.Option(hidden=True, help="End when standard input ends.")] = False,
 ) -> None:
     """Look at runs while they learn, or afterwards: curves, and every prompt with its completions."""
-    with sentences():
-        from posttrain.watch.server import choose_address, find_runs, serve
-
+    own_end = suppress(KeyboardInterrupt) if with_parent else nullcontext()  # the signal by which it ends with its parent is nothing to tell
+    with sentences(), own_end:
         if with_parent:
             _end_with_parent()
+        from posttrain.watch.server import choose_address, find_runs, serve
+
         address = choose_address(host, port, with_token=token)
         serve(find_runs(runs, wait=wait), address, open_browser=open_browser, ready=lambda url: typer.echo(f"watch it:  {url}"))
 
@@ -63,6 +64,8 @@ def report(
         if len(found) > 1:
             raise UserError(f"{run} holds {len(found)} runs: name one of {', '.join(one.name for one in found)}")
         found[0].refresh()
+        if found[0].reader is None:
+            raise UserError(f"{run}: the run has not begun yet, there is nothing to report")
         write_report(found[0], output, groups=None if not group else [_place(one) for one in group], mode=color)
         typer.echo(f"written to {output} ({output.stat().st_size / 2**20:.1f} MB)")
 

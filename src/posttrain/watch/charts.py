@@ -186,9 +186,11 @@ def sign_colour(value: float) -> str:
     return UP if value > 0 else DOWN if value < 0 else GREY
 
 
-def not_finite(chart: Chart, runs: Sequence[Run]) -> int:
-    """How many values of a chart were NaN or infinite: gaps in its curves."""
-    return sum(point.not_finite for run in runs for curve in chart.curves for point in run.curve(curve.metric))
+def caption(chart: Chart, runs: Sequence[Run]) -> str:
+    """What the panel says of itself, and how many values were NaN or infinite: gaps in its curves."""
+    missing = sum(point.not_finite for run in runs for curve in chart.curves for point in run.curve(curve.metric))
+    gaps = f"{missing:,} values were not finite: gaps." if missing > 1 else "One value was not finite: a gap." if missing else ""
+    return f"{chart.panel.caption} {gaps}".strip()
 
 
 def _scale(curve: Curve, unit: str) -> Callable[[float], float]:

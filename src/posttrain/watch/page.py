@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nicegui import ui
 
@@ -45,7 +44,7 @@ class Page:
     def __init__(self, watched: Watched, run: str, step: int | None, group: int | None) -> None:
         self.watched = watched
         self._shown: list[Chart] | None = None  # None: nothing was laid out yet
-        self._charts: dict[str, Any] = {}
+        self._charts: dict[int, tuple[ui.label, ui.echart]] = {}  # the number of what is shown -> its caption, its drawing
         self._drawn: dict[str, int] = {}  # tab -> the version that it shows
         self.dark = ui.dark_mode(None)
         with ui.element("div").classes("pt-page"):
@@ -98,10 +97,11 @@ class Page:
         if self._shown is None or wanted != self._shown:
             self._shown = wanted
             self._lay_out(wanted)
-        for chart in wanted:
-            drawn = self._charts[chart.panel.title]
+        for number, chart in enumerate(wanted):
+            caption, drawn = self._charts[number]
+            caption.text = drawing.caption(chart, runs)
             drawn.options.clear()
-            drawn.options.update(drawing.option(chart, runs, marks=chart is wanted[0]))
+            drawn.options.update(drawing.option(chart, runs, marks=number == 0))
             drawn.update()
         self._draw_figures(runs)
 
@@ -112,21 +112,19 @@ class Page:
             if not wanted:
                 ui.label("Nothing was logged yet. The page fills itself once training has begun.").classes("pt-soft pt-empty")
             for section in SECTIONS:
-                chosen = [chart for chart in wanted if chart.panel.section == section]
+                chosen = [(number, chart) for number, chart in enumerate(wanted) if chart.panel.section == section]
                 if chosen:
                     ui.label(section).classes("pt-section")
                     with ui.element("div").classes("pt-grid"):
-                        for chart in chosen:
-                            self._add(chart)
+                        for number, chart in chosen:
+                            self._charts[number] = self._add(chart)
 
-    def _add(self, chart: Chart) -> None:
+    def _add(self, chart: Chart) -> tuple[ui.label, ui.echart]:
         with ui.element("div").classes("pt-card"):
             ui.label(visible(chart.panel.title)).classes("pt-h3")
-            missing = drawing.not_finite(chart, self.watched.begun)
-            gaps = f" {missing} values were not finite: gaps." if missing else ""
-            ui.label(chart.panel.caption + gaps).classes("pt-caption")
+            caption = ui.label().classes("pt-caption")
             with ui.element("q-intersection").props("once").classes("pt-chart-place"):  # drawn when it is first scrolled to
-                self._charts[chart.panel.title] = ui.echart({}).classes("pt-chart")
+                return caption, ui.echart({}).classes("pt-chart")
 
     def _draw_figures(self, runs: list[Run]) -> None:
         self.figures.clear()

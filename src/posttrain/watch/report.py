@@ -5,6 +5,7 @@ The browser's chart library is the one that NiceGUI ships, written into the file
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from posttrain.watch.tokens import MODES, Piece, pieces
 
 HERE = Path(__file__).parent
 # Settings that nobody needs to understand a run: where it ran, and what transformers would have done elsewhere.
-LEFT_OUT = re.compile(r".*(token|hub|tpu|fsdp|deepspeed|ddp|logging_dir|push_to).*")
+LEFT_OUT = re.compile(r"output_dir|logging_dir|(.*_)?token|(hub|push_to|tpu|fsdp|deepspeed|ddp)(_.*)?")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,15 @@ class Told:
 
 
 def write_report(run: Run, path: Path, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> None:
-    """`groups`: (step, group) of those to tell; None: one of the beginning, the middle and the end. Raises UserError for what is not there."""
-    path.write_text(render(run, groups=groups, mode=mode), encoding="utf-8")
+    """`groups`: (step, group) of those to tell; None: one of the beginning, the middle and the end. Raises UserError for what is not there.
+
+    The file is written whole or not at all; what is no plain file, such as /dev/stdout, is written to.
+    """
+    html, target = render(run, groups=groups, mode=mode), path.resolve()
+    beside = target if target.exists() and not target.is_file() else target.with_name(f"{target.name}.tmp")
+    beside.write_text(html, encoding="utf-8")
+    if beside != target:
+        os.replace(beside, target)
 
 
 def render(run: Run, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> str:
@@ -54,13 +62,15 @@ def render(run: Run, *, groups: Sequence[tuple[int, int]] | None = None, mode: s
         row = _group(run, step, group)
         stories.append(_tell(run, row, mode, len(options)))
         options.append(drawing.comparison([completion.row for completion in stories[-1].told.completions], row.mean, row.std))
-    numbered = list(enumerate(wanted))
-    template = Environment(autoescape=True).from_string((HERE / "report.html").read_text(encoding="utf-8"))
+    numbered = [(number, chart, drawing.caption(chart, [run])) for number, chart in enumerate(wanted)]
+    environment = Environment(autoescape=True)
+    environment.filters |= {"visible": visible, "shown": shown}
+    template = environment.from_string((HERE / "report.html").read_text(encoding="utf-8"))
     return template.render(
         title=visible(run.name),
         status=status(run),
         figures=figures(run),
-        sections=[(section, found) for section in SECTIONS if (found := [(n, chart) for n, chart in numbered if chart.panel.section == section])],
+        sections=[(section, found) for section in SECTIONS if (found := [one for one in numbered if one[1].panel.section == section])],
         stories=stories,
         mode=MODES[mode],
         notes=run.notes[-50:],

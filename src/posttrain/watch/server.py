@@ -58,7 +58,7 @@ def choose_address(host: str, port: int | None, *, with_token: bool) -> Address:
 
 
 def find_runs(paths: Sequence[str], *, wait: bool = False) -> list[Run]:
-    """The runs of these directories: each itself, or else those right below it. `wait`: a directory may be empty yet, or not there.
+    """The runs of these directories: each itself, or else those right below it. `wait`: a run may yet begin in each of them, also where none is.
 
     Raises UserError for a path without a run.
     """
@@ -67,10 +67,10 @@ def find_runs(paths: Sequence[str], *, wait: bool = False) -> list[Run]:
         path = Path(given).expanduser()
         path = path.parent if path.name == FILE_NAME else path
         below = sorted(store.parent for store in path.glob(f"*/{FILE_NAME}"))
-        if (path / FILE_NAME).is_file() or (wait and not below):
+        if (path / FILE_NAME).is_file():
             directories.append(path)
-        elif below:
-            directories += below
+        elif wait or below:
+            directories += [path, *below] if wait else below
         else:
             raise UserError(f"{given} holds no {FILE_NAME}, and no directory in it does: give the output_dir of a run, or --wait for it to begin")
     directories = list(dict.fromkeys(directory.resolve() for directory in directories))
