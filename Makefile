@@ -36,6 +36,7 @@ $(VENV_TRL)/.ready: constraints.txt
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/posttrain demo
+	@echo 'posttrain is in $(VENV)/bin; on your path it is after:  source $(VENV)/bin/activate'
 
 test: $(VENV)/.ready
 	$(PYTEST) $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal

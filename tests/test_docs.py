@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.cli.recipe import Recipe
+from posttrain.cli.yaml12 import read_yaml
+from posttrain.doctor import _requirements
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -55,3 +59,14 @@ def test_the_figures_on_memory_are_those_of_the_benchmark(monkeypatch):
     results = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))
     text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     assert maker.page(results) in text, "docs/memory.md is out of date; run: python benchmarks/memory.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_recipes_of_a_page_have_sections_that_exist(page):
+    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        assert read_yaml(block, page.name).keys() <= {*Recipe.__dataclass_fields__, "stages"}, block
+
+
+def test_the_page_of_the_doctor_shows_all_that_is_required():
+    shown = re.findall(r"^  ok +(\S+)", (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {requirement.name for requirement in _requirements("posttrain")} <= set(shown)
