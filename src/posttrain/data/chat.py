@@ -37,11 +37,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **chat_tem
     return ids
 
 
-def encodable(text: str) -> str:
-    """Lone surrogates, which UTF-8 and so no tokenizer can hold, become question marks; everything else is kept as it is."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **kwargs: Any) -> Any:
     if not tokenizer.chat_template:
         raise UserError(

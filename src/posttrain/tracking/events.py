@@ -23,6 +23,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from posttrain.errors import TrainingError, UserError
+from posttrain.text import encodable
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
 from posttrain.tracking.lock import WriterLock
 from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION
@@ -134,7 +135,7 @@ class RunStore:
             for number, collected in enumerate(record.groups):
                 self._insert_group(db, record.step, number, collected)
             added = self._insert_tokens(db, record) if keep_tokens else 0
-            db.executemany("INSERT OR REPLACE INTO vocabulary VALUES (?, ?)", [(token, _text(text)) for token, text in record.vocabulary.items()])
+            db.executemany("INSERT OR REPLACE INTO vocabulary VALUES (?, ?)", [(token, encodable(text)) for token, text in record.vocabulary.items()])
             db.execute(
                 "INSERT INTO steps VALUES (?, ?, ?, ?) ON CONFLICT (step) DO UPDATE SET seconds=excluded.seconds, token_bytes=token_bytes+excluded.token_bytes",
                 (record.step, time.time(), record.seconds, added),
@@ -177,7 +178,7 @@ class RunStore:
 
     @staticmethod
     def _insert_note(db: sqlite3.Connection, step: int, kind: str, text: str) -> None:
-        db.execute("INSERT INTO notes (step, at, kind, text) VALUES (?, ?, ?, ?)", (step, time.time(), kind, _text(text)))
+        db.execute("INSERT INTO notes (step, at, kind, text) VALUES (?, ?, ?, ?)", (step, time.time(), kind, encodable(text)))
 
     @staticmethod
     def _insert_group(db: sqlite3.Connection, step: int, number: int, collected: CollectedGroup) -> None:
@@ -185,7 +186,7 @@ class RunStore:
         scored = [reward for reward in group.rewards if reward is not None]
         mean = fmean(scored) if scored else None
         std = stdev(scored) if len(scored) > 1 else None
-        row = (step, number, group.task.id, _text(collected.prompt), len(group.rollouts), mean, std)
+        row = (step, number, group.task.id, encodable(collected.prompt), len(group.rollouts), mean, std)
         db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         pairs = zip(group.rollouts, collected.advantages, strict=True)
         rows = [(step, number, index, *_rollout_row(rollout, advantage)) for index, (rollout, advantage) in enumerate(pairs)]
@@ -236,11 +237,6 @@ def _finite(value: float) -> tuple[float | None, str | None]:
     return (value, None) if math.isfinite(value) else (None, str(value))
 
 
-def _text(text: str) -> str:
-    """Lone surrogates, which UTF-8 cannot hold, become question marks; everything else is kept as it is."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _runs(sampled: Sequence[bool]) -> list[int]:
     """How many tokens in a row the policy sampled, then how many it was given, and so on: [T, T, F, T] is [2, 1, 1]."""
     runs = [0]
@@ -253,4 +249,4 @@ def _runs(sampled: Sequence[bool]) -> list[int]:
 
 def _rollout_row(rollout: Rollout, advantage: float) -> tuple[Any, ...]:
     scores = json.dumps(rollout.scores)
-    return (rollout.reward, advantage, rollout.stop.value, rollout.policy_version, len(rollout.token_ids), scores, _text(rollout.text))
+    return (rollout.reward, advantage, rollout.stop.value, rollout.policy_version, len(rollout.token_ids), scores, encodable(rollout.text))
