@@ -1,6 +1,7 @@
 """The commands, as a user types them: what they do, and the one sentence they say when they cannot."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from recorded import another_writer
 from typer.testing import CliRunner
 
+from posttrain.cli import runs
 from posttrain.cli.main import app
 from posttrain.errors import RewardError, TrainingError, UserError
 from posttrain.tracking.lock import is_written
@@ -23,9 +25,15 @@ train: {{output_dir: {folder}/run, num_generations: 2, per_device_train_batch_si
 sft: {{output_dir: {folder}/sft, max_steps: 1, per_device_train_batch_size: 2, use_cpu: true}}
 """
 REWARDS = """
+from pathlib import Path
 from posttrain import verifier
 
 def is_short(completion):
+    return -len(completion) / 100
+
+def breaks_in_step_4(completion):
+    here = Path(__file__).parent
+    assert not (here / "broken").exists() or not (here / "run" / "checkpoint-3").exists()
     return -len(completion) / 100
 
 def raises(completion):
@@ -196,6 +204,46 @@ def test_a_finished_model_is_not_written_over_where_no_checkpoint_was_kept(folde
     assert call("grpo", folder / "recipe.yaml", *unsaved).exit_code == 0
     assert "holds the model of an earlier run. Start over with --overwrite" in sentence(call("grpo", folder / "recipe.yaml", *unsaved))
     assert call("grpo", folder / "recipe.yaml", *unsaved, "--overwrite").exit_code == 0
+
+
+def test_a_run_that_goes_on_no_longer_has_the_model_of_its_earlier_end(folder):
+    recipe, run = (folder / "recipe.yaml", "--rubric=[mine.py:breaks_in_step_4]"), folder / "run"
+    assert call("grpo", *recipe).exit_code == 0
+    told = (run / "recipe.yaml").read_text()
+    assert "cannot resume" in sentence(call("grpo", *recipe, "--resume", "--train.max_steps=5", "--train.learning_rate=1e-2"))
+    assert runs.model_of(str(run)) == str(run / "model")  # nothing was trained
+    assert (run / "recipe.yaml").read_text() == told
+    (folder / "broken").touch()
+    assert "breaks_in_step_4" in sentence(call("grpo", *recipe, "--resume", "--train.max_steps=5"))
+    assert runs.model_of(str(run)) == str(run / "checkpoint-3")
+    assert not list(run.glob(".*model"))
+    (folder / "broken").unlink()
+    assert call("grpo", *recipe, "--resume", "--train.max_steps=5").exit_code == 0
+    assert runs.model_of(str(run)) == str(run / "model")
+    assert call("grpo", *recipe, "--resume", "--train.max_steps=5").exit_code == 0  # there is nothing left to train
+    assert runs.model_of(str(run)) == str(run / "model")
+
+
+KILLED = """
+import os, sys
+from transformers import PreTrainedTokenizerBase
+
+save = PreTrainedTokenizerBase.save_pretrained
+PreTrainedTokenizerBase.save_pretrained = lambda self, directory, **options: save(self, directory, **options) if "checkpoint" in str(directory) else os._exit(9)
+
+from posttrain.cli.main import app
+app(sys.argv[1:])
+"""  # when the config and the weights of the last model are written, but not its tokenizer
+
+
+def test_a_run_that_is_killed_while_it_writes_its_model_has_that_of_its_last_checkpoint(folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", KILLED, "grpo", str(folder / "recipe.yaml")], capture_output=True, text=True, env=environment)
+    assert killed.returncode == 9, killed.stderr
+    assert runs.model_of(str(folder / "run")) == str(folder / "run" / "checkpoint-2")
+    assert call("grpo", folder / "recipe.yaml", "--resume").exit_code == 0
+    assert runs.model_of(str(folder / "run")) == str(folder / "run" / "model")
+    assert not list((folder / "run").glob(".*"))
 
 
 def test_what_the_system_refuses_is_a_sentence_too(folder):

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import typer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.cli import runs
 from posttrain.cli.kinds import Kind
 from posttrain.cli.recipe import Recipe
+from posttrain.trainers import checkpoints
+
+
+class _Beginning(TrainerCallback):
+    """What changes in the directory only once nothing refuses to train: the recipe, and the model with which the run ended before, if there are
+    further steps."""
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self._recipe, self._directory = recipe, directory
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        (self._directory / runs.RECIPE).write_text(self._recipe.to_yaml(), encoding="utf-8")
+        model = self._directory / runs.MODEL
+        if state.global_step < state.max_steps and model.exists():
+            checkpoints.remove(model)
 
 
 def dry_run(kind: Kind, recipe: Recipe) -> str:
@@ -30,19 +49,25 @@ def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, over
     trainer = build.make_trainer(kind, recipe, default_output=output_dir)
     with trainer.args.main_process_first():
         if trainer.args.process_index == 0:
-            _begin(output_dir, recipe, overwrite)
+            _make_room(output_dir, overwrite)
     if resume and not goes_on:
         typer.echo(f"no complete checkpoint in {output_dir} yet: starting from the beginning")
+    trainer.add_callback(_Beginning(recipe, Path(output_dir)))
     trainer.train(resume_from_checkpoint=goes_on or None)
     model = Path(output_dir) / runs.MODEL
-    trainer.save_model(str(model))
+    with checkpoints.written_whole(model, main=trainer.args.should_save) as staging:
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(staging), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save")
     if trainer.args.process_index == 0:
         typer.echo(f"the model is in {model}" + (f"   examine it: posttrain eval {output_dir}" if kind.is_online else ""))
     return model
 
 
-def _begin(output_dir: str, recipe: Recipe, overwrite: bool) -> None:
+def _make_room(output_dir: str, overwrite: bool) -> None:
     if overwrite:
         runs.clear(output_dir)
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(output_dir) / runs.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")

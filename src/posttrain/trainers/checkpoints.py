@@ -35,10 +35,10 @@ MAY_CHANGE = {
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, *, main: bool) -> Iterator[Path]:
-    """A directory to write into that becomes `target` on leaving, or vanishes if writing failed.
+def whole(target: Path, *, main: bool = True) -> Iterator[Path]:
+    """A directory to write into that becomes `target` on leaving, or vanishes if anything was raised.
 
-    Every process may write into it; `main` makes, flushes and renames it. Raises TrainingError when the disk is full or refuses.
+    Every process may write into it; `main` makes, flushes and renames it.
     """
     staging = target.parent / f".writing-{target.name}"
     try:
@@ -49,11 +49,21 @@ def written_whole(target: Path, *, main: bool) -> Iterator[Path]:
         if main:
             _flush(staging)
             if target.exists():
-                shutil.rmtree(target)
+                remove(target)
             staging.rename(target)
             _flush_directory(target.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, *, main: bool) -> Iterator[Path]:
+    """As `whole`, in a run's directory. Raises TrainingError when the disk is full or refuses."""
+    try:
+        with whole(target, main=main) as staging:
+            yield staging
+    except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "write" not in str(error).lower():
             raise
         last = last_checkpoint(target.parent)
@@ -103,9 +113,16 @@ def rotate(output_dir: str | Path, limit: int | None, keep: str | None) -> None:
     spared = {found[-1].name} | ({Path(keep).name} if keep else set()) if found else set()
     for path in found[: max(0, len(found) - limit)]:
         if path.name not in spared:
-            gone = path.with_name(f".deleting-{path.name}")  # renamed first: a half-deleted checkpoint must not look whole
-            path.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove(path)
+
+
+def remove(directory: Path) -> None:
+    """Renamed first: what is half deleted must not look whole."""
+    gone = directory.with_name(f".deleting-{directory.name}")
+    if gone.exists():
+        shutil.rmtree(gone)
+    directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def check_resumable(checkpoint: Path, processes: int) -> None:
