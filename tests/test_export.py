@@ -1,15 +1,18 @@
 """Models leave and come back: merged, as adapters, in 4 bits. What was trained, what was exported and what samples say the same."""
 
 import json
+import logging
 import shutil
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
 from small import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain import SFTConfig, SFTTrainer, load_policy
+from posttrain import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, load_policy
 from posttrain.errors import TrainingError, UserError
 from posttrain.export import check_parity, export_model, push_to_hub, write_card
 
@@ -41,6 +44,14 @@ def train(model, directory, peft_config=None, steps=30):
     trainer.train()
     trainer.save_model(str(directory))
     return trainer
+
+
+def call(*arguments):
+    from typer.testing import CliRunner
+
+    from posttrain.cli.main import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def plain_greedy(directory, prompt_ids, max_new_tokens=8):
@@ -98,6 +109,38 @@ def test_another_model_does_not_pass_for_the_trained_one(trained):
         check_parity(str(trained / "adapter"), trained / "base", PROMPTS, max_new_tokens=8)
 
 
+def save_base(folder, **changes):
+    """A directory with a small model; `changes` are made to its generation config."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    for name, value in changes.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_the_models_own_repetition_penalty_does_not_count_against_the_export(tmp_path):
+    save_base(tmp_path / "base", repetition_penalty=5.0)
+    export_model(str(tmp_path / "base"), tmp_path / "out", dtype="float32")
+    parity = check_parity(str(tmp_path / "base"), tmp_path / "out", PROMPTS)
+    assert (parity.prompts, parity.identical) == (len(PROMPTS), len(PROMPTS))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["repetition_penalty"] == 5.0
+
+
+def test_what_is_another_model_is_not_left_behind(tmp_path):
+    model = save_base(tmp_path / "base")
+    model.model.embed_tokens.weight.data *= 1e8  # too large for float16
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+"}')
+    before = sorted(tmp_path.iterdir())
+    wrong = call("export", tmp_path / "base", tmp_path / "out", "--dtype", "float16", "--prompts", tmp_path / "prompts.jsonl")
+    assert (wrong.exit_code, "try dtype float32" in wrong.output) == (1, True), wrong.output
+    assert sorted(tmp_path.iterdir()) == before
+    right = call("export", tmp_path / "base", tmp_path / "out", "--dtype", "float32", "--prompts", tmp_path / "prompts.jsonl")
+    assert right.exit_code == 0, right.output
+
+
 def test_adapters_are_exported_for_peft_and_training_goes_on_from_them(trained, tmp_path):
     export_model(str(trained / "adapter"), tmp_path / "out", format="adapter")
     base = AutoModelForCausalLM.from_pretrained(trained / "base")
@@ -117,6 +160,15 @@ def test_adapters_are_exported_for_peft_and_training_goes_on_from_them(trained, 
 def test_the_name_of_the_base_can_be_the_one_that_others_know(trained, tmp_path):
     export_model(str(trained / "adapter"), tmp_path / "out", format="adapter", base="owner/name")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
+
+
+def test_a_base_that_nobody_else_has_is_warned_of(trained, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        export_model(str(trained / "adapter"), tmp_path / "named", format="adapter", base="owner/name")
+        assert not caplog.records
+        export_model(str(trained / "adapter"), tmp_path / "local", format="adapter")
+    assert f"the adapters belong to {trained / 'base'}, which is on this machine only" in caplog.text
+    assert "--base" in caplog.text
 
 
 def test_new_adapters_on_adapters_are_refused(trained, tmp_path):
@@ -140,6 +192,16 @@ def test_a_reward_model_is_not_mistaken_for_a_policy(trained, tmp_path):
         export_model(str(tmp_path / "scorer"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("format", ["merged", "adapter"])
+def test_adapters_of_a_reward_model_are_not_either(trained, tmp_path, format):
+    args = RewardConfig(output_dir=str(tmp_path / "run"), use_cpu=True, save_strategy="no", max_steps=1, per_device_train_batch_size=2)
+    rows = [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 2
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    RewardTrainer(str(trained / "base"), args, train_dataset=rows, peft_config=config).save_model(str(tmp_path / "scorer"))
+    with pytest.raises(UserError, match="holds the adapters of a reward model"):
+        export_model(str(tmp_path / "scorer"), tmp_path / "out", format=format)
+
+
 def test_nothing_is_overwritten_and_adapters_must_be_there(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is there already and not empty"):
@@ -156,7 +218,55 @@ def test_the_card_says_where_the_model_comes_from(trained, tmp_path):
     write_card(tmp_path / "out", source=str(trained / "adapter"), run=run, parity=None)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "base_model: owner/name" in card
-    assert "model: {name: owner/name}" in card
+    assert "model:\n  name: owner/name" in card
+
+
+RECIPE = """
+model: {name: /home/someone/models/base, dtype: null}
+data: {train: [{path: /home/someone/rows.jsonl, weight: 2}, squad], prompt: "/no_think {question}", system: /think}
+rubric: ["/home/someone/my_rewards.py:is_right", {reward: /home/someone/judge/model, weight: 2}, gsm8k]
+env: {name: null, tools: []}
+train: {output_dir: /home/someone/runs/x, hub_token: hf_abc, learning_rate: 1.0e-06}
+sft: {eos_token: <|im_end|>}
+dpo: {}
+"""
+SUMMARY = {"steps": 7, "metrics": {"mean_token": 0.5}, "best_checkpoint": "/home/someone/runs/x/checkpoint-3"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(SUMMARY))
+    return tmp_path / "run"
+
+
+def card_of(out, source, run):
+    out.mkdir()
+    write_card(out, source=str(source), run=run, parity=None)
+    return (out / "README.md").read_text()
+
+
+def test_a_card_holds_no_paths_and_no_secrets(run, tmp_path):
+    card = card_of(tmp_path / "out", run / "model", run)
+    assert "someone" not in card
+    assert "hf_abc" not in card
+    assert yaml.safe_load(card.partition("```yaml")[2].partition("```")[0]) == {
+        "model": {"name": "base", "dtype": None},
+        "data": {"train": [{"path": "rows.jsonl", "weight": 2}, "squad"], "prompt": "/no_think {question}", "system": "/think"},
+        "rubric": ["my_rewards.py:is_right", {"reward": "model", "weight": 2}, "gsm8k"],
+        "train": {"output_dir": "x", "hub_token": None, "learning_rate": 1e-6},
+        "sft": {"eos_token": "<|im_end|>"},
+    }
+    assert json.loads(card.partition("```json")[2].partition("```")[0]) == {"steps": 7, "metrics": {"mean_token": 0.5}}
+
+
+@pytest.mark.parametrize(("step", "is_last"), [(7, True), (5, False)])
+def test_a_checkpoint_has_the_figures_of_its_own_step_or_none(run, tmp_path, step, is_last):
+    checkpoint = run / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "posttrain.json").write_text(json.dumps({"step": step}))
+    assert ("## Last step" in card_of(tmp_path / "out", checkpoint, run)) == is_last
 
 
 def test_a_hub_that_cannot_be_reached_says_so(tmp_path, monkeypatch):
@@ -179,6 +289,35 @@ def test_four_bits_train_adapters_and_are_exported_dequantised(trained, tmp_path
     assert parity.agreeing > 0.95
 
 
+def test_commands_load_what_the_adapters_of_a_run_were_trained_beside(trained, tmp_path):
+    """Of the run, and of a checkpoint in it. The base without them only where it is the run's own start."""
+    pytest.importorskip("bitsandbytes")
+    from posttrain.cli.exams import _load
+    from posttrain.cli.recipe import read_recipe
+    from posttrain.models.load import is_quantised
+
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{name: {trained}/base, load_in_4bit: true, lora: {{r: 2}}}}\ndata: {{train: rows.jsonl}}\n"
+        f"sft: {{output_dir: {tmp_path}/run, max_steps: 2, save_steps: 1, learning_rate: 1.0e-2, use_cpu: true}}\n"
+    )
+    assert call("sft", tmp_path / "recipe.yaml").exit_code == 0
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    for source in (tmp_path / "run" / "model", checkpoint):
+        assert is_quantised(_load(str(source), None))
+    recipe = read_recipe(str(tmp_path / "run" / "recipe.yaml"))
+    assert is_quantised(_load(str(trained / "base"), recipe))
+    save_base(tmp_path / "other")
+    assert not is_quantised(_load(str(tmp_path / "other"), recipe))
+
+    exported = call("export", checkpoint, tmp_path / "out", "--dtype", "float32")
+    assert exported.exit_code == 0, exported.output
+    export_model(str(checkpoint), tmp_path / "expected", dtype="float32", load_in_4bit=True)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "out"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert call("export", tmp_path / "run", tmp_path / "adapters", "--format", "adapter").exit_code == 0
+
+
 def test_a_policy_takes_prompts_of_both_kinds_and_repeats_itself_with_a_seed(trained):
     policy = load_policy(str(trained / "base"))
     chat = [{"role": "user", "content": "1+1="}]
@@ -191,18 +330,13 @@ def test_a_policy_takes_prompts_of_both_kinds_and_repeats_itself_with_a_seed(tra
 
 
 def test_the_command_exports_compares_and_writes_a_card(trained, tmp_path):
-    from typer.testing import CliRunner
-
-    from posttrain.cli.main import app
-
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS[:3]))
-    options = ["--dtype", "float32", "--prompts", str(tmp_path / "prompts.jsonl")]
-    result = CliRunner().invoke(app, ["export", str(trained / "adapter"), str(tmp_path / "out"), *options])
+    result = call("export", trained / "adapter", tmp_path / "out", "--dtype", "float32", "--prompts", tmp_path / "prompts.jsonl")
     assert result.exit_code == 0, result.output
     assert "3 of 3 greedy completions identical, 100.0% of" in result.output
     assert json.loads((tmp_path / "out" / "parity.json").read_text())["identical"] == 3
     assert "Asked greedily: 3 of 3" in (tmp_path / "out" / "README.md").read_text()
-    again = CliRunner().invoke(app, ["export", str(trained / "adapter"), str(tmp_path / "out")])
+    again = call("export", trained / "adapter", tmp_path / "out")
     assert again.exit_code == 2
     assert "is there already and not empty" in again.stderr
 

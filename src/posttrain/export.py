@@ -7,14 +7,17 @@ two were nearly equal; that is counted, and more than `MOST_DISAGREEMENT` of it 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import TrainingError, UserError
@@ -22,7 +25,10 @@ from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
 from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
+from posttrain.trainers.checkpoints import MANIFEST, whole
 from posttrain.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("merged", "adapter")
 # What belongs to adapters and their tokenizer. A checkpoint's other files (pending rollouts, settings, optimizer) are nobody else's business.
@@ -32,6 +38,8 @@ ADAPTER_FILES = (
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PROMPTS = ("The capital of France is", "1, 2, 3,", "Once upon a time", "Q: What is 12 + 30?\nA:")  # where the user gives none
 MOST_DISAGREEMENT = 0.1  # of greedy tokens, each behind the same tokens before it
+TEXTS = ("prompt", "answer", "completion", "chosen", "rejected", "label", "system", "columns")  # of a recipe: they are no paths
+SECRETS = ("token", "api_key", "password", "secret")  # ends of the names of settings
 
 
 @dataclass(frozen=True)
@@ -61,25 +69,42 @@ def export_model(
     load_in_4bit: bool = False,
     keep_in_16bit: int | Sequence[str] | None = None,
     base: str | None = None,
-) -> None:
-    """Write the model in `source` (weights or adapters) to `directory`. load_in_4bit: the adapters were trained beside 4-bit weights, except for
-    those that keep_in_16bit (as in `load_policy`) names.
+    prompts: Sequence[Prompt] | None = None,
+    **loading: Any,
+) -> Parity | None:
+    """Write the model in `source` (weights or adapters) to `directory`, which appears when all of it is there. load_in_4bit: the adapters were
+    trained beside 4-bit weights, except for those that keep_in_16bit (as in `load_policy`) names. `loading`: what else `load_model` takes.
 
-    base: the name of the model that exported adapters belong to, where it is known elsewhere under another one than here. Raises UserError.
+    base: the name of the model that exported adapters belong to, where it is known elsewhere under another one than here. prompts: ask merged
+    weights as `check_parity` does, before the directory appears. Raises UserError, and TrainingError where the models disagree.
     """
-    out = Path(directory)
+    out = Path(directory).resolve()
+    if os.path.ismount(out):
+        raise UserError(f"{out} is where a disk is mounted, so it cannot appear as a whole; name a directory in it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and not empty; name another directory")
     if format not in FORMATS:
         raise UserError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")
+    if format == "adapter" and not is_adapter(source):
+        raise UserError(f"{source} holds no adapters, so format='adapter' has nothing to write; use format='merged'")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
     _refuse_scorers(source)
-    if format == "adapter":
-        _copy_adapter(source, out, base)
-        return
-    quantised = _as_trained(source, load_in_4bit, keep_in_16bit)
-    save_plain(load_merged(source, **quantised), load_tokenizer(source), out, dtype=DTYPES[dtype])
+    parity = None
+    with whole(out) as staging:
+        if format == "adapter":
+            _copy_adapter(source, staging, base)
+        else:
+            options = loading | _as_trained(source, load_in_4bit, keep_in_16bit)
+            save_plain(load_merged(source, **options), _tokenizer(source, loading), staging, dtype=DTYPES[dtype])
+            parity = None if prompts is None else check_parity(source, staging, prompts, **options)
+        if out.exists():
+            out.rmdir()  # an error, should it no longer be empty
+    return parity
+
+
+def _tokenizer(source: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    return load_tokenizer(source, trust_remote_code=loading.get("trust_remote_code", False))
 
 
 def _as_trained(source: str, load_in_4bit: bool, keep_in_16bit: int | Sequence[str] | None) -> dict[str, Any]:
@@ -95,18 +120,23 @@ def _refuse_scorers(source: str) -> None:
         "SequenceClassification" in name for name in json.loads(config.read_text(encoding="utf-8")).get("architectures") or ()
     ):
         raise UserError(f"{source} holds a reward model, which is transformers' own classifier already; use or copy that directory as it is")
+    if is_adapter(source) and json.loads((Path(source) / ADAPTER).read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS":
+        raise UserError(f"{source} holds the adapters of a reward model, which PEFT loads as they are; use or copy that directory as it is")
 
 
 def _copy_adapter(source: str, out: Path, base: str | None) -> None:
-    if not is_adapter(source):
-        raise UserError(f"{source} holds no adapters, so format='adapter' has nothing to write; use format='merged'")
-    out.mkdir(parents=True, exist_ok=True)
+    base = base or base_of(source)
+    if _is_local(base):
+        logger.warning("the adapters belong to %s, which is on this machine only; name the model as others find it (--base owner/name)", base)
     for path in Path(source).iterdir():
         if path.is_file() and any(path.match(pattern) for pattern in ADAPTER_FILES):
             shutil.copyfile(path, out / path.name)
-    config = json.loads((out / ADAPTER).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base or base_of(source)
+    config = json.loads((out / ADAPTER).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
     (out / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).is_absolute() or Path(name).expanduser().exists()
 
 
 def check_parity(
@@ -117,14 +147,20 @@ def check_parity(
     max_new_tokens: int = 64,
     load_in_4bit: bool = False,
     keep_in_16bit: int | Sequence[str] | None = None,
+    **loading: Any,
 ) -> Parity:
-    """Ask both, on the CPU in float32 (the exported one in its own dtype where it is smaller). Raises TrainingError where they disagree."""
-    quantised = _as_trained(source, load_in_4bit, keep_in_16bit)
-    trained = Policy(load_trainable(source, **quantised).eval(), load_tokenizer(source))
+    """Ask both, on the CPU in float32 (the exported one in its own dtype where it is smaller). Loading is told what `export_model` was.
+
+    Raises TrainingError where they disagree.
+    """
+    options = loading | _as_trained(source, load_in_4bit, keep_in_16bit)
+    trained = Policy(load_trainable(source, **options).eval(), _tokenizer(source, loading))
     longest = max(len(encode_prompt(trained.tokenizer, prompt)) for prompt in prompts)
     max_new_tokens = max(1, min(max_new_tokens, (context_length(trained.model) or max_new_tokens + longest) - longest))
     groups = trained.sample(list(prompts), max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
-    plain, tokenizer = _plain(directory)
+    plain, tokenizer = _plain(directory, trust_remote_code=loading.get("trust_remote_code", False))
+    stops = list(stop_token_ids(plain, tokenizer))
+    plain.generation_config = GenerationConfig()  # the model's own may have a repetition penalty, which counts in greedy decoding too
     identical, agreeing, tokens = 0, 0, 0
     differences: list[float] = []
     for group in groups:
@@ -134,7 +170,7 @@ def check_parity(
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=list(stop_token_ids(plain, tokenizer)),
+            eos_token_id=stops,
             pad_token_id=tokenizer.pad_token_id,
         )
         identical += answer[0, len(prompt_ids) :].tolist() == ids
@@ -145,14 +181,14 @@ def check_parity(
         differences += (ours.gather(1, chosen) - theirs.gather(1, chosen)).abs().flatten().tolist()
     parity = Parity(len(groups), identical, tokens, agreeing / tokens, sum(differences) / tokens, max(differences))
     if 1 - parity.agreeing > MOST_DISAGREEMENT:
-        raise TrainingError(f"the exported model in {directory} says something else than the trained one: {parity}. Do not use it; try dtype float32")
+        raise TrainingError(f"the exported model says something else than the trained one: {parity}. Do not use it; try dtype float32")
     return parity
 
 
-def _plain(directory: str | Path) -> tuple[Any, Any]:
+def _plain(directory: str | Path, *, trust_remote_code: bool) -> tuple[Any, Any]:
     """As somebody without this library would load it."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
-    return model, AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=trust_remote_code).eval()
+    return model, AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
 @torch.no_grad()
@@ -164,21 +200,57 @@ def _choices(model: Any, prompt_ids: list[int], ids: list[int]) -> torch.Tensor:
 
 
 def write_card(directory: str | Path, *, source: str, run: Path | None, parity: Parity | None) -> None:
-    """README.md with what is known: the model it began as, what it was trained with, how its last step looked, and the parity report."""
+    """README.md with what is known: the model it began as, what it was trained with, how its last step looked, and the parity report. Settings that
+    hold secrets are blank, and of a path on this machine its last part stays."""
     from posttrain import __version__
 
     lines = ["---", "library_name: transformers" if not is_adapter(directory) else "library_name: peft"]
     base = base_of(directory) if is_adapter(directory) else base_of(source) if is_adapter(source) else None
-    lines += [f"base_model: {base}"] if base is not None and not Path(base).exists() else []  # a path here means nothing elsewhere
+    lines += [f"base_model: {base}"] if base is not None and not _is_local(base) else []  # a path here means nothing elsewhere
     lines += ["tags: [posttrain]", "---", "", f"# {Path(directory).resolve().name}", "", f"Trained with posttrain {__version__}."]
     if run is not None and (run / "recipe.yaml").is_file():
-        lines += ["", "## Recipe", "", "```yaml", (run / "recipe.yaml").read_text(encoding="utf-8").strip(), "```"]
-    if run is not None and (run / "summary.json").is_file():
-        lines += ["", "## Last step", "", "```json", (run / "summary.json").read_text(encoding="utf-8").strip(), "```"]
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        lines += ["", "## Recipe", "", "```yaml", yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).strip(), "```"]
+    if run is not None and (summary := _last_step(run, Path(source))) is not None:
+        lines += ["", "## Last step", "", "```json", json.dumps(_public(summary), indent=1), "```"]
     if parity is not None:
         lines += ["", "## Is it the model that was trained?", "", f"Asked greedily: {parity}."]
         (Path(directory) / "parity.json").write_text(json.dumps(asdict(parity), indent=1), encoding="utf-8")
     (Path(directory) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _last_step(run: Path, source: Path) -> dict[str, Any] | None:
+    """The run's summary, unless it speaks of another step than the checkpoint that is exported."""
+    path, manifest = run / "summary.json", source / MANIFEST
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["step"] != summary.get("steps"):
+        return None
+    return {name: value for name, value in summary.items() if name != "best_checkpoint"}
+
+
+def _public(sections: dict[str, Any]) -> dict[str, Any]:
+    """A recipe or a summary as others may read it, without sections in which nothing is said."""
+    shown = {}
+    for name, section in sections.items():
+        said = section.values() if isinstance(section, dict) else [section]
+        if any(value not in (None, [], {}) for value in said):
+            shown[name] = _impersonal(section)
+    return shown
+
+
+def _impersonal(value: Any) -> Any:
+    """Of an absolute path its last part ("my_rewards.py:is_right"), and no secrets."""
+    if isinstance(value, dict):
+        return {name: inner if name in TEXTS else None if _is_secret(name, inner) else _impersonal(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_impersonal(inner) for inner in value]
+    return Path(value).name or value if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~/")) else value
+
+
+def _is_secret(name: Any, value: Any) -> bool:
+    return isinstance(value, str) and name != "eos_token" and str(name).lower().endswith(SECRETS)
 
 
 def push_to_hub(directory: str | Path, repository: str, *, private: bool = True) -> str:

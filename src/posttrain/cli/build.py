@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.cli import fit
-from posttrain.cli.kinds import Kind
-from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, is_reward_model
+from posttrain.cli import fit, runs
+from posttrain.cli.kinds import KINDS, Kind
+from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, absolute, is_reward_model
 from posttrain.cli.values import nearest, read_settings
 from posttrain.data.mixture import load_data
 from posttrain.data.prompts import Template
@@ -195,6 +195,33 @@ def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTra
     torch.manual_seed(seed)
     dtype = getattr(torch, _dtype(section) or "float32")
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**ids, **settings}), dtype=dtype)
+
+
+def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
+    """What `load_model` is told to load the model `name` as the run that left it has it, adapters on what they were trained beside.
+
+    recipe: for what no run left. It says all about the model that it starts from, and of another one the dtype only.
+    """
+    from posttrain.models.merge import base_of, is_adapter
+
+    run, base = runs.run_of(name), base_of(name) if is_adapter(name) else name
+    recipe = recipe if run is None else run.recipe
+    if recipe is None:
+        return {}
+    section, trainers = recipe.model, [getattr(recipe, kind.section) for kind in KINDS.values()]
+    options: dict[str, Any] = {"dtype": _dtype(section) or "float32"}
+    starts_from_it = section.name == absolute(base)
+    if run is None and not starts_from_it:
+        return options
+    options["trust_remote_code"] = any(given.get("trust_remote_code") for given in trainers)
+    if not section.load_in_4bit:
+        for given in trainers:
+            options |= given.get("model_init_kwargs") or {}
+    elif base != name or starts_from_it:
+        from posttrain.models.quantise import in_4bit
+
+        options |= in_4bit(base, has_adapters=True, keep_in_16bit=section.keep_in_16bit)
+    return options
 
 
 def lora_config(section: ModelSection) -> Any:

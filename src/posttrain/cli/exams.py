@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cli import runs
-from posttrain.cli.build import chosen, fill, make_engine, make_rubric, read_drawing
+from posttrain.cli.build import chosen, fill, loading, make_engine, make_rubric, read_drawing
 from posttrain.cli.completions import lines
 from posttrain.cli.figures import Answers, categories, compared, summary
 from posttrain.cli.kinds import KINDS, Kind
@@ -244,10 +244,11 @@ def complete(target: str, text: str, system: str | None, n: int, sampling: Sampl
 
 
 def _load(name: str, recipe: Recipe | None) -> Any:
-    """The model in evaluation mode; adapters on the model that they were trained on."""
+    """The model as the run that left it has it (`recipe`: for what no run left), on the GPU where there is one."""
     import torch
 
+    from posttrain.models.load import is_quantised
     from posttrain.models.merge import load_trainable
 
-    model: Any = load_trainable(name, dtype=(recipe.model.dtype if recipe is not None else None) or "float32")
-    return model.to("cuda") if torch.cuda.is_available() else model
+    model: Any = load_trainable(name, **loading(name, recipe))
+    return model.to("cuda") if torch.cuda.is_available() and not is_quantised(model) else model  # packed weights are where they were packed

@@ -27,32 +27,22 @@ def export(
     """Write a model that transformers, vLLM and llama.cpp's converter load, with a card and a report on whether it says the same."""
     with sentences():
         from posttrain import export as library
-        from posttrain.cli.build import hide_progress_bars
-        from posttrain.models.merge import is_adapter
+        from posttrain.cli.build import hide_progress_bars, loading
 
         hide_progress_bars()
-        run = Path(source) if (Path(source) / runs.RECIPE).is_file() else None
-        model = runs.model_of(source)
-        beside = _beside(run) if is_adapter(model) else {}
-        library.export_model(model, directory, format=format, dtype=dtype, base=base, **beside)
-        parity = None
-        if compare and format == "merged":
-            parity = library.check_parity(model, directory, _prompts(prompts, run) or library.PROMPTS, **beside)
+        model, run = runs.model_of(source), runs.run_of(source)
+        of_run = None if run is None else run.directory
+        merged = format == "merged"
+        asked = (_prompts(prompts, of_run) or library.PROMPTS) if compare and merged else None
+        options = loading(model) if merged else {}
+        options.pop("dtype", None)  # the sum is computed in float32
+        parity = library.export_model(model, directory, format=format, dtype=dtype, base=base, prompts=asked, **options)
+        if parity is not None:
             typer.echo(str(parity))
-        library.write_card(directory, source=model, run=run, parity=parity)
+        library.write_card(directory, source=model, run=of_run, parity=parity)
         typer.echo(f"exported to {directory}")
         if push_to_hub is not None:
             typer.echo(f"pushed to {library.push_to_hub(directory, push_to_hub, private=not public)}")
-
-
-def _beside(run: Path | None) -> dict[str, Any]:
-    """What kind of weights the run's adapters were trained beside, as its recipe says."""
-    from posttrain.cli.recipe import read_recipe
-
-    if run is None:
-        return {}
-    section = read_recipe(str(run / runs.RECIPE)).model
-    return {"load_in_4bit": section.load_in_4bit, "keep_in_16bit": section.keep_in_16bit}
 
 
 def _prompts(given: str | None, run: Path | None) -> list[Any]:

@@ -113,7 +113,13 @@ class Recipe:
     eval: EvalSection = field(default_factory=EvalSection)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        """What reads back as the same recipe, without the trainers' secrets: a run's directory is passed on."""
+        values = asdict(self)
+        for section in (values[known.name] for known in fields(self) if known.type == "dict"):
+            for settings in (section, section.get("model_init_kwargs")):
+                if isinstance(settings, dict):
+                    settings.update({name: None for name, value in settings.items() if _is_secret(name, value)})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 SECTIONS: dict[str, type] = {
@@ -140,12 +146,17 @@ def recipe_of(values: dict[str, Any], path: Path) -> Recipe:
     recipe: Recipe = read_section("", values, SECTIONS)
     folder = path.parent
     recipe.data.train = _absolute_sources(recipe.data.train, folder)
-    recipe.eval.data = _absolute(recipe.eval.data, folder)
-    recipe.model.name = _absolute(recipe.model.name, folder)
+    recipe.eval.data = absolute(recipe.eval.data, folder)
+    recipe.model.name = absolute(recipe.model.name, folder)
     recipe.rubric = [_absolute_reward(entry, folder) for entry in recipe.rubric]
     recipe.env.tools = [_absolute_reward(entry, folder) for entry in recipe.env.tools]
     recipe.env.name = _absolute_reward(recipe.env.name, folder)
     return recipe
+
+
+def _is_secret(name: Any, value: Any) -> bool:
+    """hub_token, or the `token` of from_pretrained. An eos_token is one of the vocabulary."""
+    return isinstance(value, str) and str(name).endswith("token") and name not in ("eos_token", "pad_token")
 
 
 def find_recipe(name: str) -> Path:
@@ -191,7 +202,7 @@ def _is_text(section: str, key: str) -> bool:
     return section in SECTIONS and any(known.name == key and known.type in ("str", "str | None") for known in fields(SECTIONS[section]))
 
 
-def _absolute(source: str | None, folder: Path) -> str | None:
+def absolute(source: str | None, folder: Path = Path()) -> str | None:
     """A path that exists, from here or from the recipe's folder, made absolute; anything else (a name on the hub) as it is."""
     if not isinstance(source, str):
         return source
@@ -203,10 +214,9 @@ def _absolute(source: str | None, folder: Path) -> str | None:
 
 def _absolute_sources(given: Any, folder: Path) -> Any:
     if not isinstance(given, list):
-        return _absolute(given, folder)
+        return absolute(given, folder)
     return [
-        {**one, "path": _absolute(one["path"], folder)} if isinstance(one, dict) and "path" in one else _absolute_sources(one, folder)
-        for one in given
+        {**one, "path": absolute(one["path"], folder)} if isinstance(one, dict) and "path" in one else _absolute_sources(one, folder) for one in given
     ]
 
 
@@ -217,8 +227,8 @@ def _absolute_reward(entry: Any, folder: Path) -> Any:
         return entry
     if ".py:" in name:
         file, _, function = name.rpartition(":")
-        whole = f"{_absolute(file, folder)}:{function}"
-    elif is_reward_model(found := _absolute(name, folder)):
+        whole = f"{absolute(file, folder)}:{function}"
+    elif is_reward_model(found := absolute(name, folder)):
         whole = str(found)
     else:
         return entry

@@ -97,17 +97,16 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             if left == MERGED:
-                _merge(stage, models, model)
+                _merge(stage, model)
             stage.mark_done(models, left)
     return str(stage.directory / left)
 
 
-def _merge(stage: Stage, models: dict[str, str], adapter: Path) -> None:
+def _merge(stage: Stage, adapter: Path) -> None:
+    from posttrain.cli.build import loading
     from posttrain.models.load import load_tokenizer
-    from posttrain.models.merge import base_of, load_merged, save_plain
-    from posttrain.models.quantise import in_4bit
+    from posttrain.models.merge import load_merged, save_plain
 
-    section = stage.recipe(models).model
-    quantised = in_4bit(base_of(adapter), has_adapters=True, keep_in_16bit=section.keep_in_16bit) if section.load_in_4bit else {}
+    options = loading(str(adapter)) | {"dtype": "float32"}  # of the sum
     shutil.rmtree(stage.directory / MERGED, ignore_errors=True)
-    save_plain(load_merged(str(adapter), **quantised), load_tokenizer(str(adapter)), stage.directory / MERGED)
+    save_plain(load_merged(str(adapter), **options), load_tokenizer(str(adapter)), stage.directory / MERGED)

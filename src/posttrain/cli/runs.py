@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
+from posttrain.cli.recipe import Recipe, absolute, load_yaml, recipe_of
 from posttrain.errors import UserError, did_you_mean
 from posttrain.tracking.lock import in_use, is_written
 from posttrain.tracking.schema import FILE_NAME, LOCK_NAME
@@ -25,7 +27,14 @@ WRITTEN = (
     "checkpoint-*",
     ".writing-checkpoint-*",
     ".deleting-checkpoint-*",
+    f".writing-{MODEL}",
+    f".deleting-{MODEL}",
 )
+
+
+class Run(NamedTuple):
+    directory: Path
+    recipe: Recipe  # what it was told
 
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
@@ -114,6 +123,19 @@ def method_of(run: str) -> str | None:
             return reader.meta().get("method")
     except UserError:
         return None
+
+
+def run_of(target: str) -> Run | None:
+    """The run that `target` is, or whose model or checkpoint it is. Recipes of stages, and those that start from `target`, only lie beside it."""
+    path = Path(target).expanduser().absolute()
+    is_part = path.is_dir() and (path.name == MODEL or path.name.startswith("checkpoint-"))
+    for directory in (path, path.parent) if is_part else (path,):
+        file = directory / RECIPE
+        if file.is_file() and "stages" not in (values := load_yaml(file)):
+            recipe = recipe_of(values, file)
+            if recipe.model.name != absolute(target):
+                return Run(directory, recipe)
+    return None
 
 
 def is_model(path: Path) -> bool:
