@@ -2,7 +2,9 @@
 
 import json
 
+import psutil
 import pytest
+from small import build_model
 from typer.testing import CliRunner
 
 from posttrain.cli.main import app
@@ -68,6 +70,36 @@ def test_a_recipe_brings_its_rubric_and_rows(folder):
     result = run("recipe.yaml")
     assert result.exit_code == 0, result.output
     assert "3 of 3 earn 4" in result.output
+
+
+def test_a_reward_model_in_the_rubric_is_asked_too(folder):
+    from posttrain.data.tokenizer import train_bpe
+    from posttrain.models.heads import reward_model
+
+    tokenizer = train_bpe(["What is 3 + 14?"], 290)
+    reward_model(build_model(tokenizer)).save_pretrained(folder / "judge")
+    tokenizer.save_pretrained(folder / "judge")
+    (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("[gsm8k]", "[judge, gsm8k]"))
+    result = run("recipe.yaml", "--rows", "1")
+    assert result.exit_code == 1, result.output  # what is beyond its context is not scored
+    assert "judge" in result.output.splitlines()[1]
+    assert "1 rows; good completions are written as" in result.output
+
+
+def test_only_the_rows_that_are_asked_about_are_read_of_a_stream(folder):
+    (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("train: rows", "streaming: true, train: rows"))
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write("\nno row\n")
+    result = run("recipe.yaml", "--rows", "3")
+    assert result.exit_code == 0, result.output
+    assert "is not valid JSON" in run("recipe.yaml").output
+
+
+def test_workers_end_with_the_check(folder):
+    before = {child.pid for child in psutil.Process().children()}
+    assert run("mine.py:sound", "--set", "workers=1", "--set", "timeout=5").exit_code == 0
+    left = [child for child in psutil.Process().children() if child.pid not in before and child.status() != psutil.STATUS_ZOMBIE]
+    assert psutil.wait_procs(left, timeout=5)[1] == []
 
 
 @pytest.mark.parametrize(

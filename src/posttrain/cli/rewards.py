@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posttrain.cli.options import sentences
+from posttrain.cli.recipe import DataSection, Recipe, read_recipe
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,13 +46,16 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Unit-test a reward: gold answers must earn the most, and text that deserves nothing must earn nothing."""
-    from posttrain.cli.main import sentences
-
     with sentences():
         from posttrain.rewards.check import check_reward
 
-        rubric, asked = _rubric_and_rows(reward, _settings(settings or []), data, prompt, answer, rows)
-        report = check_reward(rubric, asked, form=None if form is None else form.replace("\\n", "\n"), patience=patience)
+        recipe = read_recipe(reward) if reward.endswith((".yaml", ".yml")) else None
+        rubric = _rubric(reward, _settings(settings or []), recipe)
+        try:
+            asked = _rows(DataSection() if recipe is None else recipe.data, data, prompt, answer, rows)
+            report = check_reward(rubric, asked, form=None if form is None else form.replace("\\n", "\n"), patience=patience)
+        finally:
+            rubric.close()
         if as_json:
             typer.echo(json.dumps({"passed": report.passed, **asdict(report)}))
         else:
@@ -58,30 +64,32 @@ def check(
             raise typer.Exit(1)
 
 
-def _rubric_and_rows(
-    name: str, settings: dict[str, Any], data: str | None, prompt: str | None, answer: str | None, count: int
-) -> tuple[Rubric, list[dict[str, Any]] | None]:
-    """What is asked, and about which rows; None: the checks' own rows."""
-    from posttrain.cli.recipe import DataSection, read_recipe
+def _rubric(name: str, settings: dict[str, Any], recipe: Recipe | None) -> Rubric:
+    """What is asked: a single reward, or the rubric of a recipe."""
+    if recipe is None:
+        from posttrain.rewards.rubric import Rubric
+
+        return Rubric.from_config([{"reward": name, **settings}])
+    if settings:
+        raise UserError("--set is for a single reward; a recipe holds the settings of its own")
+    from posttrain.cli.build import hide_progress_bars, make_rubric
+
+    hide_progress_bars()
+    return make_rubric(recipe)
+
+
+def _rows(section: DataSection, data: str | None, prompt: str | None, answer: str | None, count: int) -> list[dict[str, Any]] | None:
+    """About which rows it is asked; None: the checks' own."""
     from posttrain.data.mixture import load_data
     from posttrain.data.prompts import Template
-    from posttrain.rewards.rubric import Rubric
 
-    section = DataSection()
-    entries: list[Any] = [{"reward": name, **settings}]
-    if name.endswith((".yaml", ".yml")):
-        if settings:
-            raise UserError("--set is for a single reward; a recipe holds the settings of its own")
-        recipe = read_recipe(name)
-        section, entries = recipe.data, recipe.rubric
-    rubric = Rubric.from_config(entries)
     source = section.train if data is None else data
     if source is None:
-        return rubric, None
+        return None
     templates = section.templates() | ({} if answer is None else {"answer": answer})
-    loaded = load_data(source)
-    chosen = [dict(loaded[index]) for index in range(min(count, len(loaded)))]
-    return rubric, list(Template(section.prompt if prompt is None else prompt, templates, section.system).apply(chosen, chat=False))
+    loaded = load_data(source, streaming=section.streaming)
+    chosen = [dict(row) for row in itertools.islice(loaded, count)]
+    return list(Template(section.prompt if prompt is None else prompt, templates, section.system).apply(chosen, chat=False))
 
 
 def _settings(given: list[str]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Bench:
         """The total of each; None where it was not scored, or where the reward broke, which is noted."""
         try:
             rollouts, broken = self._scored(probes)
-        except (RewardError, TooSlow) as error:
+        except (RewardError, UserError, TooSlow) as error:
             rollouts, broken = [], f"no answer after {self.patience:g} s" if isinstance(error, TooSlow) else str(error)
         if broken is None:
             return [rollout.reward for rollout in rollouts]
