@@ -102,19 +102,19 @@ def plan_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *others,
             "",
-            "(1) The simulation steps an AdamW that is not fused, whose scratch is its peak at short contexts; the plan has the fused one, which is the default.",
+            "(1) Started with MALLOC_MMAP_THRESHOLD_=131072.",
             f"{_machine(result)}.",
         ]
     )
 
 
 _PLAN_PARTS = {
-    "unfused": "fake tensors, AdamW in float32 (1)",
     "whole": "fake tensors, all 32 layers",
     "chunked": "fake tensors, attention in chunks",
     "switches": "fake tensors",
     "quantised": "bitsandbytes' layers, above only",
-    "real": "a process",
+    "real": "a process that gives freed memory back (1)",
+    "by_default": "a process with glibc's defaults",
 }
 
 

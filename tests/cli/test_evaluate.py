@@ -362,3 +362,11 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path):
     completions.save(tmp_path / "link", [{"number": 3}])
     assert (tmp_path / "link").is_symlink()
     assert json.loads(path.read_text()) == {"number": 3}
+
+
+def test_a_checkpoint_is_asked_as_its_run_is(run):
+    (run / "checkpoint-7").symlink_to((run / "model").resolve())
+    change(run, train={"max_completion_length": 3})
+    of_checkpoint, of_run = result_of(run / "checkpoint-7"), result_of(run)
+    assert of_checkpoint == {name: value for name, value in of_run.items() if name != "completions"}
+    assert not (run / "model" / "eval.jsonl").exists()

@@ -71,7 +71,8 @@ class Asking:
 
 
 def find_question(target: str, data: str | None, recipe_name: str | None, max_new_tokens: int | None) -> Question:
-    folder = Path(target).expanduser()
+    run = runs.run_of(target)  # of a checkpoint too
+    folder = Path(target).expanduser() if run is None else run.directory
     own_recipe, own_exam = folder / runs.RECIPE, folder / runs.EXAM
     name = recipe_name or (str(own_recipe) if own_recipe.is_file() else None)
     recipe = read_recipe(name) if name else None
@@ -86,15 +87,15 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
     if recipe is None:
         args = KINDS["grpo"].config_class()(bf16=False)
     else:
-        args = read_drawing(_kind(target, recipe, is_own=recipe_name is None), recipe)
+        args = read_drawing(_kind(str(folder), recipe, is_own=recipe_name is None), recipe)
     return Question(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_run_exam)
 
 
-def _kind(target: str, recipe: Recipe, *, is_own: bool) -> Kind:
+def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Kind:
     """Whose settings count: those of the run's own training, unless another recipe has no section for it; else the first online section's."""
     online = [kind for kind in KINDS.values() if kind.is_online]
     named = [kind for kind in online if getattr(recipe, kind.section)]
-    trained = runs.method_of(target)
+    trained = runs.method_of(folder)
     ran = [kind for kind in online if kind.method == trained and (is_own or kind in named)]
     return next(iter([*ran, *named]), KINDS["grpo"])
 
