@@ -1,5 +1,6 @@
 """Models leave and come back: merged, as adapters, in 4 bits. What was trained, what was exported and what samples say the same."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -305,6 +306,8 @@ def test_commands_load_what_the_adapters_of_a_run_were_trained_beside(trained, t
     checkpoint = tmp_path / "run" / "checkpoint-1"
     for source in (tmp_path / "run" / "model", checkpoint):
         assert is_quantised(_load(str(source), None))
+    (tmp_path / "best").symlink_to(checkpoint)
+    assert is_quantised(_load(str(tmp_path / "best"), None))
     recipe = read_recipe(str(tmp_path / "run" / "recipe.yaml"))
     assert is_quantised(_load(str(trained / "base"), recipe))
     save_base(tmp_path / "other")
@@ -316,6 +319,38 @@ def test_commands_load_what_the_adapters_of_a_run_were_trained_beside(trained, t
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "out"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert call("export", tmp_path / "run", tmp_path / "adapters", "--format", "adapter").exit_code == 0
+
+
+def test_a_run_is_loaded_as_the_trainer_that_made_it_was_told(tmp_path):
+    """Other sections of its recipe say nothing about it; files of other programs that are called recipe.yaml neither."""
+    from posttrain.cli.build import loading
+    from posttrain.tracking.events import RunStore
+
+    recipe = {"model": {"name": "org/base"}, "data": {"train": "x"}, "sft": {"model_init_kwargs": {"revision": "of-sft"}}}
+    recipe["train"] = {"model_init_kwargs": {"revision": "of-grpo"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name in ("model", "merged"):
+        (tmp_path / name).mkdir()
+    for method in ("GRPO", "SFT"):
+        with contextlib.closing(RunStore(tmp_path / "run.sqlite")) as store:
+            store.write_meta({"method": method})
+        assert {loading(str(tmp_path / name))["revision"] for name in ("model", "merged")} == {f"of-{method.lower()}"}
+    (tmp_path / "recipe.yaml").write_text("default_stage: {default_modifiers: {}}")
+    assert loading(str(tmp_path / "model")) == {}
+
+
+def test_an_export_does_not_take_the_place_where_you_are(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is where you are"):
+        export_model(str(trained / "base"), ".")
+    assert tmp_path.is_dir()
+
+
+def test_weights_that_would_be_unpickled_are_refused(trained):
+    from posttrain.models.load import load_model
+
+    with pytest.raises(UserError, match="safetensors only"):
+        load_model(str(trained / "base"), use_safetensors=False)
 
 
 def test_a_policy_takes_prompts_of_both_kinds_and_repeats_itself_with_a_seed(trained):

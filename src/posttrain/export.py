@@ -25,6 +25,7 @@ from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
 from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
+from posttrain.text import is_secret
 from posttrain.trainers.checkpoints import MANIFEST, whole
 from posttrain.types import Prompt
 
@@ -39,7 +40,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 PROMPTS = ("The capital of France is", "1, 2, 3,", "Once upon a time", "Q: What is 12 + 30?\nA:")  # where the user gives none
 MOST_DISAGREEMENT = 0.1  # of greedy tokens, each behind the same tokens before it
 TEXTS = ("prompt", "answer", "completion", "chosen", "rejected", "label", "system", "columns")  # of a recipe: they are no paths
-SECRETS = ("token", "api_key", "password", "secret")  # ends of the names of settings
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def export_model(
     weights as `check_parity` does, before the directory appears. Raises UserError, and TrainingError where the models disagree.
     """
     out = Path(directory).resolve()
+    if out == Path.cwd():
+        raise UserError(f"{out} is where you are, so it cannot appear as a whole; name a directory in it")
     if os.path.ismount(out):
         raise UserError(f"{out} is where a disk is mounted, so it cannot appear as a whole; name a directory in it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -243,14 +245,10 @@ def _public(sections: dict[str, Any]) -> dict[str, Any]:
 def _impersonal(value: Any) -> Any:
     """Of an absolute path its last part ("my_rewards.py:is_right"), and no secrets."""
     if isinstance(value, dict):
-        return {name: inner if name in TEXTS else None if _is_secret(name, inner) else _impersonal(inner) for name, inner in value.items()}
+        return {name: inner if name in TEXTS else None if is_secret(name, inner) else _impersonal(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_impersonal(inner) for inner in value]
     return Path(value).name or value if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~/")) else value
-
-
-def _is_secret(name: Any, value: Any) -> bool:
-    return isinstance(value, str) and name != "eos_token" and str(name).lower().endswith(SECRETS)
 
 
 def push_to_hub(directory: str | Path, repository: str, *, private: bool = True) -> str:

@@ -370,3 +370,10 @@ def test_a_checkpoint_is_asked_as_its_run_is(run):
     of_checkpoint, of_run = result_of(run / "checkpoint-7"), result_of(run)
     assert of_checkpoint == {name: value for name, value in of_run.items() if name != "completions"}
     assert not (run / "model" / "eval.jsonl").exists()
+
+
+def test_a_rubric_of_monitors_can_be_asked_though_not_trained_with(run):
+    change(run, rubric=[{"reward": f"{run}/mine.py:even", "weight": 0}])
+    result = result_of(run)
+    assert "accuracy" in result
+    assert result["mean_reward"] is None

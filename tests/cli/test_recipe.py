@@ -46,8 +46,10 @@ def test_a_recipe_written_back_reads_the_same(recipe_file, tmp_path):
 
 def test_secrets_are_not_written_back(recipe_file):
     text = MINIMAL + "train: {hub_token: hf_abc, model_init_kwargs: {token: hf_abc, revision: main}}\nsft: {eos_token: <|im_end|>}\n"
+    text += "rubric: [{reward: mine.py:judge, api_key: sk-abc}]\n"
     written = read_recipe(recipe_file(text)).to_yaml()
     assert "hf_abc" not in written
+    assert "sk-abc" not in written
     recipe = read_recipe(recipe_file(written))
     assert recipe.train == {"hub_token": None, "model_init_kwargs": {"token": None, "revision": "main"}}
     assert recipe.sft == {"eos_token": "<|im_end|>"}  # a token of the vocabulary

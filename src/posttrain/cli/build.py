@@ -208,7 +208,9 @@ def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
     recipe = recipe if run is None else run.recipe
     if recipe is None:
         return {}
-    section, trainers = recipe.model, [getattr(recipe, kind.section) for kind in KINDS.values()]
+    method = None if run is None else runs.method_of(str(run.directory))
+    trainers = [getattr(recipe, kind.section) for kind in KINDS.values() if method in (None, kind.method)]  # without a record: any
+    section = recipe.model
     options: dict[str, Any] = {"dtype": _dtype(section) or "float32"}
     starts_from_it = section.name == absolute(base)
     if run is None and not starts_from_it:

@@ -63,12 +63,13 @@ def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None)
     from posttrain.data.prompts import to_tasks
     from posttrain.models.load import stop_token_ids
     from posttrain.probe import probe as ask
-    from posttrain.trainers.inputs import as_rubric, place_reward_models
+    from posttrain.trainers.inputs import as_rubric, check_trains, place_reward_models
 
     kind = KINDS[trainer]
     args = build.read_args(kind, recipe, default_output="runs/probe")
     environment = recipe.env.make()
     rubric = as_rubric(build.make_rubric(recipe), args.reward_weights, environment)
+    check_trains(rubric)
     raw = load_data(build.needed(recipe.data.train, "data.train"))
     tokenizer = build.make_tokenizer(recipe.model, raw)
     tasks = to_tasks(build.fill(raw, recipe.data, tokenizer, rubric))

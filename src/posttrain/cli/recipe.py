@@ -17,6 +17,7 @@ from posttrain.cli.environments import EnvSection
 from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
+from posttrain.text import is_secret
 
 
 @dataclass
@@ -113,13 +114,8 @@ class Recipe:
     eval: EvalSection = field(default_factory=EvalSection)
 
     def to_yaml(self) -> str:
-        """What reads back as the same recipe, without the trainers' secrets: a run's directory is passed on."""
-        values = asdict(self)
-        for section in (values[known.name] for known in fields(self) if known.type == "dict"):
-            for settings in (section, section.get("model_init_kwargs")):
-                if isinstance(settings, dict):
-                    settings.update({name: None for name, value in settings.items() if _is_secret(name, value)})
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        """What reads back as the same recipe, without its secrets: a run's directory is passed on."""
+        return yaml.safe_dump(_without_secrets(asdict(self)), sort_keys=False, allow_unicode=True)
 
 
 SECTIONS: dict[str, type] = {
@@ -154,9 +150,10 @@ def recipe_of(values: dict[str, Any], path: Path) -> Recipe:
     return recipe
 
 
-def _is_secret(name: Any, value: Any) -> bool:
-    """hub_token, or the `token` of from_pretrained. An eos_token is one of the vocabulary."""
-    return isinstance(value, str) and str(name).endswith("token") and name not in ("eos_token", "pad_token")
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: None if is_secret(name, inner) else _without_secrets(inner) for name, inner in value.items()}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
 def find_recipe(name: str) -> Path:

@@ -10,7 +10,7 @@ import typer
 
 from posttrain.cli import runs
 from posttrain.cli.options import overrides, sentences
-from posttrain.cli.stages import DONE, MERGED, Stage, clear, data_of, read_stages
+from posttrain.cli.stages import DONE, Stage, clear, data_of, read_stages
 from posttrain.cli.watch import Watch, watching
 from posttrain.errors import UserError
 
@@ -93,10 +93,10 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
 
     from posttrain.models.merge import is_adapter
 
-    left = MERGED if stage.is_policy and is_adapter(model) else runs.MODEL
+    left = runs.MERGED if stage.is_policy and is_adapter(model) else runs.MODEL
     with PartialState().main_process_first():
         if PartialState().is_main_process:
-            if left == MERGED:
+            if left == runs.MERGED:
                 _merge(stage, model)
             stage.mark_done(models, left)
     return str(stage.directory / left)
@@ -108,5 +108,5 @@ def _merge(stage: Stage, adapter: Path) -> None:
     from posttrain.models.merge import load_merged, save_plain
 
     options = loading(str(adapter)) | {"dtype": "float32"}  # of the sum
-    shutil.rmtree(stage.directory / MERGED, ignore_errors=True)
-    save_plain(load_merged(str(adapter), **options), load_tokenizer(str(adapter)), stage.directory / MERGED)
+    shutil.rmtree(stage.directory / runs.MERGED, ignore_errors=True)
+    save_plain(load_merged(str(adapter), **options), load_tokenizer(str(adapter)), stage.directory / runs.MERGED)

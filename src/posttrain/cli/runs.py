@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from posttrain.cli.recipe import Recipe, absolute, load_yaml, recipe_of
 from posttrain.errors import UserError, did_you_mean
@@ -15,6 +15,7 @@ from posttrain.tracking.lock import in_use, is_written
 from posttrain.tracking.schema import FILE_NAME, LOCK_NAME
 
 MODEL, RECIPE, EXAM, SUMMARY, ANSWERS = "model", "recipe.yaml", "exam.jsonl", "summary.json", "eval.jsonl"
+MERGED = "merged"  # a stage's adapters folded into the model
 # All that a run writes. Starting over removes these names and nothing else.
 WRITTEN = (
     MODEL,
@@ -127,15 +128,21 @@ def method_of(run: str) -> str | None:
 
 def run_of(target: str) -> Run | None:
     """The run that `target` is, or whose model or checkpoint it is. Recipes of stages, and those that start from `target`, only lie beside it."""
-    path = Path(target).expanduser().absolute()
-    is_part = path.is_dir() and (path.name == MODEL or path.name.startswith("checkpoint-"))
-    for directory in (path, path.parent) if is_part else (path,):
-        file = directory / RECIPE
-        if file.is_file() and "stages" not in (values := load_yaml(file)):
-            recipe = recipe_of(values, file)
-            if recipe.model.name != absolute(target):
-                return Run(directory, recipe)
+    given = Path(target).expanduser().absolute()
+    for path in dict.fromkeys((given, given.resolve())):
+        is_part = path.is_dir() and (path.name in (MODEL, MERGED) or path.name.startswith("checkpoint-"))
+        for directory in (path, path.parent) if is_part else (path,):
+            file = directory / RECIPE
+            if file.is_file() and _is_run_recipe(values := load_yaml(file)):
+                recipe = recipe_of(values, file)
+                if recipe.model.name not in (absolute(target), str(given.resolve())):
+                    return Run(directory, recipe)
     return None
+
+
+def _is_run_recipe(values: Any) -> bool:
+    """As `Recipe.to_yaml` writes it. Other programs call files of their own so too, and put them beside weights."""
+    return isinstance(values, dict) and {"model", "data"} <= values.keys() and "stages" not in values
 
 
 def is_model(path: Path) -> bool:

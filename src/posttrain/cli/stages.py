@@ -24,8 +24,9 @@ from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import Recipe, find_recipe, lay_over, load_yaml, recipe_of
 from posttrain.cli.values import nearest, read_settings
 from posttrain.errors import UserError
+from posttrain.text import write_whole
 
-DONE, MERGED, START, MARK = "stage.json", "merged", "start", "stage:"
+DONE, START, MARK = "stage.json", "start", "stage:"
 LEAVES_A_SCORER = "reward-model"  # the kind whose model is no policy, so no later stage starts from it by itself
 
 
@@ -67,9 +68,7 @@ class Stage:
         return str(self.directory / done["model"])
 
     def mark_done(self, models: dict[str, str], model: str) -> None:
-        staging = self.directory / f".{DONE}"
-        staging.write_text(json.dumps({"model": model, "digest": self.digest(models)}), encoding="utf-8")
-        staging.rename(self.directory / DONE)
+        write_whole(self.directory / DONE, json.dumps({"model": model, "digest": self.digest(models)}))
 
 
 def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list[Stage]:
@@ -186,4 +185,4 @@ def clear(stage: Stage) -> None:
 
     runs.clear(str(stage.directory))
     (stage.directory / DONE).unlink(missing_ok=True)
-    shutil.rmtree(stage.directory / MERGED, ignore_errors=True)
+    shutil.rmtree(stage.directory / runs.MERGED, ignore_errors=True)

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from posttrain.cli import runs
 from posttrain.cli.kinds import Kind
 from posttrain.cli.recipe import Recipe
+from posttrain.text import write_whole
 from posttrain.trainers import checkpoints
 
 
@@ -25,7 +26,7 @@ class _Beginning(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        (self._directory / runs.RECIPE).write_text(self._recipe.to_yaml(), encoding="utf-8")
+        write_whole(self._directory / runs.RECIPE, self._recipe.to_yaml())
         model = self._directory / runs.MODEL
         if state.global_step < state.max_steps and model.exists():
             checkpoints.remove(model)

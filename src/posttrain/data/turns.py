@@ -41,8 +41,7 @@ class TurnTokens:
         self.parse = parse
         self.template: dict[str, Any] = chat_template_kwargs | ({"tools": list(tools)} if tools else {})
         self._stop_texts = [str(tokenizer.decode([id])) for id in self.stops]
-        control = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]  # templates write some that have no name
-        special = sorted({re.escape(token) for token in (*tokenizer.all_special_tokens, *control)}, key=lambda text: (-len(text), text))
+        special = sorted({re.escape(token) for token in _special_tokens(tokenizer)}, key=lambda text: (-len(text), text))
         self._special = re.compile("|".join(special)) if special else None
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -113,6 +112,15 @@ class TurnTokens:
 
 def _call_of(role: str) -> dict[str, str]:
     return {"name": "x", "tool_call_id": _CALL_ID} if role == "tool" else {}
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Those that have a name, and those that only templates write."""
+    try:
+        control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    except (AttributeError, NotImplementedError):  # mistral-common's tokenizer keeps no such table
+        control = set()
+    return control | set(tokenizer.all_special_tokens)
 
 
 def _spoken(new: list[Message]) -> Message:

@@ -29,6 +29,10 @@ def load_model(
     Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
     """
     check_exists(name)
+    if not kwargs.pop("use_safetensors", True):
+        raise UserError(
+            f"use_safetensors=False: weights are read as safetensors only, and '{name}' would be unpickled; convert it to safetensors first"
+        )
     with _explained(f"the model '{name}'"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _check_kind(name, config)

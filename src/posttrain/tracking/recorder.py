@@ -22,6 +22,7 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain import __version__
+from posttrain.text import write_whole
 from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
 from posttrain.tracking.schema import FILE_NAME, SUMMARY_NAME
 from posttrain.types import Group
@@ -188,13 +189,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Whole or not at all: written beside, then renamed into place. NaN and infinities, which JSON lacks, become null."""
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump(_json(values), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_whole(path, json.dumps(_json(values), indent=2, allow_nan=False) + "\n")
 
 
 def _json(value: Any) -> Any:

@@ -19,12 +19,14 @@ def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Envir
         functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         reward_funcs = with_reward_models(functions, tokenizers, own)
     if environment is None or not environment.pays:
-        rubric = _own_rubric(reward_funcs, weights)
-    else:
-        rubric = with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
+        return _own_rubric(reward_funcs, weights)
+    return with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
+
+
+def check_trains(rubric: Rubric) -> None:
+    """Raises UserError for a rubric of monitors, which an evaluation may have."""
     if not any(rubric.weights):
         raise UserError(f"every reward has weight 0 ({', '.join(rubric.names)}), so that nothing would be trained; give one of them another weight")
-    return rubric
 
 
 def _own_rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:

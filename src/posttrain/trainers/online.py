@@ -29,7 +29,7 @@ from posttrain.rollout.engines import make_engine
 from posttrain.rollout.episodes import Stage
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
-from posttrain.trainers.inputs import as_rubric, named, place_reward_models, sized
+from posttrain.trainers.inputs import as_rubric, check_trains, named, place_reward_models, sized
 from posttrain.trainers.loader import PromptSampler, prompt_loader
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.online_config import OnlineConfig
@@ -68,6 +68,7 @@ class OnlineTrainer(BaseTrainer):
     ) -> None:
         self.environment = environment
         self.rubric = as_rubric(reward_funcs, args.reward_weights, environment, reward_processing_classes, processing_class)
+        check_trains(self.rubric)
         tasks = to_tasks(sized(train_dataset, "train_dataset"))
         self.rubric.check_columns(tasks[0].columns)
         self.eval_tasks = {name: to_tasks(sized(rows, "eval_dataset")) for name, rows in named(eval_dataset).items()}

@@ -5,7 +5,6 @@ The browser's chart library is the one that NiceGUI ships, written into the file
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from posttrain import __version__
 from posttrain.errors import UserError
+from posttrain.text import write_whole
 from posttrain.tracking.lines import shown, visible
 from posttrain.tracking.reader import GroupRow, RolloutRow
 from posttrain.watch import charts as drawing
@@ -44,10 +44,10 @@ def write_report(run: Run, path: Path, *, groups: Sequence[tuple[int, int]] | No
     The file is written whole or not at all; what is no plain file, such as /dev/stdout, is written to.
     """
     html, target = render(run, groups=groups, mode=mode), path.resolve()
-    beside = target if target.exists() and not target.is_file() else target.with_name(f"{target.name}.tmp")
-    beside.write_text(html, encoding="utf-8")
-    if beside != target:
-        os.replace(beside, target)
+    if target.exists() and not target.is_file():
+        target.write_text(html, encoding="utf-8")
+    else:
+        write_whole(target, html)
 
 
 def render(run: Run, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> str:

@@ -1,0 +1,23 @@
+"""Text that is written: whole or not at all."""
+
+import pytest
+
+from posttrain.text import is_secret, write_whole
+
+
+def test_an_older_file_stays_when_the_new_one_cannot_be_written(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new" * 100_000 + "\ud83d")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_tokens_of_a_vocabulary_are_no_secrets():
+    assert [name for name in ("hub_token", "HF_TOKEN", "judge_api_key", "eos_token", "max_tokens") if is_secret(name, "x")] == [
+        "hub_token",
+        "HF_TOKEN",
+        "judge_api_key",
+    ]
+    assert not is_secret("push_token", None)
