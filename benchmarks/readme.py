@@ -103,15 +103,15 @@ def _against_best(runs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], floa
 def online_table(result: dict[str, Any]) -> str:
     """One line per algorithm and seed."""
     lines = [
-        f"| {run['algorithm'].upper()} | {run['seed']} | {run['before']:.1%} | {run['right'] / run['questions']:.1%} | {run['seconds']:.0f} | {run['processor_seconds']:.0f} | {run['peak_mb_above_start']:.0f} |"
+        f"| {run['algorithm'].upper()} | {run['seed']} | {run['before']:.1%} | {run['right'] / run['questions']:.1%} | {run['processor_seconds']:.0f} | {run['peak_mb_above_start']:.0f} |"
         for run in result["runs"]
     ]
     return "\n".join(
         [
             f"The demo's task by three algorithms, from one taught model each seed, {result['steps']} steps of the same number of completions:",
             "",
-            "| algorithm | seed | greedy before | after | seconds | of the processor | peak MB above the taught model |",
-            "|---|---|---|---|---|---|---|",
+            "| algorithm | seed | greedy before | after | seconds of the processor | peak MB above the taught model |",
+            "|---|---|---|---|---|---|",
             *lines,
             "",
             f"{_machine(result)}. Script: benchmarks/online_compare.py.",
