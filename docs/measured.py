@@ -102,7 +102,7 @@ def plan_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *others,
             "",
-            "(1) Started with MALLOC_MMAP_THRESHOLD_=131072.",
+            "(1) Started with MALLOC_MMAP_THRESHOLD_=131072, planned without holes.",
             f"{_machine(result)}.",
         ]
     )
@@ -114,7 +114,7 @@ _PLAN_PARTS = {
     "switches": "fake tensors",
     "quantised": "bitsandbytes' layers, above only",
     "real": "a process that gives freed memory back (1)",
-    "by_default": "a process with glibc's defaults",
+    "by_default": "a process with glibc's defaults, holes planned",
 }
 
 

@@ -48,6 +48,7 @@ def test_the_headline_has_every_term_in_bytes_under_names_that_stay():
     found = answer(*HEADLINE, "--gpu", "16GB")
     assert set(found["training"]) == {
         "weights", "adapters", "gradients", "optimizer", "reference", "checkpoints", "activations", "weight_casts", "logprob_tiles", "optimizer_step",
+        "holes",
         "context",
     }  # fmt: skip
     assert set(found["rollout"]) == {

@@ -6,7 +6,7 @@ from small import build_model, build_tokenizer
 
 from posttrain.errors import UserError
 from posttrain.plan import Job, find_shape, plan, shape_of
-from posttrain.plan.estimate import capacity, nf4_bytes
+from posttrain.plan.estimate import CPU_HOLES, capacity, nf4_bytes
 from posttrain.plan.job import OPTIMIZERS
 from posttrain.rollout.local.cache import Slab
 from posttrain.rollout.local.engine import LocalEngine
@@ -213,3 +213,10 @@ def _config():
     from posttrain.plan.known import KNOWN
 
     return KNOWN["qwen3-0.6b"]
+
+
+def test_a_cpu_keeps_holes_and_a_gpu_does_not():
+    on_gpu, on_cpu = (plan(Job(SHAPE, 100, 1000, lora_r=8, bf16=False, device=device)) for device in ("cuda", "cpu"))
+    assert on_gpu.training["holes"] == 0
+    assert on_cpu.training["holes"] == int(CPU_HOLES * on_cpu.above)
+    assert on_cpu.train_peak == sum(on_cpu.training.values())
