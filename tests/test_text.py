@@ -14,6 +14,14 @@ def test_an_older_file_stays_when_the_new_one_cannot_be_written(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for text in ("old", "new"):
+        write_whole(tmp_path / "link", text)
+        assert (tmp_path / "target").read_text() == text
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "target"]
+
+
 def test_tokens_of_a_vocabulary_are_no_secrets():
     assert [name for name in ("hub_token", "HF_TOKEN", "judge_api_key", "eos_token", "max_tokens") if is_secret(name, "x")] == [
         "hub_token",

@@ -26,6 +26,8 @@ from posttrain.exam import Paper, sit_exam
 from posttrain.models.load import stop_token_ids
 from posttrain.probe import Probe, probe
 from posttrain.rewards import Rubric
+from posttrain.text import write_whole
+from posttrain.trainers.checkpoints import whole
 from posttrain.trainers.grpo import GRPOTrainer
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.sft import SFTConfig, SFTTrainer
@@ -109,7 +111,8 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     console.print("\n[bold]1 sft[/]    worked examples of a sloppy teacher, who forgets the carry three times out of four")
     teaching = SFTTrainer(model, sft_config(seed, out / "sft", quick), train_dataset=train_rows, processing_class=tokenizer)
     teaching.train()
-    teaching.save_model(str(out / "sft" / "model"))
+    with whole(out / "sft" / "model") as staging:
+        teaching.save_model(str(staging))
     console.print(f"\n[bold]2 exam[/]   {len(tasks)} sums that training never shows")
     before = _exam(model, tokenizer, tasks, rubric)
     console.print(f"         greedy {before.accuracy}")
@@ -120,7 +123,8 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     console.print(f"\n[bold]4 grpo[/]   {PROMPTS} prompts x {GENERATIONS} completions per step · rubric: a number ±1, the right one ±3")
     trainer = GRPOTrainer(model, rubric, grpo_config(seed, out, quick), prompts, processing_class=tokenizer)
     trainer.train()
-    trainer.save_model(str(out / "model"))
+    with whole(out / "model") as staging:
+        trainer.save_model(str(staging))
 
     console.print("\n[bold]5 exam[/]   the same sums")
     after = _exam(model, tokenizer, tasks, rubric)
@@ -133,7 +137,7 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     seconds = time.perf_counter() - started
     summary = {"before": _scores(before), "after": _scores(after), "p_value": p, "seconds": seconds, "seed": seed, "max_new_tokens": MAX_NEW_TOKENS}
     summary["probe"] = {"verdict": found.verdict, "signal": asdict(found.signal[GENERATIONS]), "pass_at_1": asdict(found.pass_at[1])}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_whole(out / "summary.json", json.dumps(summary, indent=1))
     console.print(f"\n{seconds:.0f} s in all. The same exam again:  posttrain eval {shlex.quote(output_dir)}", soft_wrap=True)
     console.print(f"Do it yourself:  posttrain grpo {shlex.quote(str(out / 'sums.yaml'))}      Your own task: see the README", soft_wrap=True)
     return summary

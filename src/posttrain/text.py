@@ -21,14 +21,21 @@ def is_secret(name: Any, value: Any) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole file or none of it: written beside, then renamed into place; until then an older one stays. Raises OSError."""
-    beside = path.with_name(f".{path.name}.tmp")
+    """The whole file or none of it: written beside, then renamed into place; until then an older one stays. Raises OSError.
+
+    Links are followed; into what is no plain file, such as /dev/stdout, the text is written as it is.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    beside = target.with_name(f".{target.name}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        beside.replace(target)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

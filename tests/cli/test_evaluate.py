@@ -362,6 +362,8 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path):
     completions.save(tmp_path / "link", [{"number": 3}])
     assert (tmp_path / "link").is_symlink()
     assert json.loads(path.read_text()) == {"number": 3}
+    completions.save(path, [{"text": "half a pair: \ud83d"}])
+    assert json.loads(path.read_text()) == {"text": "half a pair: ?"}
 
 
 def test_a_checkpoint_is_asked_as_its_run_is(run):

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.rewards.rubric import Rubric
+from posttrain.text import encodable, write_whole
 from posttrain.types import Group
 
 
@@ -39,32 +40,18 @@ def lines(groups: Iterable[Group], rubric: Rubric, **about: Any) -> list[dict[st
 def check(path: str | Path) -> None:
     """Raises UserError for a file that `save` could not write. To be asked before the completions are paid for."""
     with _explained(path):
-        place = Path(path).expanduser()
+        place = Path(path).expanduser().resolve()
         if place.is_dir():
             raise IsADirectoryError(None, "it is a directory")
-        if not _is_elsewhere(place):
+        if place.is_file() or not place.exists():
             tempfile.TemporaryFile(dir=place.parent).close()
 
 
 def save(path: str | Path, written: Iterable[dict[str, Any]]) -> None:
     """The whole file or none of it: until it is written, an older one stays. Raises UserError where that is not possible."""
+    text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in written)
     with _explained(path):
-        place = Path(path).expanduser()
-        beside = place if _is_elsewhere(place) else place.with_name(f".{place.name}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in written)
-            if beside != place:
-                beside.replace(place)
-        except BaseException:
-            if beside != place:
-                beside.unlink(missing_ok=True)
-            raise
-
-
-def _is_elsewhere(place: Path) -> bool:
-    """A link, a device or a pipe leads to what is written: no new file may take its place."""
-    return place.is_symlink() or (place.exists() and not place.is_file())
+        write_whole(Path(path).expanduser(), encodable(text))
 
 
 @contextlib.contextmanager

@@ -43,11 +43,7 @@ def write_report(run: Run, path: Path, *, groups: Sequence[tuple[int, int]] | No
 
     The file is written whole or not at all; what is no plain file, such as /dev/stdout, is written to.
     """
-    html, target = render(run, groups=groups, mode=mode), path.resolve()
-    if target.exists() and not target.is_file():
-        target.write_text(html, encoding="utf-8")
-    else:
-        write_whole(target, html)
+    write_whole(path, render(run, groups=groups, mode=mode))
 
 
 def render(run: Run, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> str:
