@@ -27,6 +27,7 @@ TOLERANCE = {torch.float64: (1e-13, 1e-12), torch.float32: (1e-5, 1e-5), torch.b
 def small_tiles(monkeypatch):
     monkeypatch.setitem(tiled.ROWS, "cpu", 5)
     monkeypatch.setitem(tiled.ELEMENTS, "cpu", 5 * 64)
+    monkeypatch.setattr(tiled, "WHOLE_ROWS", 5)
 
 
 def naive(hidden, weight, targets, bias=None, temperature=1.0, softcap=None, scale=1.0):
@@ -77,6 +78,91 @@ def test_values_and_gradients_equal_the_whole_matrix(n, v, head, use):
     expected = torch.autograd.grad(combine(*theirs, use), (hidden, weight, bias))
     for x, y in zip(grads, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+WEIGHTS = {"frozen head": None, "as foreseen": 1.0, "a multiple of what was foreseen": -3.0, "otherwise": None}
+
+
+def one_pass(way, hidden, weight, targets, bias=None, **head):
+    """Log-probs by the ways that make a tile once, a loss of them alone, and what its gradients are taken of."""
+    g = torch.arange(1, len(targets) + 1, dtype=hidden.dtype, device=hidden.device).sin()
+    if way == "frozen head":
+        frozen = [None if x is None else x.detach() for x in (weight, bias)]
+        out = linear_logprobs(hidden, frozen[0], targets, bias=frozen[1], entropy_grad=False, **head)
+        return out, (out.logps * g).sum(), (hidden,)
+    forecast = g.cos() if way == "otherwise" else g / WEIGHTS[way]
+    out = linear_logprobs(hidden, weight, targets, bias=bias, entropy_grad=False, expected_grad=forecast, **head)
+    return out, (out.logps * g).sum(), tuple(x for x in (hidden, weight, bias) if x is not None)
+
+
+@pytest.mark.parametrize("way", WEIGHTS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("n", "v"), [(1, 3), (5, 64), (7, 150), (12, 129)])
+def test_one_pass_equals_the_whole_matrix(n, v, head, way):
+    hidden, weight, bias, targets = inputs(n, v)
+    out, loss, wanted = one_pass(way, hidden, weight, targets, bias, want_argmax=True, want_sum_p2=True, **HEADS[head])
+    logps, entropy = naive(hidden, weight, targets, bias, **HEADS[head])
+    torch.testing.assert_close(out.logps, logps, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out.entropy, entropy, rtol=1e-12, atol=1e-12)
+    assert not out.entropy.requires_grad
+    twice = linear_logprobs(hidden, weight, targets, bias=bias, want_argmax=True, want_sum_p2=True, **HEADS[head])
+    assert torch.equal(out.argmax, twice.argmax)
+    torch.testing.assert_close(out.sum_p2, twice.sum_p2)
+    g = torch.arange(1, n + 1, dtype=torch.float64).sin()
+    expected = torch.autograd.grad((logps * g).sum(), wanted)
+    for _ in range(2):  # a second backward no longer has what the forward made
+        for x, y in zip(torch.autograd.grad(loss, wanted, retain_graph=True), expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+def test_a_head_is_passed_once_where_that_will_do(monkeypatch):
+    products = []
+    real = tiled.Head.logits
+    monkeypatch.setattr(tiled.Head, "logits", lambda self, hidden, *rest: products.append(len(hidden)) or real(self, hidden, *rest))
+    hidden, weight, _, targets = inputs(5, 64)
+    counts = {}
+    for way in WEIGHTS:
+        products.clear()
+        _, loss, wanted = one_pass(way, hidden, weight, targets)
+        torch.autograd.grad(loss, wanted)
+        counts[way] = sum(products) / 5
+    assert counts == {"frozen head": 1, "as foreseen": 1, "a multiple of what was foreseen": 1, "otherwise": 2}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_confident_token_keeps_its_small_gradient_in_bf16(native, monkeypatch):
+    """At p = 0.998 the gradient is the difference of two almost equal means of the weight; in bf16 either is rounded by more than that."""
+    monkeypatch.setattr(tiled, "multiplies_natively", lambda *_: native)
+    weight = torch.eye(4, 3).bfloat16()
+    hidden = torch.tensor([[8.0, 0.5, 0.25]]).bfloat16().requires_grad_()
+    targets = torch.tensor([0])
+    (ours,) = torch.autograd.grad(linear_logprobs(hidden, weight, targets, entropy_grad=False).logps.sum(), hidden)
+    (h64,) = as_float64(hidden)
+    (theirs,) = torch.autograd.grad(naive(h64, weight.double(), targets)[0].sum(), h64)
+    assert theirs.abs().max() < 3e-3
+    assert relative(ours, theirs) < 1e-2
+
+
+@pytest.mark.parametrize("way", WEIGHTS)
+def test_extreme_logits_in_one_pass(way):
+    hidden, weight, _, targets = inputs(7, dtype=torch.float32)
+    out, loss, wanted = one_pass(way, hidden, weight, targets, scale=1e30)
+    assert torch.isfinite(out.logps).all()
+    assert not any(torch.isnan(x).any() for x in torch.autograd.grad(loss, wanted))
+    out, loss, wanted = one_pass(way, *inputs(0)[:2], inputs(0)[3])
+    assert out.logps.shape == (0,)
+    assert all(x.abs().sum() == 0 for x in torch.autograd.grad(loss, wanted, allow_unused=True) if x is not None)
+    hidden, weight, bias, targets = inputs(7)
+    with torch.no_grad():
+        bias[[0, 1, *range(64, 128)]] = float("-inf")
+    targets = targets.masked_fill((targets < 2) | ((targets >= 64) & (targets < 128)), 5)
+    _, loss, wanted = one_pass(way, hidden, weight, targets, bias)
+    kept = torch.tensor([i for i in range(150) if torch.isfinite(bias[i])])
+    places = torch.tensor([kept.tolist().index(target) for target in targets.tolist()])
+    g = torch.arange(1, 8, dtype=torch.float64).sin()
+    expected = torch.autograd.grad((naive(hidden, weight[kept], places, bias[kept])[0] * g).sum(), wanted)
+    for x, y in zip(torch.autograd.grad(loss, wanted), expected, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("head", ["plain", "all"])
@@ -229,11 +315,21 @@ def test_no_tensor_of_rows_by_vocabulary_ever_exists(dtype, use):
     assert seen.largest <= 400 * 4  # the weight; a tile (with its twin) is 640, the matrix would be 16,000
 
 
-def test_a_frozen_head_gets_no_gradient_and_no_memory_for_one():
+@pytest.mark.parametrize("way", WEIGHTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tensor_of_rows_by_vocabulary_exists_in_one_pass(dtype, way):
+    hidden, weight, bias, targets = inputs(40, 400, d=4, dtype=dtype)
+    with Sizes() as seen:
+        one_pass(way, hidden, weight, targets, bias, softcap=3.0)[1].backward()
+    assert seen.largest <= 2 * 5 * 400  # five rows, twice; the matrix would be 16,000
+
+
+@pytest.mark.parametrize("entropy_grad", [True, False])
+def test_a_frozen_head_gets_no_gradient_and_no_memory_for_one(entropy_grad):
     hidden, weight, bias, targets = inputs(40, 1000, d=4, dtype=torch.float32)
     weight.requires_grad_(False)
     bias.requires_grad_(False)
-    out = linear_logprobs(hidden, weight, targets, bias=bias)
+    out = linear_logprobs(hidden, weight, targets, bias=bias, entropy_grad=entropy_grad)
     with Sizes() as seen:
         out.logps.sum().backward()
     assert hidden.grad is not None

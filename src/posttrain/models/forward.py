@@ -42,7 +42,10 @@ Scorer = Callable[[torch.Tensor], torch.Tensor]  # hidden states (M, D) -> (M,)
 
 
 class LogprobsFn(Protocol):
-    """`logprobs` or `padded_logprobs`. `model` may be wrapped in PEFT and DDP; it is called as it is given."""
+    """`logprobs` or `padded_logprobs`. `model` may be wrapped in PEFT and DDP; it is called as it is given.
+
+    entropy_grad, and expected_grad as (B, T): as `ops.linear_logprobs` takes them.
+    """
 
     def __call__(
         self,
@@ -54,6 +57,7 @@ class LogprobsFn(Protocol):
         want_sum_p2: bool = False,
         scorer: Scorer | None = None,
         entropy_grad: bool = True,
+        expected_grad: torch.Tensor | None = None,
     ) -> StreamLogprobs: ...
 
 
@@ -75,10 +79,13 @@ def logprobs(
     want_sum_p2: bool = False,
     scorer: Scorer | None = None,
     entropy_grad: bool = True,
+    expected_grad: torch.Tensor | None = None,
 ) -> StreamLogprobs:
     """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
     states = None if scorer is None else torch.cat([stream.logit_index, stream.last_index])
-    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad)
+    question = Question(
+        stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, _of_targets(stream, expected_grad)
+    )
     layout = TrainLayout(stream.segments, stream.device)
     with answering(model, question):
         output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
@@ -94,12 +101,17 @@ def padded_logprobs(
     want_sum_p2: bool = False,
     scorer: Scorer | None = None,
     entropy_grad: bool = True,
+    expected_grad: torch.Tensor | None = None,
 ) -> StreamLogprobs:
     """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
     answers, order, last = [], [], []
+    expected = _of_targets(stream, expected_grad)
     for rows in unroll(stream):
         states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
-        question = Question(rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad)
+        foreseen = None if expected is None else expected[rows.chosen]
+        question = Question(
+            rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen
+        )
         with answering(model, question):
             output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
         answer = read(output.logits, question)
@@ -114,6 +126,11 @@ def padded_logprobs(
     if last:
         together[-1] = torch.cat([together[-1], *last])
     return _scattered(stream, Answer(*together))
+
+
+def _of_targets(stream: Stream, values: torch.Tensor | None) -> torch.Tensor | None:
+    """(B, T) -> (N,): the way back from `stream.scatter`."""
+    return None if values is None else values[stream.rows, stream.cols]
 
 
 def _scattered(stream: Stream, answer: Answer) -> StreamLogprobs:

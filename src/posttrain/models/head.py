@@ -31,6 +31,7 @@ class Question(NamedTuple):
     scored_at: torch.Tensor | None = None  # (M,) places whose hidden states `scorer` reads, in the same forward. None: no scores
     scorer: Callable[[torch.Tensor], torch.Tensor] | None = None  # (M, D) -> (M,)
     entropy_grad: bool = True  # False: the entropy is a constant
+    expected_grad: torch.Tensor | None = None  # (N,) a forecast of the log-probs' gradient, as `linear_logprobs` takes it
 
 
 class Answer(NamedTuple):
@@ -100,6 +101,12 @@ def answering(model: nn.Module, question: Question) -> Iterator[None]:
         yield
 
 
+def can_foresee(model: nn.Module) -> bool:
+    """Whether a forecast of the log-probs' gradient spares work outside of autocast: the head is trained, in the dtype of sums."""
+    weight = linear_in_use(base_model(model).get_output_embeddings()).weight
+    return weight.requires_grad and weight.dtype in (torch.float32, torch.float64)
+
+
 def read(logits: torch.Tensor, question: Question) -> Answer:
     """What `_AnsweringHead` laid end to end: N rows of 2 to 4 numbers, then the M scores."""
     width = 2 + question.want_argmax + question.want_sum_p2
@@ -122,7 +129,7 @@ class _AnsweringHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, L, D) -> (1, 1, N * (2 to 4) + M) float32"""
-        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer, entropy_grad = self.question
+        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer, entropy_grad, expected_grad = self.question
         flat = hidden.flatten(0, 1)
         picked = flat.index_select(0, predicted_by)  # (N, D)
         columns = linear_logprobs(
@@ -133,10 +140,10 @@ class _AnsweringHead(nn.Module):
             temperature=temperature,
             want_argmax=want_argmax,
             want_sum_p2=want_sum_p2,
+            entropy_grad=entropy_grad,
+            expected_grad=expected_grad,
             **self.folded,
         )
-        if not entropy_grad:  # stacked with log-probs it would get a gradient of zeros, and backward makes twice the passes over a tile for one
-            columns = columns._replace(entropy=columns.entropy.detach())
         # Token ids are exact in float32 up to 2^24, which no vocabulary reaches.
         answer = torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1).flatten()
         if scorer is not None and scored_at is not None:

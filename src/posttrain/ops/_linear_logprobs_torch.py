@@ -1,7 +1,12 @@
-"""The two passes of `linear_logprobs` in plain torch, tile by tile: statistics of the logits forward, gradients backward.
+"""The passes of `linear_logprobs` in plain torch, tile by tile. No autograd: the caller owns that.
 
-The vocabulary is the outer loop, so each slice of the weight is converted once per pass and its gradient is finished before the next
-slice begins. No tensor here is larger than the inputs or one tile of logits. No autograd: the caller owns that.
+- `forward` makes statistics of the logits. Where only hidden states want a gradient, it gathers the direction of that gradient in the same
+  pass, as attention gathers values: the head is attention whose keys and values are both its weight. Backward then has no logits to make.
+- `backward` makes each tile of logits again and gathers all gradients.
+- `foreseen` makes both in one pass, where the caller knows what log-probs will be multiplied with.
+
+The vocabulary is the outer loop of the first two, so each slice of the weight is converted once per pass and its gradient is finished before
+the next slice begins. No tensor here is larger than the inputs or one tile of logits.
 """
 
 # N rows, D hidden, V vocabulary; R rows and C columns of one tile
@@ -17,6 +22,7 @@ from posttrain.ops.precision import kind_of, multiplies_natively
 
 ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
 ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
+WHOLE_ROWS = 256  # of a tile that holds the whole vocabulary: fewer would make the weight's gradient pass through memory more often
 FLOOR = -1e4  # exp(FLOOR) is 0 in every dtype, and unlike -inf it may be multiplied by that 0
 
 
@@ -91,6 +97,8 @@ def target_in(columns: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
 class Statistics:
     """Online softmax statistics of N rows. All sums are relative to the running maximum, so that huge logits stay finite."""
 
+    direction: Tensor | None = None  # (N, D) the gradient of each row's log-prob, in units of scale / temperature. None: not asked for
+
     def __init__(self, n: int, head: Head, device: torch.device, want_argmax: bool, want_sum_p2: bool) -> None:
         def rows(value: float, dtype: torch.dtype = head.stats) -> Tensor:
             return torch.full((n,), value, dtype=dtype, device=device)
@@ -102,8 +110,28 @@ class Statistics:
         self.argmax = rows(0, torch.long) if want_argmax else None
         self.target = rows(float("nan"))  # stays NaN for a target outside the vocabulary: loud
 
-    def add(self, rows: slice, columns: slice, targets: Tensor, z: Tensor, e: Tensor) -> None:
-        """Takes in the logits z (R, C). z and the scratch tile e are overwritten."""
+    @property
+    def log_sum(self) -> Tensor:
+        return self.sum_e.log()
+
+    @property
+    def lse(self) -> Tensor:
+        return self.maximum + self.log_sum
+
+    @property
+    def logps(self) -> Tensor:
+        return self.target - self.maximum - self.log_sum
+
+    @property
+    def entropy(self) -> Tensor:
+        return self.log_sum - self.sum_ez / self.sum_e
+
+    @property
+    def sum_p2(self) -> Tensor | None:
+        return None if self.sum_e2 is None else self.sum_e2 / self.sum_e.square()
+
+    def add(self, rows: slice, columns: slice, targets: Tensor, z: Tensor, e: Tensor) -> Tensor:
+        """Takes in the logits z (R, C). z is overwritten; the tile e becomes exp(z - maximum). -> (R,) what older sums were multiplied with."""
         inside, place = target_in(columns, targets)
         self.target[rows] = torch.where(inside, z.gather(1, place).squeeze(1), self.target[rows])
         old = self.maximum[rows]
@@ -122,7 +150,8 @@ class Statistics:
         self.sum_ez[rows] = decay * (self.sum_ez[rows] + shift * self.sum_e[rows]) + z.mul_(e).sum(1)
         self.sum_e[rows] = decay * self.sum_e[rows] + e.sum(1)
         if self.sum_e2 is not None:
-            self.sum_e2[rows] = decay.square() * self.sum_e2[rows] + e.square_().sum(1)
+            self.sum_e2[rows] = decay.square() * self.sum_e2[rows] + torch.square(e, out=z).sum(1)
+        return decay
 
 
 @dataclass(frozen=True)
@@ -150,18 +179,43 @@ def view(buffer: Tensor, rows: slice, columns: slice) -> Tensor:
     return buffer[: r * c].view(r, c)
 
 
-def forward(inputs: Inputs, *, want_argmax: bool, want_sum_p2: bool) -> Statistics:
+def forward(inputs: Inputs, *, want_argmax: bool, want_sum_p2: bool, want_direction: bool = False) -> Statistics:
     """One pass over the vocabulary."""
     head, targets = inputs.head, inputs.targets
     hidden = head.operand(inputs.hidden)
     stats = Statistics(hidden.shape[0], head, hidden.device, want_argmax, want_sum_p2)
+    others = torch.zeros_like(hidden, dtype=head.stats) if want_direction else None  # (N, D) sum of e_j W_j over all j but the target
     all_rows, all_columns, z_buffer, e_buffer = inputs.tiles()
     for columns in all_columns:
         w, b = inputs.columns(columns)
         for rows in all_rows:
             z = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))
-            stats.add(rows, columns, targets[rows], z, view(e_buffer, rows, columns))
+            e = view(e_buffer, rows, columns)
+            slope = None if others is None else head.slope(z)
+            decay = stats.add(rows, columns, targets[rows], z, e)
+            if others is not None:
+                inside, place = target_in(columns, targets[rows])
+                e.scatter_(1, place, e.gather(1, place) * ~inside[:, None])
+                if slope is not None:
+                    e.mul_(slope)
+                product(e.to(head.gemm), w, others[rows].mul_(decay[:, None]), add=True)
+    if others is not None:
+        stats.direction = _direction(inputs, stats, others, all_rows)
     return stats
+
+
+def _direction(inputs: Inputs, stats: Statistics, others: Tensor, all_rows: list[slice]) -> Tensor:
+    """(1 - p) W of the target less the sum of p_j W_j over `others`, which is overwritten: as a difference of two means it would drown a confident
+    token's gradient in the rounding of bf16."""
+    head = inputs.head
+    slope = head.slope(stats.target)
+    rest = -stats.logps.expm1()  # 1 - p of the target
+    rest = rest if slope is None else rest * slope
+    places = inputs.targets.clamp(0, inputs.weight.shape[0] - 1)
+    for rows in all_rows:
+        own = head.operand(inputs.weight[places[rows]]).to(head.stats)  # (R, D)
+        others[rows].div_(-stats.sum_e[rows, None]).addcmul_(own, rest[rows, None])
+    return others.to(inputs.hidden.dtype)
 
 
 @dataclass
@@ -231,3 +285,41 @@ def backward(inputs: Inputs, incoming: Incoming, wanted: tuple[bool, bool, bool]
         if d_weight is not None and d_w is not None and d_weight.dtype != head.stats:
             d_weight[columns] = d_w
     return Gradients(None if d_hidden is None else d_hidden.mul_(factor[:, None]), d_weight, d_bias)
+
+
+def can_foresee(inputs: Inputs) -> bool:
+    """Whether one pass makes all gradients: where the weight is used as it is stored, and its gradient is kept in the precision of sums."""
+    return inputs.weight.dtype is inputs.head.rounding is inputs.head.gemm is inputs.head.stats
+
+
+def foreseen(
+    inputs: Inputs, g_logps: Tensor, wanted: tuple[bool, bool, bool], *, want_argmax: bool, want_sum_p2: bool
+) -> tuple[Statistics, Gradients]:
+    """Statistics, and the gradients of sum(g_logps * logps); g_logps (N,) in units of scale / temperature. A tile has all of the vocabulary, so
+    that the probabilities of its rows are known before it goes."""
+    head, hidden, weight = inputs.head, inputs.hidden, inputs.weight
+    n, v = hidden.shape[0], weight.shape[0]
+    stats = Statistics(n, head, hidden.device, want_argmax, want_sum_p2)
+    d_hidden = torch.empty_like(hidden) if wanted[0] else None
+    d_weight = torch.zeros_like(weight) if wanted[1] else None
+    d_bias = hidden.new_zeros(v) if wanted[2] else None
+    columns = slice(0, v)
+    w, b = inputs.columns(columns)
+    z_buffer, e_buffer = hidden.new_empty(2, min(n, WHOLE_ROWS) * v)
+    for rows in slices(n, WHOLE_ROWS):
+        z = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))
+        slope = head.slope(z)
+        e = view(e_buffer, rows, columns)
+        stats.add(rows, columns, inputs.targets[rows], z, e)
+        inside, place = target_in(columns, inputs.targets[rows])
+        g = g_logps[rows]
+        d_z = e.mul_((g / stats.sum_e[rows])[:, None]).scatter_add_(1, place, -(g * inside)[:, None])  # its negative
+        if slope is not None:
+            d_z.mul_(slope)
+        if d_hidden is not None:
+            torch.mm(d_z, w, out=d_hidden[rows]).neg_()
+        if d_weight is not None:
+            d_weight.addmm_(d_z.T, hidden[rows], alpha=-1)
+        if d_bias is not None:
+            d_bias.sub_(d_z.sum(0))
+    return stats, Gradients(d_hidden, d_weight, d_bias)

@@ -1,7 +1,11 @@
 """Log-probs without logits: hidden states and the LM head in, one log-prob and one entropy per row out.
 
-Tiles over rows and vocabulary and recomputes the tiles in backward, so no (N, V) tensor ever exists. Not a loss: every loss is
-arithmetic on what this returns. Both outputs have true gradients, once (no double backward).
+Tiles over rows and vocabulary, so no (N, V) tensor ever exists. Not a loss: every loss is arithmetic on what this returns. Both outputs have
+true gradients, once (no double backward). How often a tile of logits is made depends on what has to be differentiated:
+
+- a frozen head, log-probs alone: once. The forward keeps the direction (N, D) in which each row's log-prob grows; backward multiplies.
+- a trained head: once where the caller foresees the gradient of the log-probs (`expected_grad`), else again in backward.
+- the entropy differentiated too: again in backward.
 """
 
 # N rows (target tokens), D hidden, V vocabulary
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posttrain.ops._linear_logprobs_torch import Head, Incoming, Inputs, backward, forward
+from posttrain.ops._linear_logprobs_torch import Gradients, Head, Incoming, Inputs, Statistics, backward, can_foresee, foreseen, forward
 
 
 class LogProbs(NamedTuple):
@@ -37,9 +41,15 @@ def linear_logprobs(
     scale: float = 1.0,
     want_argmax: bool = False,
     want_sum_p2: bool = False,
+    entropy_grad: bool = True,
+    expected_grad: Tensor | None = None,
 ) -> LogProbs:
     """hidden (N, D), weight (V, D), targets (N,), bias (V,) -> log-prob and entropy of each row under
     softmax(softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature); without `softcap` no tanh.
+
+    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. expected_grad (N,): the gradient that backward will bring to
+    `logps`, up to one factor for all rows. It is a forecast and no promise: where another comes, the gradients are computed from that one.
+    It helps a head that is trained in the dtype it is stored in, and costs up to 256 rows of logits at a time.
 
     Inside autocast the matmuls take autocast's dtype, otherwise that of the inputs. On a CPU without bf16 instructions the operands are
     rounded to bf16 and multiplied in float32: faster there, and not less exact. A head that does not require grad costs no weight
@@ -48,8 +58,13 @@ def linear_logprobs(
     _check(hidden, weight, targets, bias, temperature, softcap)
     if not torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != weight.dtype:
         raise ValueError(f"hidden states are {hidden.dtype} and the head is {weight.dtype}: cast one of them, or call inside torch.autocast")
-    head = Head.of(hidden, temperature, softcap, scale)
-    return LogProbs(*_LinearLogprobs.apply(hidden, weight, bias, targets, head, want_argmax, want_sum_p2))
+    inputs = Inputs(hidden, weight, bias, targets, Head.of(hidden, temperature, softcap, scale))
+    wants = Wants(want_argmax, want_sum_p2, entropy_grad)
+    if torch.is_grad_enabled() and not entropy_grad and not weight.requires_grad and not (bias is not None and bias.requires_grad):
+        columns = _FrozenHead.apply(hidden, inputs, wants)
+    else:
+        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, None if entropy_grad else expected_grad)
+    return LogProbs(*columns)
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float, softcap: float | None) -> None:
@@ -64,40 +79,85 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
         raise ValueError(f"temperature and softcap must be positive; got temperature={temperature}, softcap={softcap}")
 
 
-class _LinearLogprobs(torch.autograd.Function):
+class Wants(NamedTuple):
+    argmax: bool
+    sum_p2: bool
+    entropy_grad: bool
+
+
+def _outputs(ctx: Any, stats: Statistics, wants: Wants) -> tuple[Tensor | None, ...]:
+    columns = stats.logps, stats.entropy, stats.argmax, stats.sum_p2
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*[x for x in columns[2 if wants.entropy_grad else 1 :] if x is not None])
+    return columns
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probs that only hidden states are to be differentiated for: d logp / d hidden is known when the forward ends."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, inputs: Inputs, wants: Wants) -> tuple[Tensor | None, ...]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            stats = forward(inputs, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2, want_direction=ctx.needs_input_grad[0])
+        ctx.unit = inputs.head.scale / inputs.head.temperature
+        if stats.direction is not None:
+            ctx.save_for_backward(stats.direction)
+        return _outputs(ctx, stats, wants)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_logps: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if g_logps is None:
+            return None, None, None
+        (direction,) = ctx.saved_tensors
+        return direction * (g_logps * ctx.unit).to(direction.dtype)[:, None], None, None
+
+
+class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        head: Head,
-        want_argmax: bool,
-        want_sum_p2: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, inputs: Inputs, wants: Wants, expected: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        head = inputs.head
+        wanted = ctx.needs_input_grad[:3]
+        ctx.made = None
         with torch.autocast(hidden.device.type, enabled=False):
-            stats = forward(Inputs(hidden, weight, bias, targets, head), want_argmax=want_argmax, want_sum_p2=want_sum_p2)
-        log_sum = stats.sum_e.log()
-        logps = stats.target - stats.maximum - log_sum
-        entropy = log_sum - stats.sum_ez / stats.sum_e
-        sum_p2 = None if stats.sum_e2 is None else stats.sum_e2 / stats.sum_e.square()
-
+            if expected is not None and any(wanted) and can_foresee(inputs):
+                expected = expected.to(head.stats)
+                unit = head.scale / head.temperature
+                stats, made = foreseen(inputs, expected * unit, wanted, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2)
+                ctx.made = expected, made
+            else:
+                stats = forward(inputs, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2)
         ctx.head = head  # dtypes included: backward runs outside autocast
-        ctx.save_for_backward(hidden, weight, bias, targets, stats.maximum + log_sum, entropy)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*[x for x in (stats.argmax, sum_p2) if x is not None])
-        return logps, entropy, stats.argmax, sum_p2
+        columns = _outputs(ctx, stats, wants)
+        ctx.save_for_backward(hidden, weight, bias, inputs.targets, stats.lse, columns[1])
+        return columns
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_logps: Tensor | None, g_entropy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         head, unit = ctx.head, ctx.head.scale / ctx.head.temperature
-        g_logps = torch.zeros_like(lse) if g_logps is None else g_logps.to(head.stats) * unit
-        g_entropy = None if g_entropy is None else g_entropy.to(head.stats) * unit
-        with torch.autocast(hidden.device.type, enabled=False):
-            d = backward(Inputs(hidden, weight, bias, targets, head), Incoming(lse, entropy, g_logps, g_entropy), ctx.needs_input_grad[:3])
+        d = None if g_logps is None or ctx.made is None else _as_foreseen(g_logps.to(head.stats), *ctx.made)
+        ctx.made = None  # a gradient that was handed on may be added to in place; a second backward makes its own
+        if d is None:
+            g_logps = torch.zeros_like(lse) if g_logps is None else g_logps.to(head.stats) * unit
+            g_entropy = None if g_entropy is None else g_entropy.to(head.stats) * unit
+            with torch.autocast(hidden.device.type, enabled=False):
+                d = backward(Inputs(hidden, weight, bias, targets, head), Incoming(lse, entropy, g_logps, g_entropy), ctx.needs_input_grad[:3])
         d_hidden = None if d.hidden is None else d.hidden.to(hidden.dtype)
         d_bias = None if d.bias is None else d.bias.to(bias.dtype)
-        return d_hidden, d.weight, d_bias, None, None, None, None
+        return d_hidden, d.weight, d_bias, None, None, None
+
+
+def _as_foreseen(g: Tensor, expected: Tensor, made: Gradients) -> Gradients | None:
+    """The gradients that were made for `expected`, times what `g` is a multiple of it by. None: it is no multiple, but for rounding."""
+    if not g.numel():
+        return None
+    largest = expected.abs().argmax()
+    factor = g[largest] / expected[largest]
+    rounding = 4 * torch.finfo(g.dtype).eps
+    if not bool(((g - expected * factor).abs() <= rounding * g.abs()).all()):
+        return None
+    return made if float(factor) == 1 else Gradients(*(None if x is None else x * factor for x in (made.hidden, made.weight, made.bias)))

@@ -129,5 +129,12 @@ class Job:
             tile_rows=self.tile_rows,
         )
 
+    @property
+    def foresees_head(self) -> bool:
+        """Whether a trained head is passed once: in float32, where the log-probs' gradient does not depend on them. That is so in SFT, and where a
+        rollout is learned from once without a KL term in the loss."""
+        a = self.arithmetic
+        return a.trains_weights and a.stored == 4 and a.autocast is None and not self.keeps_groups and not self.has_reference
+
     def but(self, **changes: Any) -> Job:
         return replace(self, **changes)

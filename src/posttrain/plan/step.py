@@ -14,9 +14,10 @@ from posttrain.plan.layer import Arithmetic, Layer
 from posttrain.plan.shapes import Shape
 from posttrain.plan.tape import GRADIENTS, Storage, Tape, Tensor
 
-# Of posttrain.ops.linear_logprobs: rows of a tile, logits of a tile.
+# Of posttrain.ops.linear_logprobs: rows of a tile, logits of a tile, rows of a tile that holds the whole vocabulary.
 TILE_ROWS = {"cpu": 1024, "cuda": 4096}
 TILE_LOGITS = {"cpu": 2**20, "cuda": 2**24}
+WHOLE_ROWS = 256
 TILES = "logprob_tiles"
 
 
@@ -121,6 +122,11 @@ def _kept_casts(job: Job) -> int:
 def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
     shape, a, targets = job.shape, job.arithmetic, hidden.elements // job.shape.hidden
     forward, backward = _head_scratch(job, targets, hidden.itemsize)
+    if not a.trains_weights:  # the gradient's direction is made in the forward, and kept instead of the hidden states
+        forward, backward = backward, 0
+    elif job.foresees_head:  # all gradients are made in the forward
+        gradients = (shape.vocab * shape.hidden + hidden.elements) * a.stored
+        forward, backward = gradients + 2 * min(WHOLE_ROWS, targets) * shape.vocab * a.stored + 6 * targets * 4, 0
     grad = shape.vocab * shape.hidden * a.stored if a.trains_weights else 0
     saves = (hidden, Storage(t.memory, 2 * targets * 4))
     return t.op(

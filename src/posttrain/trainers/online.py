@@ -264,6 +264,10 @@ class OnlineTrainer(BaseTrainer):
         """(B, T) at the temperature of sampling."""
         return self.logprobs(model, batch.stream, self.sampling.temperature).logps
 
+    def slope(self, batch: PolicyBatch, terms_of: Callable[[torch.Tensor], Terms]) -> torch.Tensor | None:
+        """`expected_grad` of a policy's loss, given its terms as a function of the log-probs."""
+        return self.expected_grad(batch.stream.shape, lambda logps: (terms_of(logps).per_token * batch.weights[:, None]).sum())
+
     def freeze(self, rows: list[Row], *, old: bool) -> None:
         """The reference's log-probs if there is one, and with `old` the policy's own, before the first update."""
         if self.reference is not None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from posttrain.data.stream import PackItem, Stream, pack
 from posttrain.errors import UserError
 from posttrain.losses.kl import KL_ESTIMATORS
-from posttrain.losses.policy import PPO, PolicyOptions, policy_terms
+from posttrain.losses.policy import PPO, PolicyOptions, Terms, policy_terms
 from posttrain.losses.value import Moments, generalised_advantages, sums, token_rewards, value_loss, whitened
 from posttrain.models.forward import StreamLogprobs
 from posttrain.models.head import base_model
@@ -128,11 +128,11 @@ class PPOTrainer(OnlineTrainer):
                     optimizer.add_param_group({**group, "params": moved, "lr": self.args.value_learning_rate})
         return optimizer
 
-    def answer(self, model: nn.Module, stream: Stream) -> StreamLogprobs:
+    def answer(self, model: nn.Module, stream: Stream, **wanted: Any) -> StreamLogprobs:
         """Log-probs and values; of a shared backbone both come from one forward."""
         if self._value_scores is None:
-            return self.logprobs(model, stream, self.sampling.temperature, scorer=self.values)
-        answer = self.logprobs(model, stream, self.sampling.temperature)
+            return self.logprobs(model, stream, self.sampling.temperature, scorer=self.values, **wanted)
+        answer = self.logprobs(model, stream, self.sampling.temperature, **wanted)
         with self.accelerator.autocast():
             scores = self._value_scores(self.values, stream)
         return answer._replace(values=scores.states, last_values=scores.last)
@@ -212,13 +212,14 @@ class PPOTrainer(OnlineTrainer):
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        answer = self.answer(model, batch.stream)
+        def terms_of(logps: torch.Tensor) -> Terms:
+            return policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=PPO, options=self.options, ref_logps=batch.ref_logps)
+
+        answer = self.answer(model, batch.stream, expected_grad=self.slope(batch, terms_of))
         assert answer.values is not None
         assert batch.old_values is not None
         assert batch.returns is not None
-        terms = policy_terms(
-            answer.logps, batch.old_logps, batch.advantages, batch.mask, objective=PPO, options=self.options, ref_logps=batch.ref_logps
-        )
+        terms = terms_of(answer.logps)
         errors, held = value_loss(answer.values, batch.old_values, batch.returns, batch.mask, cliprange=self.args.cliprange_value)  # (B, T)
         self.note_update(batch, answer.logps, answer.entropy, terms)
         count = batch.mask.sum()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from posttrain.errors import UserError
 from posttrain.losses.kl import k1_penalty
-from posttrain.losses.policy import RLOO, PolicyOptions, policy_terms
+from posttrain.losses.policy import RLOO, PolicyOptions, Terms, policy_terms
 from posttrain.losses.rloo import leave_one_out
 from posttrain.trainers.config import refuse, setting, settings
 from posttrain.trainers.online import OnlineTrainer
@@ -137,7 +137,10 @@ class RLOOTrainer(OnlineTrainer):
         return [(row, weight) for row, weight in super().row_weights(chosen) if row.advantage != 0.0]
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=False)[:2]  # (B, T)
-        terms = policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=RLOO, options=self.options, ref_logps=batch.ref_logps)
+        def terms_of(logps: torch.Tensor) -> Terms:
+            return policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=RLOO, options=self.options, ref_logps=batch.ref_logps)
+
+        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, expected_grad=self.slope(batch, terms_of))[:2]  # (B, T)
+        terms = terms_of(logps)
         self.note_update(batch, logps, entropy, terms)
         return (terms.per_token * batch.weights[:, None]).sum() * self.args.world_size

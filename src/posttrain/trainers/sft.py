@@ -180,15 +180,17 @@ class SFTTrainer(BaseTrainer):
     def loss(self, model: nn.Module, batch: SFTBatch) -> torch.Tensor:
         stream, smoothing = batch.stream, self.args.label_smoothing_factor
         scorer = mean_minus_target(self.model, stream.targets) if smoothing else None
+        mask = torch.ones(stream.shape, device=stream.device)  # (B, T) log-probs are 0 where there is no target
+
+        def total_of(logps: torch.Tensor, values: torch.Tensor | float = 0.0) -> torch.Tensor:
+            if smoothing:
+                return smoothed_nll(logps, logps + values, mask, smoothing)
+            return LOSSES[self.args.loss_type](logps, mask)
+
         with self._noise(batch):
-            out = self._logprobs(model, stream, want_argmax=True, scorer=scorer)
+            out = self.logprobs(model, stream, want_argmax=True, scorer=scorer, expected_grad=self.expected_grad(stream.shape, total_of))
         self._note(out, batch)
-        mask = torch.ones_like(out.logps)  # (B, T) holds 0 where there is no target
-        if out.values is None:
-            total = LOSSES[self.args.loss_type](out.logps, mask)
-        else:
-            total = smoothed_nll(out.logps, out.logps + out.values, mask, smoothing)
-        return total * batch.share
+        return total_of(out.logps, 0.0 if out.values is None else out.values) * batch.share
 
     def _note(self, out: StreamLogprobs, batch: SFTBatch) -> None:
         stream = batch.stream
@@ -220,7 +222,7 @@ class SFTTrainer(BaseTrainer):
         with self.frozen(self.model_wrapped) as module:
             for part in self._parts(examples[self.args.process_index :: self.args.world_size]):
                 stream = pack(part).to(self.args.device)
-                out = self._logprobs(module, stream, want_argmax=True)
+                out = self.logprobs(module, stream, want_argmax=True)
                 assert out.argmax is not None
                 total += float(nll(out.logps, torch.ones_like(out.logps)))
                 right += int((out.argmax[stream.rows, stream.cols] == stream.targets).sum())

@@ -1,0 +1,94 @@
+"""A trained head is passed once where the loss says beforehand what gradient its log-probs get, and the update is the same."""
+
+import collections
+import importlib
+
+import pytest
+import torch
+from peft import LoraConfig
+from small import build_model, build_tokenizer, many_ones, weights_of
+
+from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from posttrain.trainers import base
+
+SAMPLING = {"num_generations": 4, "max_completion_length": 6}
+TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig, SAMPLING), "rloo": (RLOOTrainer, RLOOConfig, SAMPLING), "sft": (SFTTrainer, SFTConfig, {})}
+TRAINERS["ppo"] = (PPOTrainer, PPOConfig, {"max_completion_length": 6, "num_ppo_epochs": 1, "num_mini_batches": 1})
+ONCE, TWICE = True, False
+CASES = {
+    "grpo": ("grpo", {}, ONCE),
+    "grpo, sequences": ("grpo", {"importance_sampling_level": "sequence"}, ONCE),
+    "grpo, cispo": ("grpo", {"loss_type": "cispo", "epsilon_high": 5.0}, ONCE),
+    "grpo, kl in the loss": ("grpo", {"beta": 0.1}, TWICE),
+    "grpo, kl in the reward": ("grpo", {"beta": 0.1, "kl_estimator": "k1_in_reward"}, ONCE),
+    "grpo, an entropy bonus": ("grpo", {"entropy_coef": 0.01}, TWICE),
+    "grpo, tokens chosen by entropy": ("grpo", {"top_entropy_quantile": 0.5}, TWICE),
+    "grpo, old log-probs": ("grpo", {"num_iterations": 2}, TWICE),
+    "rloo": ("rloo", {}, ONCE),
+    "rloo, kl in the reward": ("rloo", {"beta": 0.1}, ONCE),
+    "ppo": ("ppo", {}, ONCE),
+    "ppo, several epochs": ("ppo", {"num_ppo_epochs": 2}, TWICE),
+    "sft": ("sft", {}, ONCE),
+    "sft, smoothed": ("sft", {"label_smoothing_factor": 0.1}, ONCE),
+    "sft, dft": ("sft", {"loss_type": "dft"}, TWICE),
+}
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How the head's gradients were made so far."""
+    module = importlib.import_module("posttrain.ops.linear_logprobs")  # the package exports the function by the same name
+    counted = collections.Counter()
+
+    def count(name):
+        real = getattr(module, name)
+
+        def counting(*args, **kwargs):
+            counted["direction" if kwargs.get("want_direction") else name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counting)
+
+    for name in ("foreseen", "backward", "forward"):
+        count(name)
+    return counted
+
+
+def trained(name, path, rows, model=None, peft_config=None, **settings):
+    trainer_class, config_class, sizes = TRAINERS[name]
+    tokenizer = build_tokenizer()
+    args = {
+        "output_dir": str(path),
+        "per_device_train_batch_size": 8,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    config = config_class(**args | sizes | {"seed": 3} | settings)
+    rewards = [] if name == "sft" else [many_ones]
+    data = [{"prompt": row["prompt"], "completion": row["answer"]} for row in rows] if name == "sft" else rows
+    trainer = trainer_class(
+        model or build_model(tokenizer), *rewards, args=config, train_dataset=data, processing_class=tokenizer, peft_config=peft_config
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_head_is_passed_once_where_the_loss_allows_it(case, tmp_path, rows, passes, monkeypatch):
+    name, settings, way = CASES[case]
+    ours = weights_of(trained(name, tmp_path / "once", rows, **settings).model)
+    assert (passes["foreseen"] > 0, passes["backward"] > 0) == ((True, False) if way is ONCE else (False, True))
+    monkeypatch.setattr(base, "can_foresee", lambda model: False)
+    theirs = weights_of(trained(name, tmp_path / "twice", rows, **settings).model)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert passes["backward"] > 0
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_frozen_head_is_passed_once(name, tmp_path, rows, passes):
+    trained(name, tmp_path, rows, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    assert passes["direction"] > 0
+    assert passes["foreseen"] == passes["backward"] == 0
