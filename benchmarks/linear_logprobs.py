@@ -1,6 +1,7 @@
 """`ops.linear_logprobs` against log_softmax over the whole (tokens, vocabulary) matrix: forward and backward, time and memory.
 
-Each line is measured in a process of its own, so that its peak memory is its own; the memory counts what forward and backward added to
+Tiled twice: logits are made again in backward, as where the entropy is differentiated too. Tiled: log-probs alone are; a frozen head is then passed
+once, and a trained one too if the gradient of the log-probs was foreseen, in float32. Each line is measured in a process of its own, so that its peak memory is its own; the memory counts what forward and backward added to
 the inputs (gradients included, which both sides need). Prints a table and writes results/linear_logprobs.json.
 """
 
@@ -17,23 +18,30 @@ import torch
 
 CASES = {  # name -> (autocast to bf16, head is trained)
     "float32, trained head": (False, True),
+    "float32, frozen head": (False, False),
     "bf16 autocast, trained head": (True, True),
     "bf16 autocast, frozen head": (True, False),
 }
 
 
-def whole_matrix(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def whole_matrix(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     logits = torch.nn.functional.linear(hidden, weight)  # (N, V)
     return logits.float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
 
 
-def tiled(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def tiled_twice(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     from posttrain.ops import linear_logprobs
 
     return linear_logprobs(hidden, weight, targets).logps
 
 
-SIDES = {"whole matrix": whole_matrix, "tiled": tiled}
+def tiled(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    from posttrain.ops import linear_logprobs
+
+    return linear_logprobs(hidden, weight, targets, entropy_grad=False, expected_grad=gradient).logps
+
+
+SIDES = {"whole matrix": whole_matrix, "tiled twice": tiled_twice, "tiled": tiled}
 
 
 def measure(side: str, case: str, sizes: tuple[int, int, int], threads: int, repeats: int) -> dict[str, float]:
@@ -52,7 +60,7 @@ def measure(side: str, case: str, sizes: tuple[int, int, int], threads: int, rep
         hidden.grad = weight.grad = None
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logps = logprobs(hidden[:rows], weight, targets[:rows])
+            logps = logprobs(hidden[:rows], weight, targets[:rows], gradient[:rows])
         middle = time.perf_counter()
         logps.backward(gradient[:rows])
         return middle - start, time.perf_counter() - start
