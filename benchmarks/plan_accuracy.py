@@ -199,7 +199,7 @@ def child(name: str) -> None:
     shape = shape_of(config.to_dict(), name)
     job = Job(
         shape, 1, tokens - 1, generations=1, is_online=False, lora_r=None if is_full else 16, bf16=False, device="cpu",
-        max_tokens_per_micro_batch=tokens, optim=optim, **settings,
+        max_tokens_per_micro_batch=tokens, optim=optim, has_known_gradient=True, **settings,
     )  # fmt: skip
     found = plan(job)
     returned = found.training["holes"] if "MALLOC_MMAP_THRESHOLD_" in os.environ else 0

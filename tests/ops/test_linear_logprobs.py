@@ -143,6 +143,58 @@ def test_a_confident_token_keeps_its_small_gradient_in_bf16(native, monkeypatch)
     assert relative(ours, theirs) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_frozen_heads_gradient_stays_within_the_dtypes_tolerance(dtype, native, monkeypatch):
+    monkeypatch.setattr(tiled, "multiplies_natively", lambda *_: native)
+    hidden, weight, _, targets = inputs(13, 200, d=32, dtype=dtype)
+    _, loss, wanted = one_pass("frozen head", hidden, weight / 6, targets, temperature=0.8)
+    (h64,), w64 = as_float64(hidden), (weight / 6).detach().double()
+    g = torch.arange(1, 14, dtype=torch.float64).sin()
+    expected = torch.autograd.grad((naive(h64, w64, targets, temperature=0.8)[0] * g).sum(), h64)
+    assert relative(*torch.autograd.grad(loss, wanted), *expected) < (1e-2 if dtype is torch.bfloat16 else 1e-5)
+
+
+def test_what_a_forecast_is_asked_of():
+    """A frozen trunk, a frozen weight with a bias that is trained, tied weights, and a factor that is not exact in binary."""
+    hidden, weight, bias, targets = inputs(7)
+    g = torch.arange(1, 8, dtype=torch.float64).sin()
+
+    def grads(wanted, forecast, **kwargs):
+        out = linear_logprobs(
+            kwargs.pop("hidden", hidden), kwargs.pop("weight", weight), targets, bias=bias, entropy_grad=False, expected_grad=forecast
+        )
+        return torch.autograd.grad((out.logps * g).sum(), wanted)
+
+    cases = [
+        ((weight, bias), {"hidden": hidden.detach()}),
+        ((hidden, bias), {"weight": weight.detach()}),
+        ((weight,), {"hidden": weight[:7].tanh()}),
+        ((hidden, weight, bias), {}),
+    ]
+    for wanted, kwargs in cases:
+        expected = torch.autograd.grad((naive(kwargs.get("hidden", hidden), kwargs.get("weight", weight), targets, bias)[0] * g).sum(), wanted)
+        again = {key: weight[:7].tanh() if len(wanted) == 1 else value for key, value in kwargs.items()}
+        for x, y in zip(grads(wanted, g / 3, **again), expected, strict=True):
+            torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("way", WEIGHTS)
+def test_a_masked_target_outside_the_vocabulary_harms_no_gradient(way):
+    hidden, weight, _, targets = inputs(7)
+    masked = targets.clone()
+    masked[[1, 4]] = torch.tensor([-100, 150])
+    keep = torch.ones(7).index_fill(0, torch.tensor([1, 4]), 0)
+    head = weight.detach() if way == "frozen head" else weight
+    wanted = (hidden,) if way == "frozen head" else (hidden, weight)
+    grads = []
+    for chosen in (masked, targets):
+        out = linear_logprobs(hidden, head, chosen, entropy_grad=False, expected_grad=None if way == "frozen head" else keep.double())
+        grads.append(torch.autograd.grad(torch.where(keep.bool(), out.logps, 0.0).sum(), wanted))
+    for x, y in zip(*grads, strict=True):
+        torch.testing.assert_close(x, y)
+
+
 @pytest.mark.parametrize("way", WEIGHTS)
 def test_extreme_logits_in_one_pass(way):
     hidden, weight, _, targets = inputs(7, dtype=torch.float32)
@@ -371,6 +423,7 @@ def test_runs_on_fake_tensors():
         with torch.autocast("cpu", torch.bfloat16):
             out = linear_logprobs(hidden, weight, torch.empty(40, dtype=torch.long), want_argmax=True, want_sum_p2=True)
         (out.logps.sum() + out.entropy.sum()).backward()
+        linear_logprobs(hidden, weight.detach(), torch.empty(40, dtype=torch.long), entropy_grad=False).logps.sum().backward()
         assert hidden.grad.shape == (40, 8)
         assert weight.grad.shape == (300, 8)
 
@@ -383,6 +436,7 @@ def test_runs_on_fake_tensors():
         ({"bias": torch.zeros(7)}, r"bias \(V,\)"),
         ({"weight": torch.zeros(150, 6)}, "cast one of them"),
         ({"temperature": 0.0}, "must be positive"),
+        ({"expected_grad": torch.zeros(8)}, r"expected_grad goes with the targets, \(N,\)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change, message):

@@ -203,6 +203,7 @@ def test_sizes_that_the_plan_knows_by_heart_are_those_of_the_code():
 
     assert (step.TILE_ROWS["cuda"], step.TILE_LOGITS["cuda"]) == (_linear_logprobs_torch.ROWS["cuda"], _linear_logprobs_torch.ELEMENTS["cuda"])
     assert (step.TILE_ROWS["cpu"], step.TILE_LOGITS["cpu"]) == (_linear_logprobs_torch.ROWS["cpu"], _linear_logprobs_torch.ELEMENTS["cpu"])
+    assert step.WHOLE_ROWS == _linear_logprobs_torch.WHOLE_ROWS
     assert (layer.CHUNK_ROWS, tape.OFFLOAD_SMALLEST) == (prefix_plain.CHUNK_ROWS, offload.SMALLEST)
     assert (job.DEFAULT_TOKENS, job.AUTO_TILE_ROWS) == (config.DEFAULT_TOKENS, memory.AUTO_TILE_ROWS)
     assert (estimate.PREFILL_TOKENS, estimate.FIRST_TOKENS) == (engine.PREFILL_TOKENS, cache._FIRST_TOKENS)

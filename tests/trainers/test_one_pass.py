@@ -9,7 +9,9 @@ from peft import LoraConfig
 from small import build_model, build_tokenizer, many_ones, weights_of
 
 from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
-from posttrain.trainers import base
+from posttrain.models import forward
+from posttrain.models import rows as padded
+from posttrain.trainers import base, sft
 
 SAMPLING = {"num_generations": 4, "max_completion_length": 6}
 TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig, SAMPLING), "rloo": (RLOOTrainer, RLOOConfig, SAMPLING), "sft": (SFTTrainer, SFTConfig, {})}
@@ -65,6 +67,7 @@ def trained(name, path, rows, model=None, peft_config=None, **settings):
         "optim": "sgd",
         "save_strategy": "no",
         "use_cpu": True,
+        "max_grad_norm": 1e9,
     }
     config = config_class(**args | sizes | {"seed": 3} | settings)
     rewards = [] if name == "sft" else [many_ones]
@@ -81,10 +84,42 @@ def test_the_head_is_passed_once_where_the_loss_allows_it(case, tmp_path, rows, 
     name, settings, way = CASES[case]
     ours = weights_of(trained(name, tmp_path / "once", rows, **settings).model)
     assert (passes["foreseen"] > 0, passes["backward"] > 0) == ((True, False) if way is ONCE else (False, True))
-    monkeypatch.setattr(base, "can_foresee", lambda model: False)
+    monkeypatch.setattr(base, "gains_by_forecast", lambda model: False)
     theirs = weights_of(trained(name, tmp_path / "twice", rows, **settings).model)
     assert torch.allclose(ours, theirs, atol=1e-6)
+    assert (ours - weights_of(build_model(build_tokenizer()))).abs().max() > 1e-3
     assert passes["backward"] > 0
+
+
+@pytest.mark.parametrize("settings", [{"max_tokens_per_micro_batch": 24}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}])
+def test_every_micro_batch_is_foreseen(settings, tmp_path, rows, passes):
+    trained("grpo", tmp_path, rows, importance_sampling_level="sequence", **settings)
+    assert passes["foreseen"] >= 2
+    assert passes["backward"] == 0
+
+
+def test_padded_rows_foresee_one_chunk_only(tmp_path, rows, passes, monkeypatch):
+    """Each chunk's gradient of the head would wait for the backward."""
+    monkeypatch.setattr(base, "make_logprobs", lambda model: forward.padded_logprobs)
+    trained("sft", tmp_path / "one", rows)
+    assert (passes["foreseen"], passes["backward"]) == (2, 0)
+    monkeypatch.setattr(padded, "MAX_TOKENS", 16)
+    trained("sft", tmp_path / "several", rows)
+    assert passes["foreseen"] == 2
+    assert passes["backward"] > 2
+
+
+def test_a_loss_that_is_the_same_at_two_places_only_is_trained_all_the_same(tmp_path, rows, passes, monkeypatch):
+    """The forecast is accepted, and found wrong in backward."""
+
+    def bent(logps, mask):
+        return -torch.where(mask.bool(), torch.where((logps == 0) | (logps == -1), logps, 2 * logps.square()), 0.0).sum()
+
+    monkeypatch.setitem(sft.LOSSES, "nll", bent)
+    ours = weights_of(trained("sft", tmp_path / "once", rows, learning_rate=1e-3).model)
+    assert passes["foreseen"] == passes["backward"] == 2
+    monkeypatch.setattr(base, "gains_by_forecast", lambda model: False)
+    assert torch.allclose(ours, weights_of(trained("sft", tmp_path / "twice", rows, learning_rate=1e-3).model), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

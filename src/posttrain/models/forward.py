@@ -105,8 +105,9 @@ def padded_logprobs(
 ) -> StreamLogprobs:
     """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
     answers, order, last = [], [], []
-    expected = _of_targets(stream, expected_grad)
-    for rows in unroll(stream):
+    chunks = list(unroll(stream))
+    expected = _of_targets(stream, expected_grad) if len(chunks) == 1 else None  # of several, each would keep a gradient of the head until backward
+    for rows in chunks:
         states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
         foreseen = None if expected is None else expected[rows.chosen]
         question = Question(

@@ -101,8 +101,8 @@ def answering(model: nn.Module, question: Question) -> Iterator[None]:
         yield
 
 
-def can_foresee(model: nn.Module) -> bool:
-    """Whether a forecast of the log-probs' gradient spares work outside of autocast: the head is trained, in the dtype of sums."""
+def gains_by_forecast(model: nn.Module) -> bool:
+    """Whether `expected_grad` spares work outside of autocast: the head is trained, in the dtype of sums."""
     weight = linear_in_use(base_model(model).get_output_embeddings()).weight
     return weight.requires_grad and weight.dtype in (torch.float32, torch.float64)
 

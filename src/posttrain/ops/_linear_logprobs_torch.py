@@ -6,7 +6,7 @@
 - `foreseen` makes both in one pass, where the caller knows what log-probs will be multiplied with.
 
 The vocabulary is the outer loop of the first two, so each slice of the weight is converted once per pass and its gradient is finished before
-the next slice begins. No tensor here is larger than the inputs or one tile of logits.
+the next slice begins. No tensor here is larger than the inputs or a tile of logits, whose size depends on neither N nor, but for `foreseen`, V.
 """
 
 # N rows, D hidden, V vocabulary; R rows and C columns of one tile
@@ -22,7 +22,7 @@ from posttrain.ops.precision import kind_of, multiplies_natively
 
 ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
 ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
-WHOLE_ROWS = 256  # of a tile that holds the whole vocabulary: fewer would make the weight's gradient pass through memory more often
+WHOLE_ROWS = 256  # of a tile that holds the whole vocabulary, at least: with fewer the weight's gradient would pass through memory more often
 FLOOR = -1e4  # exp(FLOOR) is 0 in every dtype, and unlike -inf it may be multiplied by that 0
 
 
@@ -81,9 +81,13 @@ def slices(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
+def _kind(device: torch.device) -> str:
+    return kind_of(device) if kind_of(device) in ROWS else "cuda"
+
+
 def tile_size(device: torch.device, n: int, v: int) -> tuple[int, int]:
     """R, C: few rows make wide tiles."""
-    kind = kind_of(device) if kind_of(device) in ROWS else "cuda"
+    kind = _kind(device)
     rows = max(1, min(n, ROWS[kind]))
     return rows, min(v, max(64, ELEMENTS[kind] // rows // 64 * 64))
 
@@ -212,6 +216,7 @@ def _direction(inputs: Inputs, stats: Statistics, others: Tensor, all_rows: list
     rest = -stats.logps.expm1()  # 1 - p of the target
     rest = rest if slope is None else rest * slope
     places = inputs.targets.clamp(0, inputs.weight.shape[0] - 1)
+    rest = torch.where(places == inputs.targets, rest, 0.0)  # a target outside of the vocabulary has a log-prob of NaN, and all tokens are others
     for rows in all_rows:
         own = head.operand(inputs.weight[places[rows]]).to(head.stats)  # (R, D)
         others[rows].div_(-stats.sum_e[rows, None]).addcmul_(own, rest[rows, None])
@@ -287,9 +292,9 @@ def backward(inputs: Inputs, incoming: Incoming, wanted: tuple[bool, bool, bool]
     return Gradients(None if d_hidden is None else d_hidden.mul_(factor[:, None]), d_weight, d_bias)
 
 
-def can_foresee(inputs: Inputs) -> bool:
-    """Whether one pass makes all gradients: where the weight is used as it is stored, and its gradient is kept in the precision of sums."""
-    return inputs.weight.dtype is inputs.head.rounding is inputs.head.gemm is inputs.head.stats
+def fits_one_pass(inputs: Inputs) -> bool:
+    """Whether `foreseen` takes these: the weight is used as it is stored, and its gradient is kept in the precision of sums."""
+    return inputs.hidden.dtype is inputs.weight.dtype is inputs.head.rounding is inputs.head.gemm is inputs.head.stats
 
 
 def foreseen(
@@ -305,8 +310,9 @@ def foreseen(
     d_bias = hidden.new_zeros(v) if wanted[2] else None
     columns = slice(0, v)
     w, b = inputs.columns(columns)
-    z_buffer, e_buffer = hidden.new_empty(2, min(n, WHOLE_ROWS) * v)
-    for rows in slices(n, WHOLE_ROWS):
+    at_once = max(1, min(n, max(WHOLE_ROWS, ELEMENTS[_kind(hidden.device)] // v)))
+    z_buffer, e_buffer = hidden.new_empty(2, at_once * v)
+    for rows in slices(n, at_once):
         z = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))
         slope = head.slope(z)
         e = view(e_buffer, rows, columns)

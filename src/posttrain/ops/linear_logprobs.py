@@ -1,7 +1,7 @@
 """Log-probs without logits: hidden states and the LM head in, one log-prob and one entropy per row out.
 
-Tiles over rows and vocabulary, so no (N, V) tensor ever exists. Not a loss: every loss is arithmetic on what this returns. Both outputs have
-true gradients, once (no double backward). How often a tile of logits is made depends on what has to be differentiated:
+Tiles over rows and vocabulary, so no tensor grows with N x V. Not a loss: every loss is arithmetic on what this returns. Log-probs and entropies
+have true gradients, once (no double backward). How often a tile of logits is made depends on what has to be differentiated:
 
 - a frozen head, log-probs alone: once. The forward keeps the direction (N, D) in which each row's log-prob grows; backward multiplies.
 - a trained head: once where the caller foresees the gradient of the log-probs (`expected_grad`), else again in backward.
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posttrain.ops._linear_logprobs_torch import Gradients, Head, Incoming, Inputs, Statistics, backward, can_foresee, foreseen, forward
+from posttrain.ops._linear_logprobs_torch import Gradients, Head, Incoming, Inputs, Statistics, backward, fits_one_pass, foreseen, forward
 
 
 class LogProbs(NamedTuple):
-    """Float32 (float64 for float64 inputs). `logps` and `entropy` carry gradients, `argmax` and `sum_p2` do not; None: not asked for."""
+    """Float32 (float64 for float64 inputs). `logps` carries gradients, `entropy` too unless that was declined; None: not asked for."""
 
     logps: Tensor  # (N,) log softmax(logits)[target]
     entropy: Tensor  # (N,) of softmax(logits), in nats
@@ -47,23 +47,27 @@ def linear_logprobs(
     """hidden (N, D), weight (V, D), targets (N,), bias (V,) -> log-prob and entropy of each row under
     softmax(softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature); without `softcap` no tanh.
 
-    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. expected_grad (N,): the gradient that backward will bring to
-    `logps`, up to one factor for all rows. It is a forecast and no promise: where another comes, the gradients are computed from that one.
-    It helps a head that is trained in the dtype it is stored in, and costs up to 256 rows of logits at a time.
+    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. expected_grad (N,), with entropy_grad=False only:
+    the gradient that backward will bring to `logps`, up to one factor for all rows. It is a forecast and no promise: where another comes, the
+    gradients are computed from that one. It helps a head that is trained in float32 or float64 outside of autocast, and takes two tiles (four
+    with a softcap) of 256 rows and the whole vocabulary, or of more rows where the vocabulary is small.
 
     Inside autocast the matmuls take autocast's dtype, otherwise that of the inputs. On a CPU without bf16 instructions the operands are
     rounded to bf16 and multiplied in float32: faster there, and not less exact. A head that does not require grad costs no weight
     gradient. A target outside 0..V-1 gives NaN. Raises ValueError when shapes or dtypes do not fit, or temperature is not positive.
     """
     _check(hidden, weight, targets, bias, temperature, softcap)
+    if expected_grad is not None and expected_grad.shape != targets.shape:
+        raise ValueError(f"expected_grad goes with the targets, (N,); got {tuple(expected_grad.shape)} for targets {tuple(targets.shape)}")
     if not torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != weight.dtype:
         raise ValueError(f"hidden states are {hidden.dtype} and the head is {weight.dtype}: cast one of them, or call inside torch.autocast")
     inputs = Inputs(hidden, weight, bias, targets, Head.of(hidden, temperature, softcap, scale))
     wants = Wants(want_argmax, want_sum_p2, entropy_grad)
-    if torch.is_grad_enabled() and not entropy_grad and not weight.requires_grad and not (bias is not None and bias.requires_grad):
+    only_logps = torch.is_grad_enabled() and not entropy_grad
+    if only_logps and not weight.requires_grad and not (bias is not None and bias.requires_grad):
         columns = _FrozenHead.apply(hidden, inputs, wants)
     else:
-        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, None if entropy_grad else expected_grad)
+        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, expected_grad if only_logps else None)
     return LogProbs(*columns)
 
 
@@ -110,7 +114,7 @@ class _FrozenHead(torch.autograd.Function):
         if g_logps is None:
             return None, None, None
         (direction,) = ctx.saved_tensors
-        return direction * (g_logps * ctx.unit).to(direction.dtype)[:, None], None, None
+        return (direction * (g_logps * ctx.unit)[:, None]).to(direction.dtype), None, None  # rounded once: the factor is in float32
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -122,7 +126,7 @@ class _TrainedHead(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         ctx.made = None
         with torch.autocast(hidden.device.type, enabled=False):
-            if expected is not None and any(wanted) and can_foresee(inputs):
+            if expected is not None and any(wanted) and fits_one_pass(inputs):
                 expected = expected.to(head.stats)
                 unit = head.scale / head.temperature
                 stats, made = foreseen(inputs, expected * unit, wanted, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2)
@@ -152,7 +156,7 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def _as_foreseen(g: Tensor, expected: Tensor, made: Gradients) -> Gradients | None:
-    """The gradients that were made for `expected`, times what `g` is a multiple of it by. None: it is no multiple, but for rounding."""
+    """The gradients that were made for `expected`, times the factor between it and `g`. None: there is no such factor."""
     if not g.numel():
         return None
     largest = expected.abs().argmax()
@@ -160,4 +164,8 @@ def _as_foreseen(g: Tensor, expected: Tensor, made: Gradients) -> Gradients | No
     rounding = 4 * torch.finfo(g.dtype).eps
     if not bool(((g - expected * factor).abs() <= rounding * g.abs()).all()):
         return None
-    return made if float(factor) == 1 else Gradients(*(None if x is None else x * factor for x in (made.hidden, made.weight, made.bias)))
+    if float(factor) != 1:
+        for gradient in (made.hidden, made.weight, made.bias):
+            if gradient is not None:
+                gradient.mul_(factor)
+    return made

@@ -52,6 +52,7 @@ class Job:
     max_tokens_per_micro_batch: int | None = None
     max_concurrent_completions: int = 256
     has_reference: bool = False  # a frozen copy beside a model that is trained whole
+    has_known_gradient: bool = False  # that of the log-probs does not depend on them: in SFT, and on-policy without a KL term in the loss
     device: str = "cuda"
     attention: str | None = None  # "fused": by a kernel; "chunked": under explicit masks. None: as it is on that device
     emulates_bf16: bool = False  # a CPU that computes bf16 weights in float32
@@ -130,11 +131,10 @@ class Job:
         )
 
     @property
-    def foresees_head(self) -> bool:
-        """Whether a trained head is passed once: in float32, where the log-probs' gradient does not depend on them. That is so in SFT, and where a
-        rollout is learned from once without a KL term in the loss."""
+    def passes_head_once(self) -> bool:
+        """Of a head that is trained: posttrain.ops.linear_logprobs makes its gradients in the forward."""
         a = self.arithmetic
-        return a.trains_weights and a.stored == 4 and a.autocast is None and not self.keeps_groups and not self.has_reference
+        return self.has_known_gradient and a.trains_weights and a.stored == 4 and a.autocast is None
 
     def but(self, **changes: Any) -> Job:
         return replace(self, **changes)

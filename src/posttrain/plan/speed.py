@@ -31,7 +31,7 @@ def least_time(job: Job, tflops: float, bandwidth: float) -> Least:
 def update_flops(job: Job) -> float:
     """2 a weight and token in each direction: forward, gradients of inputs, gradients of weights where they are trained, and the forward again
     under gradient checkpointing; attention over half of the pairs; the head over the trained tokens, its logits made again in the
-    backward where it is trained."""
+    backward of one that is trained, unless its gradient is known."""
     shape, groups = job.shape, job.rows / job.generations
     parts = -(-job.generations // job.rows_in_stream)  # a split group repeats its prompt
     tokens = groups * (parts * job.prompt_length + job.generations * job.completion_length)
@@ -45,7 +45,7 @@ def update_flops(job: Job) -> float:
         prompt = _pairs(job.prompt_length, window)
         pairs += groups * parts * prompt + job.rows * (_pairs(length, window) - prompt)
     attention = 4 * pairs * shape.q * (1 + again + 2.5)  # the backward of a fused kernel: five products of the forward's two
-    head = 2 * targets * shape.vocab * shape.hidden * (2 + (2 - job.foresees_head) * of_weights)
+    head = 2 * targets * shape.vocab * shape.hidden * (2 + (2 - job.passes_head_once) * of_weights)
     return linear + attention + head
 
 

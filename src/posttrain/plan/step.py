@@ -124,9 +124,10 @@ def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
     forward, backward = _head_scratch(job, targets, hidden.itemsize)
     if not a.trains_weights:  # the gradient's direction is made in the forward, and kept instead of the hidden states
         forward, backward = backward, 0
-    elif job.foresees_head:  # all gradients are made in the forward
+    elif job.passes_head_once:  # all gradients are made in the forward
+        rows = min(targets, max(WHOLE_ROWS, TILE_LOGITS[job.device] // shape.vocab))
         gradients = (shape.vocab * shape.hidden + hidden.elements) * a.stored
-        forward, backward = gradients + 2 * min(WHOLE_ROWS, targets) * shape.vocab * a.stored + 6 * targets * 4, 0
+        forward, backward = gradients + 2 * rows * shape.vocab * a.stored + 6 * targets * 4, 0
     grad = shape.vocab * shape.hidden * a.stored if a.trains_weights else 0
     saves = (hidden, Storage(t.memory, 2 * targets * 4))
     return t.op(

@@ -1,7 +1,8 @@
 """posttrain's own training step on fake tensors: the model of a config, its adapters, a stream, GRPO's loss, backward and the optimizer.
 
 The CPU plays the device and "meta" plays the host: fake tensors of a device that this torch was not built for have no autograd. Ops are told
-what the CPU stands for, so dtypes, tile sizes and the way through attention are those of the device.
+what the CPU stands for, so dtypes, tile sizes and the way through attention are those of the device. The gradient of the log-probs is not
+foreseen, since numbers would have to be compared: a head that is trained in float32 is passed twice, which takes two tiles of logits less.
 """
 
 from __future__ import annotations

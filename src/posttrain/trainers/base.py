@@ -27,7 +27,7 @@ from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.adapters import add_lora
 from posttrain.models.forward import StreamLogprobs, make_logprobs
-from posttrain.models.head import can_foresee
+from posttrain.models.head import gains_by_forecast
 from posttrain.models.load import load_tokenizer, prepare_model, without_dropout
 from posttrain.models.merge import load_trainable
 from posttrain.tracking.recorder import Recorder
@@ -153,14 +153,14 @@ class BaseTrainer(Trainer):
         """(B, T) the gradient of `loss` in log-probs of that shape, if it does not depend on them: of an SFT loss, of a policy whose ratio is 1 by
         definition. With it a head that is trained in float32 is passed once instead of twice. None: it depends, or nothing would be gained.
         """
-        if self.args.bf16 or self.args.fp16 or not can_foresee(self.model):
+        if self.args.bf16 or self.args.fp16 or not torch.is_grad_enabled() or not gains_by_forecast(self.model):
             return None
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
         slopes: list[torch.Tensor] = []
         for anywhere in (0.0, -1.0):
             stand_in = torch.full(shape, anywhere, dtype=dtype, device=self.args.device, requires_grad=True)
             slopes += torch.autograd.grad(loss(stand_in), stand_in)
-        return slopes[0] if torch.equal(*slopes) else None
+        return slopes[0] if torch.equal(*slopes) and bool(slopes[0].any()) else None
 
     @contextlib.contextmanager
     def frozen(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -212,20 +212,20 @@ class GRPOTrainer(OnlineTrainer):
             )
 
         bonus = bool(self.entropy.current)
-        expected = self.slope(batch, terms_of) if self._threshold is None and not bonus else None
+        expected = self.expected_policy_grad(batch, terms_of) if self._threshold is None and not bonus else None
         answer = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus, expected_grad=expected)
         logps, entropy = answer.logps, answer.entropy  # (B, T) each; never (B, T, V)
         undecided = None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold)  # (B, T)
         terms = terms_of(logps, undecided)
-        loss = (terms.per_token * batch.weights[:, None]).sum()
+        loss = self.policy_loss(terms, batch)
         mask = batch.mask if undecided is None else undecided
         if bonus:
-            loss = loss + entropy_bonus(entropy, mask, coef=self.entropy.current, num_tokens=self._undecided)
+            loss = loss + entropy_bonus(entropy, mask, coef=self.entropy.current, num_tokens=self._undecided) * self.args.world_size
         self.note_update(batch, logps, entropy, terms)
         if self.args.use_adaptive_entropy:
             total, count = self._entropy_of_step
             self._entropy_of_step = [total + float((entropy.detach() * mask).sum()), count + float(mask.sum())]
-        return loss * self.args.world_size
+        return loss
 
     def notes(self) -> Callable[[], None]:
         before, take_back = self._entropy_of_step, super().notes()

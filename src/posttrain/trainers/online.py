@@ -264,9 +264,15 @@ class OnlineTrainer(BaseTrainer):
         """(B, T) at the temperature of sampling."""
         return self.logprobs(model, batch.stream, self.sampling.temperature).logps
 
-    def slope(self, batch: PolicyBatch, terms_of: Callable[[torch.Tensor], Terms]) -> torch.Tensor | None:
-        """`expected_grad` of a policy's loss, given its terms as a function of the log-probs."""
-        return self.expected_grad(batch.stream.shape, lambda logps: (terms_of(logps).per_token * batch.weights[:, None]).sum())
+    def policy_loss(self, terms: Terms, batch: PolicyBatch) -> torch.Tensor:
+        """This process's share of the update's loss; processes average their gradients."""
+        return (terms.per_token * batch.weights[:, None]).sum() * self.args.world_size
+
+    def expected_policy_grad(self, batch: PolicyBatch, terms_of: Callable[[torch.Tensor], Terms]) -> torch.Tensor | None:
+        """`expected_grad` of `policy_loss`, given the terms as a function of the log-probs. None where these are compared with frozen ones."""
+        if batch.old_logps is not None:
+            return None
+        return self.expected_grad(batch.stream.shape, lambda logps: self.policy_loss(terms_of(logps), batch))
 
     def freeze(self, rows: list[Row], *, old: bool) -> None:
         """The reference's log-probs if there is one, and with `old` the policy's own, before the first update."""

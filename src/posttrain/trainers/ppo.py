@@ -215,7 +215,7 @@ class PPOTrainer(OnlineTrainer):
         def terms_of(logps: torch.Tensor) -> Terms:
             return policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=PPO, options=self.options, ref_logps=batch.ref_logps)
 
-        answer = self.answer(model, batch.stream, expected_grad=self.slope(batch, terms_of))
+        answer = self.answer(model, batch.stream, expected_grad=self.expected_policy_grad(batch, terms_of))
         assert answer.values is not None
         assert batch.old_values is not None
         assert batch.returns is not None

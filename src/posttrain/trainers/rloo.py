@@ -140,7 +140,8 @@ class RLOOTrainer(OnlineTrainer):
         def terms_of(logps: torch.Tensor) -> Terms:
             return policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=RLOO, options=self.options, ref_logps=batch.ref_logps)
 
-        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, expected_grad=self.slope(batch, terms_of))[:2]  # (B, T)
+        expected = self.expected_policy_grad(batch, terms_of)
+        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, expected_grad=expected)[:2]  # (B, T)
         terms = terms_of(logps)
         self.note_update(batch, logps, entropy, terms)
-        return (terms.per_token * batch.weights[:, None]).sum() * self.args.world_size
+        return self.policy_loss(terms, batch)

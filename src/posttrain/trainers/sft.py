@@ -182,15 +182,15 @@ class SFTTrainer(BaseTrainer):
         scorer = mean_minus_target(self.model, stream.targets) if smoothing else None
         mask = torch.ones(stream.shape, device=stream.device)  # (B, T) log-probs are 0 where there is no target
 
-        def total_of(logps: torch.Tensor, values: torch.Tensor | float = 0.0) -> torch.Tensor:
+        def loss_of(logps: torch.Tensor, values: torch.Tensor | float = 0.0) -> torch.Tensor:
             if smoothing:
-                return smoothed_nll(logps, logps + values, mask, smoothing)
-            return LOSSES[self.args.loss_type](logps, mask)
+                return smoothed_nll(logps, logps + values, mask, smoothing) * batch.share
+            return LOSSES[self.args.loss_type](logps, mask) * batch.share
 
         with self._noise(batch):
-            out = self.logprobs(model, stream, want_argmax=True, scorer=scorer, expected_grad=self.expected_grad(stream.shape, total_of))
+            out = self.logprobs(model, stream, want_argmax=True, scorer=scorer, expected_grad=self.expected_grad(stream.shape, loss_of))
         self._note(out, batch)
-        return total_of(out.logps, 0.0 if out.values is None else out.values) * batch.share
+        return loss_of(out.logps, 0.0 if out.values is None else out.values)
 
     def _note(self, out: StreamLogprobs, batch: SFTBatch) -> None:
         stream = batch.stream
