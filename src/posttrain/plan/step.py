@@ -122,9 +122,7 @@ def _kept_casts(job: Job) -> int:
 def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
     shape, a, targets = job.shape, job.arithmetic, hidden.elements // job.shape.hidden
     forward, backward = _head_scratch(job, targets, hidden.itemsize)
-    if not a.trains_weights:  # the gradient's direction is made in the forward, and kept instead of the hidden states
-        forward, backward = backward, 0
-    elif job.passes_head_once:  # all gradients are made in the forward
+    if job.passes_head_once:  # all gradients are made in the forward
         rows = min(targets, max(WHOLE_ROWS, TILE_LOGITS[job.device] // shape.vocab))
         gradients = (shape.vocab * shape.hidden + hidden.elements) * a.stored
         forward, backward = gradients + 2 * rows * shape.vocab * a.stored + 6 * targets * 4, 0
@@ -143,7 +141,10 @@ def log_prob_scratch(job: Job) -> int:
 
 
 def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
-    """posttrain.ops.linear_logprobs on hidden (N, D) of that itemsize: scratch of its forward and of its backward."""
+    """posttrain.ops.linear_logprobs on hidden (N, D) of that itemsize: scratch of its forward and of its backward.
+
+    Of a frozen head the forward makes the gradient's direction, which is kept instead of the hidden states.
+    """
     shape, a = job.shape, job.arithmetic
     size = 4 if job.emulates_bf16 else a.autocast or itemsize  # of what is multiplied
     rows = min(targets, TILE_ROWS[job.device])
@@ -154,10 +155,14 @@ def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
     rounding = 0 if size == 4 else tile * size  # products in 16 bits on their way to float32
     forward = operand + 6 * targets * 4 + 2 * tile * 4 + slice_of_weight + rounding
     wide = elements * 4  # gradients gather in float32
+    if not a.trains_weights:
+        gathering = slice_of_weight + rounding + (rows * shape.hidden * size if size != 4 else 0)
+        ending = (elements * itemsize if itemsize != 4 else 0) + rows * shape.hidden * (4 if size == 4 else size + 4)
+        return operand + 6 * targets * 4 + wide + 2 * tile * 4 + max(gathering, ending), 0
     scaled = elements * size
     making = operand + wide + (scaled if size != 4 else 0)
     shares = rows * shape.hidden * size if size != 4 else 0
-    head_work = columns * shape.hidden * 8 if a.trains_weights and a.stored != 4 else 0
+    head_work = columns * shape.hidden * 8 if a.stored != 4 else 0
     before = rounding if tile < targets * shape.vocab else 0  # the gradient of the tile before, until the next one's is made
     tiles = operand + scaled + wide + 2 * tile * 4 + slice_of_weight + rounding + max(before, shares, head_work)
     return forward, max(making, tiles)
