@@ -1,8 +1,9 @@
 """`ops.linear_logprobs` against log_softmax over the whole (tokens, vocabulary) matrix: forward and backward, time and memory.
 
-Tiled twice: logits are made again in backward, as where the entropy is differentiated too. Tiled: log-probs alone are; a frozen head is then passed
-once, and a trained one too if the gradient of the log-probs was foreseen, in float32. Each line is measured in a process of its own, so that its peak memory is its own; the memory counts what forward and backward added to
-the inputs (gradients included, which both sides need). Prints a table and writes results/linear_logprobs.json.
+Tiled twice: logits are made again in backward, as where the entropy is differentiated too. Tiled: log-probs alone are; a frozen head is then
+passed once, and a trained one too if the gradient of the log-probs was foreseen, in float32. Each line is measured in a process of its own,
+so that its peak memory is its own; the memory counts what forward and backward added to the inputs (gradients included, which both sides
+need). Prints a table and writes results/linear_logprobs.json.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def job_of(kind: Kind, recipe: Recipe, args: Any, shape: Shape, prompt: int, com
         max_tokens_per_micro_batch=budget if budget != DEFAULT_TOKENS else None,
         max_concurrent_completions=args.max_concurrent_completions if kind.is_online else 1,
         has_reference=_has_reference(kind, args),
-        has_known_gradient=_has_known_gradient(kind, args),
+        has_known_gradient=has_known_gradient(kind, args),
         device=device,
         emulates_bf16=device == "cpu" and section.dtype == "bfloat16" and not _multiplies_bf16(),
     )
@@ -123,12 +123,13 @@ def _has_reference(kind: Kind, args: Any) -> bool:
     return kind.section in REFERENCE and not args.precompute_ref_log_probs
 
 
-def _has_known_gradient(kind: Kind, args: Any) -> bool:
+def has_known_gradient(kind: Kind, args: Any) -> bool:
+    """What `BaseTrainer.expected_grad` will find, from the settings alone."""
     if args.fp16:
         return False
     if not kind.is_online:
         return kind.section == "sft" and args.loss_type != "dft"
-    if kind.section == "grpo":
+    if kind.section == "train":  # GRPO
         kl_in_loss = args.beta != 0 and args.kl_estimator != "k1_in_reward"
         by_entropy = args.entropy_coef != 0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1
         return args.on_policy and not kl_in_loss and not by_entropy

@@ -79,6 +79,10 @@ class Stream:
         """(N,) values of the targets -> (B, T), `fill` elsewhere. Differentiable."""
         return values.new_full(self.shape, fill).index_put((self.rows, self.cols), values)
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (N,) values of the targets: what `scatter` put there."""
+        return values[self.rows, self.cols]
+
     def to(self, device: torch.device | str) -> Stream:
         names = ("input_ids", "position_ids", "logit_index", "targets", "rows", "cols", "row_ids")
         moved = {name: getattr(self, name).to(device) for name in names}

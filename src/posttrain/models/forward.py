@@ -83,9 +83,8 @@ def logprobs(
 ) -> StreamLogprobs:
     """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
     states = None if scorer is None else torch.cat([stream.logit_index, stream.last_index])
-    question = Question(
-        stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, _of_targets(stream, expected_grad)
-    )
+    foreseen = None if expected_grad is None else stream.gather(expected_grad)
+    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen)
     layout = TrainLayout(stream.segments, stream.device)
     with answering(model, question):
         output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
@@ -106,10 +105,11 @@ def padded_logprobs(
     """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
     answers, order, last = [], [], []
     chunks = list(unroll(stream))
-    expected = _of_targets(stream, expected_grad) if len(chunks) == 1 else None  # of several, each would keep a gradient of the head until backward
+    if len(chunks) > 1:  # each would keep a gradient of the head until backward
+        expected_grad = None
     for rows in chunks:
         states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
-        foreseen = None if expected is None else expected[rows.chosen]
+        foreseen = None if expected_grad is None else stream.gather(expected_grad)[rows.chosen]
         question = Question(
             rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen
         )
@@ -127,11 +127,6 @@ def padded_logprobs(
     if last:
         together[-1] = torch.cat([together[-1], *last])
     return _scattered(stream, Answer(*together))
-
-
-def _of_targets(stream: Stream, values: torch.Tensor | None) -> torch.Tensor | None:
-    """(B, T) -> (N,): the way back from `stream.scatter`."""
-    return None if values is None else values[stream.rows, stream.cols]
 
 
 def _scattered(stream: Stream, answer: Answer) -> StreamLogprobs:

@@ -122,10 +122,6 @@ def _kept_casts(job: Job) -> int:
 def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
     shape, a, targets = job.shape, job.arithmetic, hidden.elements // job.shape.hidden
     forward, backward = _head_scratch(job, targets, hidden.itemsize)
-    if job.passes_head_once:  # all gradients are made in the forward
-        rows = min(targets, max(WHOLE_ROWS, TILE_LOGITS[job.device] // shape.vocab))
-        gradients = (shape.vocab * shape.hidden + hidden.elements) * a.stored
-        forward, backward = gradients + 2 * rows * shape.vocab * a.stored + 6 * targets * 4, 0
     grad = shape.vocab * shape.hidden * a.stored if a.trains_weights else 0
     saves = (hidden, Storage(t.memory, 2 * targets * 4))
     return t.op(
@@ -143,9 +139,13 @@ def log_prob_scratch(job: Job) -> int:
 def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
     """posttrain.ops.linear_logprobs on hidden (N, D) of that itemsize: scratch of its forward and of its backward.
 
-    Of a frozen head the forward makes the gradient's direction, which is kept instead of the hidden states.
+    Of a frozen head the forward makes the gradient's direction, which is kept instead of the hidden states; of one that is passed once, all gradients.
     """
     shape, a = job.shape, job.arithmetic
+    if job.passes_head_once:
+        at_once = min(targets, max(WHOLE_ROWS, TILE_LOGITS[job.device] // shape.vocab))
+        gradients = (shape.vocab + targets) * shape.hidden
+        return (gradients + 2 * at_once * shape.vocab + 6 * targets) * 4, 0
     size = 4 if job.emulates_bf16 else a.autocast or itemsize  # of what is multiplied
     rows = min(targets, TILE_ROWS[job.device])
     columns = min(shape.vocab, max(64, TILE_LOGITS[job.device] // rows // 64 * 64))

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from posttrain.losses.advantages import advantages
 from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
 from posttrain.losses.kl import k1_penalty
-from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions, Terms, policy_terms
+from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.config import refuse
 from posttrain.trainers.grpo_config import GRPOConfig
@@ -198,26 +198,13 @@ class GRPOTrainer(OnlineTrainer):
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        def terms_of(logps: torch.Tensor, policy_mask: torch.Tensor | None = None) -> Terms:
-            return policy_terms(
-                logps,
-                batch.old_logps,
-                batch.advantages,
-                batch.mask,
-                objective=self.objective,
-                options=self.options,
-                ref_logps=batch.ref_logps,
-                sampling_logps=batch.sampler_logps,
-                policy_mask=policy_mask,
-            )
-
         bonus = bool(self.entropy.current)
-        expected = self.expected_policy_grad(batch, terms_of) if self._threshold is None and not bonus else None
+        expected = self.expected_policy_grad(batch) if self._threshold is None and not bonus else None
         answer = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus, expected_grad=expected)
         logps, entropy = answer.logps, answer.entropy  # (B, T) each; never (B, T, V)
         undecided = None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold)  # (B, T)
-        terms = terms_of(logps, undecided)
-        loss = self.policy_loss(terms, batch)
+        terms = self.terms(batch, logps, undecided)
+        loss = self.share_of(batch, terms.per_token)
         mask = batch.mask if undecided is None else undecided
         if bonus:
             loss = loss + entropy_bonus(entropy, mask, coef=self.entropy.current, num_tokens=self._undecided) * self.args.world_size

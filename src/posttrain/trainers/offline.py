@@ -171,7 +171,7 @@ class OfflineTrainer(BaseTrainer):
         """Entropy, and how often the token of the data is the most likely one."""
         assert answer.argmax is not None
         count = stream.targets.numel()
-        right = answer.argmax[stream.rows, stream.cols] == stream.targets
+        right = stream.gather(answer.argmax) == stream.targets
         self.metrics.note("entropy", answer.entropy.detach().sum(), count)
         self.metrics.note("mean_token_accuracy", right.sum(), count)
 

@@ -21,7 +21,7 @@ from posttrain.data.chat import encode_prompt
 from posttrain.data.prompts import to_tasks
 from posttrain.envs import Environment
 from posttrain.errors import RewardError, UserError
-from posttrain.losses.policy import Objective, Terms
+from posttrain.losses.policy import Objective, PolicyOptions, Terms, policy_terms
 from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Scoring
@@ -50,6 +50,7 @@ class OnlineTrainer(BaseTrainer):
 
     args: OnlineConfig
     objective: Objective  # how the algorithm turns log-probs into a loss, and what the loss is divided by
+    options: PolicyOptions
 
     def __init__(
         self,
@@ -264,15 +265,29 @@ class OnlineTrainer(BaseTrainer):
         """(B, T) at the temperature of sampling."""
         return self.logprobs(model, batch.stream, self.sampling.temperature).logps
 
-    def policy_loss(self, terms: Terms, batch: PolicyBatch) -> torch.Tensor:
-        """This process's share of the update's loss; processes average their gradients."""
-        return (terms.per_token * batch.weights[:, None]).sum() * self.args.world_size
+    def terms(self, batch: PolicyBatch, logps: torch.Tensor, policy_mask: torch.Tensor | None = None) -> Terms:
+        """The algorithm's objective at these log-probs, (B, T). policy_mask (B, T): tokens whose policy term counts (None: all)."""
+        return policy_terms(
+            logps,
+            batch.old_logps,
+            batch.advantages,
+            batch.mask,
+            objective=self.objective,
+            options=self.options,
+            ref_logps=batch.ref_logps,
+            sampling_logps=batch.sampler_logps,
+            policy_mask=policy_mask,
+        )
 
-    def expected_policy_grad(self, batch: PolicyBatch, terms_of: Callable[[torch.Tensor], Terms]) -> torch.Tensor | None:
-        """`expected_grad` of `policy_loss`, given the terms as a function of the log-probs. None where these are compared with frozen ones."""
+    def share_of(self, batch: PolicyBatch, per_token: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the update's loss, from that of each token, (B, T); processes average their gradients."""
+        return (per_token * batch.weights[:, None]).sum() * self.args.world_size
+
+    def expected_policy_grad(self, batch: PolicyBatch) -> torch.Tensor | None:
+        """`expected_grad` of the objective. None where log-probs are compared with frozen ones."""
         if batch.old_logps is not None:
             return None
-        return self.expected_grad(batch.stream.shape, lambda logps: self.policy_loss(terms_of(logps), batch))
+        return self.expected_grad(batch.stream.shape, lambda logps: self.share_of(batch, self.terms(batch, logps).per_token))
 
     def freeze(self, rows: list[Row], *, old: bool) -> None:
         """The reference's log-probs if there is one, and with `old` the policy's own, before the first update."""

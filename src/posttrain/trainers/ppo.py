@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from posttrain.data.stream import PackItem, Stream, pack
 from posttrain.errors import UserError
 from posttrain.losses.kl import KL_ESTIMATORS
-from posttrain.losses.policy import PPO, PolicyOptions, Terms, policy_terms
+from posttrain.losses.policy import PPO, PolicyOptions
 from posttrain.losses.value import Moments, generalised_advantages, sums, token_rewards, value_loss, whitened
 from posttrain.models.forward import StreamLogprobs
 from posttrain.models.head import base_model
@@ -212,21 +212,18 @@ class PPOTrainer(OnlineTrainer):
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        def terms_of(logps: torch.Tensor) -> Terms:
-            return policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=PPO, options=self.options, ref_logps=batch.ref_logps)
-
-        answer = self.answer(model, batch.stream, expected_grad=self.expected_policy_grad(batch, terms_of))
+        answer = self.answer(model, batch.stream, expected_grad=self.expected_policy_grad(batch))
         assert answer.values is not None
         assert batch.old_values is not None
         assert batch.returns is not None
-        terms = terms_of(answer.logps)
+        terms = self.terms(batch, answer.logps)
         errors, held = value_loss(answer.values, batch.old_values, batch.returns, batch.mask, cliprange=self.args.cliprange_value)  # (B, T)
         self.note_update(batch, answer.logps, answer.entropy, terms)
         count = batch.mask.sum()
         for name, tensor in (("policy_loss", terms.per_token), ("value_loss", errors), ("value/mean", answer.values * batch.mask)):
             self.metrics.note(name, tensor.detach().sum(), count)
         self.metrics.note("value/clip_ratio", held.sum(), count)
-        return ((terms.per_token + self.args.vf_coef * errors) * batch.weights[:, None]).sum() * self.args.world_size
+        return self.share_of(batch, terms.per_token + self.args.vf_coef * errors)
 
     def _zero_loss(self, model: nn.Module) -> torch.Tensor:
         answer = self.answer(model, pack([PackItem([0], [[0]])]).to(self.args.device))

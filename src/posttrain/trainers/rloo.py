@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from posttrain.errors import UserError
 from posttrain.losses.kl import k1_penalty
-from posttrain.losses.policy import RLOO, PolicyOptions, Terms, policy_terms
+from posttrain.losses.policy import RLOO, PolicyOptions
 from posttrain.losses.rloo import leave_one_out
 from posttrain.trainers.config import refuse, setting, settings
 from posttrain.trainers.online import OnlineTrainer
@@ -137,11 +137,8 @@ class RLOOTrainer(OnlineTrainer):
         return [(row, weight) for row, weight in super().row_weights(chosen) if row.advantage != 0.0]
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        def terms_of(logps: torch.Tensor) -> Terms:
-            return policy_terms(logps, batch.old_logps, batch.advantages, batch.mask, objective=RLOO, options=self.options, ref_logps=batch.ref_logps)
-
-        expected = self.expected_policy_grad(batch, terms_of)
+        expected = self.expected_policy_grad(batch)
         logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, expected_grad=expected)[:2]  # (B, T)
-        terms = terms_of(logps)
+        terms = self.terms(batch, logps)
         self.note_update(batch, logps, entropy, terms)
-        return self.policy_loss(terms, batch)
+        return self.share_of(batch, terms.per_token)

@@ -196,7 +196,7 @@ class SFTTrainer(BaseTrainer):
         stream = batch.stream
         assert out.argmax is not None
         count = stream.targets.numel()
-        right = out.argmax[stream.rows, stream.cols] == stream.targets
+        right = stream.gather(out.argmax) == stream.targets
         self.metrics.note("entropy", out.entropy.detach().sum(), count)
         self.metrics.note("mean_token_accuracy", right.sum(), count)
 
@@ -225,7 +225,7 @@ class SFTTrainer(BaseTrainer):
                 out = self.logprobs(module, stream, want_argmax=True)
                 assert out.argmax is not None
                 total += float(nll(out.logps, torch.ones_like(out.logps)))
-                right += int((out.argmax[stream.rows, stream.cols] == stream.targets).sum())
+                right += int((stream.gather(out.argmax) == stream.targets).sum())
                 tokens += stream.targets.numel()
         sums = [sum(column) for column in zip(*gather_json([total, right, tokens], self.args.device), strict=True)]
         return {"loss": sums[0] / max(sums[2], 1), "mean_token_accuracy": sums[1] / max(sums[2], 1)}
