@@ -170,6 +170,27 @@ def test_modes_flags_and_methods_are_restored_after_an_exception(tiny):
         engine.step()
 
 
+def test_what_a_module_made_while_sampling_and_keeps_can_be_trained_with(tiny, prompts, complete, requests_for):
+    class Gain(torch.nn.Module):
+        kept = None
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+            self.register_buffer("also_kept", None)
+
+        def forward(self, hidden):
+            if self.kept is None:
+                self.kept, self.also_kept = hidden.new_ones(()), hidden.new_ones(())
+            return hidden * (self.weight * self.kept * self.also_kept)
+
+    model = tiny("qwen3")
+    model.model.norm = torch.nn.Sequential(model.model.norm, Gain())
+    complete(LocalEngine(), model, requests_for(prompts[:1]))
+    model(input_ids=torch.tensor([prompts[0]])).logits.sum().backward()
+    assert torch.isfinite(model.model.norm[1].weight.grad)
+
+
 def test_lora_adapters_are_live(tiny, prompts, complete, requests_for):
     from peft import LoraConfig, get_peft_model
 

@@ -86,7 +86,7 @@ class LocalEngine:
         not depend on their company. Raises TrainingError where that is not enough.
         """
         rollout = self._active()
-        with torch.no_grad(), compute(rollout.dtype, rollout.device):
+        with compute(rollout.dtype, rollout.device):
             while True:
                 try:
                     return rollout.step()
