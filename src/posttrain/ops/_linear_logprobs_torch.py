@@ -22,7 +22,7 @@ from posttrain.ops.precision import kind_of, multiplies_natively
 
 ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
 ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
-WHOLE_ROWS = 256  # of a tile that holds the whole vocabulary, at least: with fewer the weight's gradient would pass through memory more often
+WHOLE_ROWS = 512  # of a tile that holds the whole vocabulary, at least: with fewer the weight's gradient would pass through memory more often
 FLOOR = -1e4  # exp(FLOOR) is 0 in every dtype, and unlike -inf it may be multiplied by that 0
 
 
@@ -77,8 +77,8 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     out.add_(c) if add else out.copy_(c)
 
 
-def slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+def slices(stop: int, size: int, start: int = 0) -> list[slice]:
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def _kind(device: torch.device) -> str:
@@ -310,22 +310,24 @@ def foreseen(
     d_bias = hidden.new_zeros(v) if wanted[2] else None
     columns = slice(0, v)
     w, b = inputs.columns(columns)
-    at_once = max(1, min(n, max(WHOLE_ROWS, ELEMENTS[_kind(hidden.device)] // v)))
-    z_buffer, e_buffer = hidden.new_empty(2, at_once * v)
+    in_cache = max(1, min(n, ELEMENTS[_kind(hidden.device)] // v))  # rows whose logits a softmax can pass over again and again
+    at_once = max(in_cache, min(n, WHOLE_ROWS))
+    z_buffer, e_buffer = hidden.new_empty(at_once * v), hidden.new_empty(in_cache * v)
     for rows in slices(n, at_once):
-        z = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))
-        slope = head.slope(z)
-        e = view(e_buffer, rows, columns)
-        stats.add(rows, columns, inputs.targets[rows], z, e)
-        inside, place = target_in(columns, inputs.targets[rows])
-        g = g_logps[rows]
-        d_z = e.mul_((g / stats.sum_e[rows])[:, None]).scatter_add_(1, place, -(g * inside)[:, None])  # its negative
-        if slope is not None:
-            d_z.mul_(slope)
+        tile = head.logits(hidden[rows], w, b, view(z_buffer, rows, columns))  # which becomes the negative of its gradient
+        for some, z in zip(slices(rows.stop, in_cache, rows.start), tile.split(in_cache), strict=True):
+            slope = head.slope(z)
+            e = view(e_buffer, some, columns)
+            stats.add(some, columns, inputs.targets[some], z, e)
+            inside, place = target_in(columns, inputs.targets[some])
+            g = g_logps[some]
+            torch.mul(e, (g / stats.sum_e[some])[:, None], out=z).scatter_add_(1, place, -(g * inside)[:, None])
+            if slope is not None:
+                z.mul_(slope)
         if d_hidden is not None:
-            torch.mm(d_z, w, out=d_hidden[rows]).neg_()
+            torch.mm(tile, w, out=d_hidden[rows]).neg_()
         if d_weight is not None:
-            d_weight.addmm_(d_z.T, hidden[rows], alpha=-1)
+            d_weight.addmm_(tile.T, hidden[rows], alpha=-1)
         if d_bias is not None:
-            d_bias.sub_(d_z.sum(0))
+            d_bias.sub_(tile.sum(0))
     return stats, Gradients(d_hidden, d_weight, d_bias)

@@ -17,7 +17,7 @@ from posttrain.plan.tape import GRADIENTS, Storage, Tape, Tensor
 # Of posttrain.ops.linear_logprobs: rows of a tile, logits of a tile, rows of a tile that holds the whole vocabulary.
 TILE_ROWS = {"cpu": 1024, "cuda": 4096}
 TILE_LOGITS = {"cpu": 2**20, "cuda": 2**24}
-WHOLE_ROWS = 256
+WHOLE_ROWS = 512
 TILES = "logprob_tiles"
 
 
@@ -143,9 +143,10 @@ def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
     """
     shape, a = job.shape, job.arithmetic
     if job.passes_head_once:
-        at_once = min(targets, max(WHOLE_ROWS, TILE_LOGITS[job.device] // shape.vocab))
+        in_cache = max(1, min(targets, TILE_LOGITS[job.device] // shape.vocab))
+        at_once = max(in_cache, min(targets, WHOLE_ROWS))
         gradients = (shape.vocab + targets) * shape.hidden
-        return (gradients + 2 * at_once * shape.vocab + 6 * targets) * 4, 0
+        return (gradients + (at_once + in_cache) * shape.vocab + 6 * targets) * 4, 0
     size = 4 if job.emulates_bf16 else a.autocast or itemsize  # of what is multiplied
     rows = min(targets, TILE_ROWS[job.device])
     columns = min(shape.vocab, max(64, TILE_LOGITS[job.device] // rows // 64 * 64))
