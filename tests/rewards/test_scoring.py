@@ -1,7 +1,6 @@
 """Rewards are called as promised, and a broken one raises: it never becomes a zero."""
 
 import asyncio
-import time
 import warnings
 
 import numpy as np
@@ -130,10 +129,8 @@ def test_async_rewards_run_at_the_same_time():
         running -= 1
         return float(completion)
 
-    started = time.perf_counter()
     assert scores(slow, group(["1", "2", "3", "4"])) == [1.0, 2.0, 3.0, 4.0]
     assert most == 4
-    assert time.perf_counter() - started < 0.19  # four in turn would take 0.2
 
 
 def test_async_rewards_of_a_batch_and_lambdas_that_return_coroutines_are_awaited():

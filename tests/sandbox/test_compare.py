@@ -72,10 +72,10 @@ def test_what_is_no_value_equals_nothing(said):
 def test_a_flood_of_colliding_numbers_is_compared_quickly():
     """As keys of a set or dict these would take a quadratic number of comparisons."""
     numbers = [{"int": hex(i * (2**61 - 1))} for i in range(20_000)]
-    start = time.perf_counter()
+    start = time.process_time()
     assert not same_value({"set": numbers[1:]}, {"set": numbers[:-1]}, 1e-9)
     assert not same_value({"dict": [[n, 0] for n in numbers[1:]]}, {"dict": [[n, 0] for n in numbers[:-1]]}, 1e-9)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_deeply_nested_member_of_a_set_is_compared_in_little_memory():
@@ -88,17 +88,17 @@ def test_a_deeply_nested_member_of_a_set_is_compared_in_little_memory():
 
 @pytest.mark.parametrize("line", [b"9" * 10**6, b"[" * 10**5, b"", b"{", b'{"a": -' + b"1" * 50 + b"}"], ids=len)
 def test_an_answer_that_is_none_is_refused_at_once(line):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((ValueError, RecursionError)):
         read_answer(line)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_long_text_is_read_as_a_float_in_time():
-    start = time.perf_counter()
+    start = time.process_time()
     same_value(1.0, {"float": "9" * 10**6}, 1e-9)
     same_value(1.0, {"float": "0." + "9" * 10**6 + "e-5"}, 1e-9)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

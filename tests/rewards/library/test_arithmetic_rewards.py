@@ -91,7 +91,7 @@ def test_the_rubric_goes_from_minus_four_to_four():
 
 @pytest.mark.parametrize("text", ["9" * 100_000, "1,234" * 20_000, "1," * 50_000, "1." * 50_000, "-" * 100_000, "#" * 100_000, "\x00" * 100_000])
 def test_long_texts_are_read_quickly(text):
-    started = time.perf_counter()
+    started = time.process_time()
     number_detected(text)
     right_number(text, "85")
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0

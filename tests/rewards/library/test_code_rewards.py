@@ -55,7 +55,7 @@ def test_without_the_rule_of_fences_the_whole_text_may_be_the_program():
 
 
 def test_finding_the_program_takes_linear_time():
-    started = time.perf_counter()
+    started = time.process_time()
     for text in (
         "`" * 100_000,
         "```python\n" * 20_000,
@@ -65,7 +65,7 @@ def test_finding_the_program_takes_linear_time():
         "~~~" + "~ " * 50_000 + "`",
     ):
         program_in(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize(

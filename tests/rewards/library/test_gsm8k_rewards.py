@@ -128,9 +128,9 @@ HOSTILE = {
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_text_is_scored_quickly(name, legacy):
-    started = time.perf_counter()
+    started = time.process_time()
     scores = scored(HOSTILE[name], legacy=legacy)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert all(score is not None and abs(score) < 200 for score in scores.values())
 
 

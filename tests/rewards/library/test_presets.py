@@ -135,9 +135,9 @@ def test_email_rows_without_a_column_are_not_scored_by_its_reward():
     ],
 )
 def test_a_signature_block_has_phone_mail_and_street(text, is_there):
-    started = time.perf_counter()
+    started = time.process_time()
     assert signature_block(text) == is_there
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_a_recipient_is_named_in_full_or_in_part():
@@ -208,9 +208,9 @@ def test_every_reward_scores_any_text_within_its_range_and_soon(name):
     rubric = Rubric.from_config([{"reward": name, **NEEDED.get(name, {})}])
     low, high = rubric.range
     for kind, text in HOSTILE.items():
-        started = time.perf_counter()
+        started = time.process_time()
         reward = score(rubric, text).reward
-        assert time.perf_counter() - started < 1.5, kind
+        assert time.process_time() - started < 1.5, kind
         assert reward is None or low - 1e-9 <= reward <= high + 1e-9, kind
 
 
