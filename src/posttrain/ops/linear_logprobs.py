@@ -49,8 +49,8 @@ def linear_logprobs(
 
     entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. expected_grad (N,), with entropy_grad=False only:
     the gradient that backward will bring to `logps`, up to one factor for all rows. It is a forecast and no promise: where another comes, the
-    gradients are computed from that one. It helps a head that is trained in float32 or float64 outside of autocast, and takes two tiles (four
-    with a softcap) of 256 rows and the whole vocabulary, or of more rows where the vocabulary is small.
+    gradients are computed from that one. It helps a head that is trained in float32 or float64 outside of autocast, and takes a tile
+    of 512 rows and the whole vocabulary, or of more rows where the vocabulary is small, and a slice of it (three with a softcap).
 
     Inside autocast the matmuls take autocast's dtype, otherwise that of the inputs. On a CPU without bf16 instructions the operands are
     rounded to bf16 and multiplied in float32: faster there, and not less exact. A head that does not require grad costs no weight

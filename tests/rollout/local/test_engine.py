@@ -172,23 +172,31 @@ def test_modes_flags_and_methods_are_restored_after_an_exception(tiny):
 
 def test_what_a_module_made_while_sampling_and_keeps_can_be_trained_with(tiny, prompts, complete, requests_for):
     class Gain(torch.nn.Module):
-        kept = None
+        attribute = None
 
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(()))
-            self.register_buffer("also_kept", None)
+            self.register_buffer("buffer", None)
+            self.listed, self.named = [], {}
 
         def forward(self, hidden):
-            if self.kept is None:
-                self.kept, self.also_kept = hidden.new_ones(()), hidden.new_ones(())
-            return hidden * (self.weight * self.kept * self.also_kept)
+            if self.attribute is None:
+                self.attribute, self.buffer = hidden.new_full((), 2.0), hidden.new_full((), 3.0)
+                self.listed.append(hidden.new_full((), 5.0))
+                self.named["it"] = hidden.new_full((), 7.0)
+                self.weight.data = self.weight.data * 11
+            return hidden * (self.weight * self.attribute * self.buffer * self.listed[0] * self.named["it"])
 
     model = tiny("qwen3")
-    model.model.norm = torch.nn.Sequential(model.model.norm, Gain())
+    gain = Gain()
+    model.model.norm = torch.nn.Sequential(model.model.norm, gain)
+    weight = gain.weight
     complete(LocalEngine(), model, requests_for(prompts[:1]))
-    model(input_ids=torch.tensor([prompts[0]])).logits.sum().backward()
-    assert torch.isfinite(model.model.norm[1].weight.grad)
+    logits = model(input_ids=torch.tensor([prompts[0]])).logits
+    logits.sum().backward()
+    assert gain.weight is weight
+    torch.testing.assert_close(weight.grad * weight, logits.sum(), rtol=1e-4, atol=1e-3)  # the logits are linear in it
 
 
 def test_lora_adapters_are_live(tiny, prompts, complete, requests_for):

@@ -66,11 +66,18 @@ def compute(dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
 
 
 def _make_trainable(model: torch.nn.Module) -> None:
-    """What a module made while sampling and keeps, say a table of positions, was made in inference mode: autograd would refuse it. A copy is plain."""
+    """What modules made while sampling and keep (a table of positions, a cast of a bias) was made in inference mode: autograd would refuse it, or leave a
+    parameter without a gradient. Copies are plain. Found as parameters, buffers and attributes, and in lists and dicts that are attributes."""
     for module in model.modules():
-        for kept in (module.__dict__, module._buffers):
-            for name, value in kept.items():
-                if isinstance(value, torch.Tensor) and value.is_inference():
+        attributes = module.__dict__
+        containers: list[Any] = [attributes, *(value for value in attributes.values() if isinstance(value, dict | list))]
+        for kept in containers:
+            for name, value in kept.items() if isinstance(kept, dict) else enumerate(kept):
+                if not (isinstance(value, torch.Tensor) and value.is_inference()):
+                    continue
+                if isinstance(value, torch.nn.Parameter):
+                    value.data = value.data.clone()  # the optimizer holds the parameter itself
+                else:
                     kept[name] = value.clone()
 
 
