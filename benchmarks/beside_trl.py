@@ -85,6 +85,7 @@ class Measurement:
         durations = [after - before for before, after in pairwise(self.ended)]
         return {
             "side": self.side,
+            "date": hardware.today(),  # cases that are left out later keep theirs
             "case": asdict(case),
             "steps_s": durations,
             "step_s": statistics.median(durations),

@@ -16,12 +16,16 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
+def today() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
+
+
 def describe(*packages: str) -> dict[str, Any]:
     """Processor, memory, accelerator, and the versions of torch and of `packages`."""
     import torch
 
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": today(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -30,14 +30,14 @@ def step_table(result: dict[str, Any]) -> str:
     lines = []
     for ours, trl in _beside(result, "prompt", "completion"):
         cells = [_against(ours[key], trl[key], unit) for key, unit in (("step_s", 1.0), ("generation_s", 1.0), ("peak_bytes", 2.0**20))]
-        lines.append(f"| {_lengths(ours['case'])} | {' | '.join(cells)} |")
+        lines.append(f"| {_lengths(ours['case'])} | {' | '.join(cells)} | {ours['date']} |")
     run = result["runs"][0]
     return "\n".join(
         [
             f"One GRPO step of a 40M-parameter Qwen3 on CPU, {run['case']['generations']} completions of one prompt, {_trl(result)} against posttrain:",
             "",
-            "| prompt / completion tokens | seconds per step | of that, generation | peak MiB above imports |",
-            "|---|---|---|---|",
+            "| prompt / completion tokens | seconds per step | of that, generation | peak MiB above imports | measured |",
+            "|---|---|---|---|---|",
             *lines,
             "",
             f"Median of {_steps(result)} steps; {_precisions(result)}. {_machine(result)}. Script: `make bench` (benchmarks/grpo_vs_trl.py).",
