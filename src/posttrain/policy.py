@@ -70,20 +70,21 @@ def load_policy(
     load_in_4bit: bool = False,
     keep_in_16bit: int | Sequence[str] | None = None,
     adapter_dtype: torch.dtype = torch.float32,
+    seed: int = 0,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
 ) -> Policy:
     """The model and tokenizer of a directory or hub name; adapters with the model they belong to, ready to be trained on.
 
-    lora: a peft.LoraConfig for new adapters, in adapter_dtype. load_in_4bit (QLoRA): the weights beside the adapters in 4 bits; needs bitsandbytes,
+    lora: a peft.LoraConfig for new adapters, in adapter_dtype, drawn from `seed`. load_in_4bit (QLoRA): the weights beside the adapters in 4 bits; needs bitsandbytes,
     and adapters. keep_in_16bit: of those, linears that stay in `dtype`, by name; or bytes to spend on the ones that lose most.
     device: default the GPU where there is one. Raises UserError for what cannot be loaded.
     """
     base = base_of(name) if is_adapter(name) else name
     quantised = in_4bit(base, has_adapters=lora is not None or base != name, keep_in_16bit=keep_in_16bit) if load_in_4bit else {}
-    model: Any = load_trainable(name, dtype=dtype, trust_remote_code=trust_remote_code, **quantised)
+    model: Any = load_trainable(name, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, **quantised)
     if lora is not None:
-        model = add_lora(model, lora, dtype=adapter_dtype)
+        model = add_lora(model, lora, dtype=adapter_dtype, seed=seed)
     where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     if not is_quantised(model):  # those are where they were quantised
         model = model.to(where)

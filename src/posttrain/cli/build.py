@@ -174,11 +174,15 @@ def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTra
         from posttrain.models.quantise import in_4bit
 
         name = needed(section.name, "model.name")
-        return load_model(name, dtype=_dtype(section) or "float32", **in_4bit(name, has_adapters=True, keep_in_16bit=section.keep_in_16bit))
+        return load_model(
+            name, seed=seed, dtype=_dtype(section) or "float32", **in_4bit(name, has_adapters=True, keep_in_16bit=section.keep_in_16bit)
+        )
     if section.from_scratch is None:
         return needed(section.name, "model.name")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from posttrain.models.seeding import seeded
 
     settings = dict(section.from_scratch)
     kind = settings.pop("model_type", "qwen3")
@@ -192,9 +196,9 @@ def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTra
         if key not in known:
             raise UserError(f"model.from_scratch.{key} is not a setting of {kind}.{nearest(str(key), known, 'model.from_scratch.')}")
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    torch.manual_seed(seed)
     dtype = getattr(torch, _dtype(section) or "float32")
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**ids, **settings}), dtype=dtype)
+    with seeded(seed):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**ids, **settings}), dtype=dtype)
 
 
 def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:

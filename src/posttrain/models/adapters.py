@@ -17,17 +17,19 @@ from torch import nn
 
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
+from posttrain.models.seeding import seeded
 
 
-def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """`model` inside a PeftModel whose trainable weights have `dtype`. Raises UserError for anything but one LoraConfig."""
+def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """`model` inside a PeftModel whose trainable weights have `dtype` and are drawn from `seed`. Raises UserError for anything but one LoraConfig."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
         raise UserError("the model already has adapters: give either an adapted model or peft_config, not both")
     if not isinstance(peft_config, LoraConfig):
         raise UserError(f"peft_config is a {type(peft_config).__name__}; only LoRA is built in: use peft.LoraConfig(r=..., target_modules=...)")
-    adapted = get_peft_model(model, peft_config)
+    with seeded(seed):
+        adapted = get_peft_model(model, peft_config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

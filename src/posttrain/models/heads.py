@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
@@ -23,6 +24,7 @@ from posttrain.models.head import base_model, linear_in_use, replaced
 from posttrain.models.layout import TrainLayout
 from posttrain.models.load import check_exists, load_model, prepare_model
 from posttrain.models.rows import unroll
+from posttrain.models.seeding import seeded
 from posttrain.models.support import score_support
 from posttrain.ops.attention import layout_kwargs
 
@@ -74,7 +76,7 @@ def load_reward_model(name: str, *, seed: int = 0, **kwargs: Any) -> PreTrainedM
     check_exists(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False))
     is_classifier = any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
-    model = load_model(name, auto=AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, **kwargs)
+    model = load_model(name, auto=AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, seed=seed, **kwargs)
     return reward_model(model, seed=seed)
 
 
@@ -94,9 +96,8 @@ def reward_model(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
     if not isinstance(lm_head, nn.Linear):
         raise UserError(f"{type(model).__name__} is neither a causal language model nor a decoder-only sequence classifier; a reward model needs one")
     classifier = _classifier_around(model)
-    head = nn.Linear(lm_head.in_features, 1, bias=False, device=model.device, dtype=lm_head.weight.dtype)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    head = skip_init(nn.Linear, lm_head.in_features, 1, bias=False, device=model.device, dtype=lm_head.weight.dtype)
+    with seeded(seed), torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape) / lm_head.in_features**0.5)  # scores of size 1 on normed hidden states
     setattr(classifier, HEAD, head)
     prepare_model(classifier)

@@ -16,15 +16,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
+from posttrain.models.seeding import seeded
 from posttrain.ops.attention import install
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False, auto: Any = AutoModelForCausalLM, **kwargs: Any
+    name: str,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    auto: Any = AutoModelForCausalLM,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """A causal language model (or what the Auto class `auto` makes) from a directory or the hub, ready for streams. `kwargs` go to `from_pretrained`.
+
+    seed: of weights that the checkpoint lacks, which transformers draws.
 
     Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
     """
@@ -37,7 +46,7 @@ def load_model(
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _check_kind(name, config)
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True} | kwargs
-    with _explained(f"the model '{name}'"):
+    with _explained(f"the model '{name}'"), seeded(seed):
         model = auto.from_pretrained(name, config=config, **options)
     prepare_model(model)
     return model

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
 from posttrain.models.load import load_model, prepare_model, stop_token_ids
+from posttrain.models.seeding import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,16 +38,17 @@ def base_of(name: str | Path) -> str:
     return str(base)
 
 
-def load_trainable(name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> PreTrainedModel:
+def load_trainable(name: str, *, trust_remote_code: bool = False, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
     """As `load_model`; from a directory of adapters the model they belong to, with the adapters on it and ready to be trained on."""
     if not is_adapter(name):
-        return load_model(name, trust_remote_code=trust_remote_code, **kwargs)
+        return load_model(name, trust_remote_code=trust_remote_code, seed=seed, **kwargs)
     from peft import PeftModel
 
     if not (Path(name) / "adapter_model.safetensors").is_file():
         raise UserError(f"{name} holds adapters without adapter_model.safetensors; other formats may carry code and are not read")
-    base = load_model(base_of(name), trust_remote_code=trust_remote_code, **kwargs)
-    adapted: Any = PeftModel.from_pretrained(base, name, is_trainable=True)  # not a PreTrainedModel, and used like one
+    base = load_model(base_of(name), trust_remote_code=trust_remote_code, seed=seed, **kwargs)
+    with seeded(seed):
+        adapted: Any = PeftModel.from_pretrained(base, name, is_trainable=True)  # not a PreTrainedModel, and used like one
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)  # masters, as `add_lora` makes them
@@ -62,7 +64,9 @@ def load_merged(name: str, *, dtype: torch.dtype | str = torch.float32, trust_re
     base = load_model(base_of(name), dtype=dtype, trust_remote_code=trust_remote_code, **kwargs)
     if "quantization_config" in kwargs:
         base = base.dequantize()
-    return merge_adapters(PeftModel.from_pretrained(base, name))
+    with seeded(0):  # initialisations that change the base are made again
+        adapted = PeftModel.from_pretrained(base, name)
+    return merge_adapters(adapted)
 
 
 def merge_adapters(model: nn.Module) -> PreTrainedModel:

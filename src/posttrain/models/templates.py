@@ -13,6 +13,7 @@ from torch import nn
 
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
+from posttrain.models.seeding import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,11 +64,12 @@ def set_eos_token(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
     tokenizer.eos_token = token
 
 
-def grow_embeddings(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rows for added tokens, where the embedding has none to spare; they begin at the mean of the others."""
+def grow_embeddings(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> None:
+    """Rows for added tokens, where the embedding has none to spare; they begin around the mean of the others, drawn from `seed`."""
     base = base_model(model)
     if len(tokenizer) > base.config.get_text_config().vocab_size:
-        base.resize_token_embeddings(len(tokenizer))
+        with seeded(seed):
+            base.resize_token_embeddings(len(tokenizer))
 
 
 def _add_chatml_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -79,12 +79,12 @@ class BaseTrainer(Trainer):
         _refuse_devices(args)
         name = model if isinstance(model, str) else model.config._name_or_path
         if isinstance(model, str):
-            model = load_trainable(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
+            model = load_trainable(model, trust_remote_code=args.trust_remote_code, seed=args.seed, **(args.model_init_kwargs or {}))
         else:
             prepare_model(model)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         if peft_config is not None:
-            model = add_lora(model, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype])  # type: ignore[assignment]
+            model = add_lora(model, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype], seed=args.seed)  # type: ignore[assignment]
         if args.disable_dropout:
             without_dropout(model)
         self.metrics = Metrics()

@@ -108,7 +108,7 @@ class PPOTrainer(OnlineTrainer):
             self.values: nn.Module = add_value_head(self.model)
             self._value_scores = None
         else:
-            loading = {"trust_remote_code": self.args.trust_remote_code, **(self.args.model_init_kwargs or {})}
+            loading = {"seed": self.args.seed, "trust_remote_code": self.args.trust_remote_code, **(self.args.model_init_kwargs or {})}
             made = load_reward_model(value_model, **loading) if isinstance(value_model, str) else reward_model(value_model, seed=self.args.seed)
             self._value_scores = make_scores(made)
             self.values = made.to(self.args.device)  # type: ignore[arg-type]

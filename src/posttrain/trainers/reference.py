@@ -46,7 +46,9 @@ class ReferenceLogps:
         if ref_model is self.policy:
             raise UserError("ref_model is the very model that is trained, so it would move along; leave it out, and a frozen copy is made")
         if isinstance(ref_model, str):
-            ref_model = load_model(ref_model, trust_remote_code=self.args.trust_remote_code, **(self.args.model_init_kwargs or {}))
+            ref_model = load_model(
+                ref_model, trust_remote_code=self.args.trust_remote_code, seed=self.args.seed, **(self.args.model_init_kwargs or {})
+            )
         else:
             prepare_model(ref_model)
         held = ref_model.config.get_text_config().vocab_size

@@ -261,8 +261,8 @@ def _with_template(
                 "or add embed_tokens and lm_head to modules_to_save and the tokens to the tokenizer yourself"
             )
         if isinstance(model, str):
-            model = load_model(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
-        grow_embeddings(model, tokenizer)
+            model = load_model(model, trust_remote_code=args.trust_remote_code, seed=args.seed, **(args.model_init_kwargs or {}))
+        grow_embeddings(model, tokenizer, seed=args.seed)
     if args.eos_token is not None:
         set_eos_token(tokenizer, args.eos_token)
     return model, tokenizer
