@@ -79,3 +79,12 @@ def test_the_tested_versions_are_those_of_the_constraints_and_of_this_environmen
     for name in lowest.keys() & doctor.KNOWN_BAD.keys():  # the range must not allow what is known to be bad
         assert Version(lowest[name]) >= Version(doctor.KNOWN_BAD[name][0])
     assert {"torch", "transformers", "vllm"} <= lowest.keys()
+
+
+@pytest.mark.parametrize(
+    ("environ", "state", "said"),
+    [({}, "note", "spin"), ({"OMP_WAIT_POLICY": "passive"}, "ok", "OMP_WAIT_POLICY=passive"), ({"KMP_BLOCKTIME": "0"}, "ok", "KMP_BLOCKTIME=0")],
+)
+def test_how_threads_wait_is_said(environ, state, said):
+    found = doctor.waiting(environ)
+    assert (found.state, said in found.says) == (state, True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -19,7 +19,7 @@ from packaging.version import Version
 OK, NOTE, BROKEN = "ok", "note", "broken"
 
 # The newest version that the tests pass with; the oldest is the lower end of the range in posttrain's metadata.
-TESTED = {"torch": "2.13", "transformers": "5.23"}
+TESTED = {"torch": "2.13", "transformers": "5.24"}
 
 # Versions that must not be used, whatever asks for them: package -> (the first version without the fault, the fault).
 KNOWN_BAD = {
@@ -146,6 +146,7 @@ def device() -> Iterator[Finding]:
     native = multiplies_natively(torch.bfloat16, "cpu")
     said = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, {_memory():.0f} GiB"
     yield Finding("device", "cpu", OK, said)
+    yield waiting(os.environ)
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = (bytes_ / 2**30 for bytes_ in torch.cuda.mem_get_info(index))
@@ -161,6 +162,14 @@ def device() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("device", "mps", NOTE, "an Apple GPU is there; runs on it are not tested, use_cpu=True is")
     yield Finding("device", "precision", OK, "float32; bf16=True computes in bf16" if native else "float32: this processor only emulates bf16")
+
+
+def waiting(environ: Mapping[str, str]) -> Finding:
+    """How OpenMP's threads wait for each other: the command line lets them sleep, a Python program gets the library's default, which spins."""
+    said = ", ".join(f"{name}={environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME") if name in environ)
+    if said:
+        return Finding("device", "threads", OK, f"wait for each other as set: {said}")
+    return Finding("device", "threads", NOTE, "spin while they wait, which is slow beside other programs", "export OMP_WAIT_POLICY=passive")
 
 
 def _memory() -> float:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli import data as data_commands
-from posttrain.cli import rewards, runs
+from posttrain.cli import rewards, runs, threads
 from posttrain.cli.doctor import doctor
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
@@ -120,6 +120,7 @@ def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite:
 
 def run() -> None:
     """The console script."""
+    threads.prepare()
     sys.exit(app())
 
 
