@@ -13,6 +13,9 @@ import re
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.rewards.library.arithmetic import gold_text
+from posttrain.rewards.library.notation import bare_answer, plain_notation, unit_of
+from posttrain.rewards.library.precision import agrees
 from posttrain.rewards.reward import verifier
 
 SECONDS = 10.0  # for one answer; almost all take milliseconds
@@ -21,7 +24,6 @@ DEPTH = 12  # brackets within brackets: math-verify's expressions take cubic tim
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _BOX = "\\boxed{"
 _FORMULA = re.compile(r"(?:\\[A-Za-z]+|[^A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+")  # commands, single letters, no words
-_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
 NEEDED = "math_answer needs the math-verify library: pip install 'posttrain[math]'"
@@ -47,15 +49,25 @@ def _math_verify() -> Any:
 def math_answer(completion: str, answer: Any) -> bool | None:
     """True if the completion's last answer equals the column `answer`. A row without one is not scored.
 
-    The last `\\\\boxed{...}` counts; without a box the last formula or number, as math-verify finds it. Numbers are equal to six digits after the
-    point. Raises UserError when math-verify is not installed or the gold answer is no mathematics.
+    The last `\\\\boxed{...}` counts; without a box the last formula or number, as math-verify finds it. Decimals are equal to six digits after the
+    point and to six significant ones (1e-7 is not 2e-7). Units may be left out; where both have one they must be the same. Raises UserError
+    when math-verify is not installed or the gold answer is no mathematics.
     """
     if answer is None:
         return None
-    gold = _parsed(_as_formula(str(answer).strip()))
+    right = gold_text(answer) or ""
+    gold = _parsed(_as_formula(right))
     if all(isinstance(part, str) for part in gold):  # it fell back on the text itself, or found nothing
         raise UserError(f"the gold answer {str(answer)[:200]!r} cannot be parsed as mathematics; mend the row or leave it out")
-    return bool(_math_verify().verify(gold, _parsed(_answer_in(completion)), timeout_seconds=None))
+    units = unit_of(last_box(right) or right), unit_of(last_box(completion) or "")
+    return (None in units or units[0] == units[1]) and _equal(gold, _parsed(_answer_in(completion)))
+
+
+def _equal(gold: list[Any], said: list[Any]) -> bool:
+    """Each is an expression and its text, as math-verify parses it."""
+    verify = _math_verify().verify
+    pairs = [(a, b) for a in gold for b in said]
+    return any(verify([a], [b], timeout_seconds=None) and (isinstance(a, str) or agrees(a, b)) for a, b in pairs)
 
 
 def _answer_in(text: str) -> str:
@@ -65,7 +77,8 @@ def _answer_in(text: str) -> str:
     text = text[-READ:].strip()
     if _depth(text) > DEPTH:
         return ""
-    return _as_formula(text) if _FORMULA.fullmatch(text) or _SCIENTIFIC.fullmatch(text) else text
+    bare = bare_answer(text)
+    return _as_formula(bare) if _FORMULA.fullmatch(bare) else plain_notation(text)
 
 
 def last_box(text: str) -> str | None:
@@ -91,11 +104,20 @@ def _depth(text: str) -> int:
 
 def _as_formula(text: str) -> str:
     """In a box, so that all of it is read as LaTeX: `2^{10}` would else be found to say 2."""
-    if _BOX in text or "$" in text:
-        return text
-    plain = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
-    return _BOX + plain + "}"
+    inner = last_box(text)
+    text = bare_answer(text if inner is None else inner)
+    return text if "$" in text or _BOX in text else _BOX + text + "}"
 
 
 def _parsed(text: str) -> list[Any]:
-    return list(_math_verify().parse(text, parsing_timeout=None))
+    return list(_math_verify().parse(text, _extraction(), parsing_timeout=None))
+
+
+@functools.cache
+def _extraction() -> Any:
+    """math-verify's own, but units stay: it would take `2ab` for 2 of the unit ab."""
+    from latex2sympy2_extended import NormalizationConfig
+
+    formulas = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False)
+    library = _math_verify()
+    return library.LatexExtractionConfig(normalization_config=formulas), library.ExprExtractionConfig()
