@@ -111,6 +111,7 @@ class BaseTrainer(Trainer):
         self._step_started: float | None = None  # None: the first step of the next log has not begun
         self._steps_before = 0  # optimizer steps done when it began
         self._resuming_from: Path | None = None
+        self._rng_restored_from: str | None = None
         self._start = {"model_weights": checkpoints.weights_fingerprint(model), "data": checkpoints.rows_fingerprint(train_dataset)}
 
     # What subclasses say
@@ -181,6 +182,7 @@ class BaseTrainer(Trainer):
         """transformers' hook: a whole accumulation window in, exactly as many items out. The micro-batches are spread over them."""
         if self._step_started is None:
             self._step_started, self._steps_before = time.perf_counter(), self.state.global_step
+        self._load_rng_state(str(self._resuming_from) if self._resuming_from else None)
         micro_steps = []
         for _ in range(num_batches):
             try:
@@ -191,6 +193,12 @@ class BaseTrainer(Trainer):
         self._update = Update(self)
         items: list[dict[str, Any]] = [{"micro_batches": batches[index :: len(micro_steps)]} for index in range(len(micro_steps))]
         return items, None
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Once, before the first window, whose rewards may draw from these generators; transformers calls it after that window as well."""
+        if checkpoint is not None and self._rng_restored_from != checkpoint:
+            self._rng_restored_from = checkpoint
+            super()._load_rng_state(checkpoint)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for each micro-batch of this item; gradients are synchronised on the last one of the window only."""
@@ -314,7 +322,7 @@ class BaseTrainer(Trainer):
 
         Raises UserError when there is none or its settings differ; KeyboardInterrupt after Ctrl-C, once the step is saved.
         """
-        self._resuming_from = self._find_checkpoint(resume_from_checkpoint)
+        self._resuming_from, self._rng_restored_from = self._find_checkpoint(resume_from_checkpoint), None
         if self._resuming_from is not None:
             manifest = json.loads((self._resuming_from / checkpoints.MANIFEST).read_text())
             checkpoints.check_same(manifest["settings"], self._settings())
