@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -27,6 +26,7 @@ from posttrain.models.load import stop_token_ids
 from posttrain.probe import Probe, probe
 from posttrain.rewards import Rubric
 from posttrain.text import write_whole
+from posttrain.tracking.terminal import make_console
 from posttrain.trainers.checkpoints import whole
 from posttrain.trainers.grpo import GRPOTrainer
 from posttrain.trainers.grpo_config import GRPOConfig
@@ -91,7 +91,7 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
 
     `output_dir` holds the run, the model, exam.jsonl and summary.json, the taught model in sft/, and in sums.yaml the recipe of the training from there on.
     """
-    console = Console(highlight=False)
+    console = make_console()
     out = Path(output_dir)
     started = time.perf_counter()
     tokenizer = tiny_tokenizer()

@@ -5,20 +5,35 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from posttrain.text import redacted_message, shown
 
-class UserError(ValueError):
+LONGEST = 20_000  # characters of a message: a reward may put a whole data set into its exception
+
+
+class _Shown(Exception):
+    """Messages quote texts that are not ours: completions, file names, what a library said. Here, in the one place that every message passes, their
+    control characters become visible, secrets are blanked, and what is too long to read is cut in its middle."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} [{len(text) - LONGEST} characters left out] {text[-LONGEST // 2 :]}"
+        return shown(redacted_message(text))
+
+
+class UserError(_Shown, ValueError):
     """The user's input cannot work: a recipe, a dataset, a reward, a model path. The message names the cause and the fix."""
 
 
-class RewardError(RuntimeError):
+class RewardError(_Shown, RuntimeError):
     """A reward broke (raised, returned NaN or the wrong length). Never a silent zero."""
 
 
-class EnvError(RuntimeError):
+class EnvError(_Shown, RuntimeError):
     """An environment broke: it raised, or answered with what is no message. What a tool raises is not that: the model is told."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(_Shown, RuntimeError):
     """Training cannot go on (a loss that is not finite, a full disk). State on disk is whole."""
 
 

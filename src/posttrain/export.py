@@ -25,7 +25,7 @@ from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
 from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
-from posttrain.text import is_secret
+from posttrain.text import redacted
 from posttrain.trainers.checkpoints import MANIFEST, whole
 from posttrain.types import Prompt
 
@@ -238,14 +238,14 @@ def _public(sections: dict[str, Any]) -> dict[str, Any]:
     for name, section in sections.items():
         said = section.values() if isinstance(section, dict) else [section]
         if any(value not in (None, [], {}) for value in said):
-            shown[name] = _impersonal(section)
+            shown[name] = _impersonal(redacted(section))
     return shown
 
 
 def _impersonal(value: Any) -> Any:
-    """Of an absolute path its last part ("my_rewards.py:is_right"), and no secrets."""
+    """Of an absolute path its last part ("my_rewards.py:is_right")."""
     if isinstance(value, dict):
-        return {name: inner if name in TEXTS else None if is_secret(name, inner) else _impersonal(inner) for name, inner in value.items()}
+        return {name: inner if name in TEXTS else _impersonal(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_impersonal(inner) for inner in value]
     return Path(value).name or value if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~/")) else value

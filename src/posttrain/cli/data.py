@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain.cli.options import SETTINGS, overrides, sentences
+from posttrain.cli.options import SETTINGS, overrides, say, sentences
 from posttrain.cli.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def preview(
             read = read_recipe(recipe, overrides(ctx))
             found = look(read, kind_of_recipe(read, kind), rows)
         if as_json:
-            typer.echo(json.dumps(_as_json(found)))
+            say(json.dumps(_as_json(found)))
             return
         _print_rows(found)
-        typer.echo("\n".join(report(found)))
+        say("\n".join(report(found)))
 
 
 def _print_rows(found: Preview) -> None:
@@ -60,7 +60,7 @@ def _print_rows(found: Preview) -> None:
     from rich.text import Text
 
     from posttrain.cli.preview import stretches
-    from posttrain.tracking.lines import shown
+    from posttrain.text import shown
 
     console = Console(highlight=False, soft_wrap=True)
     for number, pieces in enumerate(found.shown):

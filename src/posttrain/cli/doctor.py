@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from posttrain.cli.options import sentences
+from posttrain.cli.options import say, sentences
 
 if TYPE_CHECKING:
     from posttrain.doctor import Finding
@@ -24,10 +24,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
         findings = examine()
         sound = is_sound(findings)
         if as_json:
-            typer.echo(json.dumps({"sound": sound, "findings": [asdict(finding) for finding in findings]}))
+            say(json.dumps({"sound": sound, "findings": [asdict(finding) for finding in findings]}))
         else:
-            typer.echo("\n".join(report(findings)))
-            typer.echo("\nready to train" if sound else "\nnot ready: mend what is marked BROKEN")
+            say("\n".join(report(findings)))
+            say("\nready to train" if sound else "\nnot ready: mend what is marked BROKEN")
         raise typer.Exit(0 if sound else 1)
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from posttrain.cli import runs
-from posttrain.cli.options import sentences
-from posttrain.tracking.lines import visible
+from posttrain.cli.options import say, sentences
+from posttrain.text import visible
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
         result, written = examine(question, Asking(samples, generations, temperature, seed, by, duplicates), against)
         if path is not None:
             result["completions"] = path
-        typer.echo(json.dumps(result) if as_json else "\n".join(report(result)))
+        say(json.dumps(result) if as_json else "\n".join(report(result)))
         if path is not None:
             completions.save(path, written)
 

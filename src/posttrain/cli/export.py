@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain.cli import runs
-from posttrain.cli.options import sentences
+from posttrain.cli.options import say, sentences
 
 
 def export(
@@ -38,11 +38,11 @@ def export(
         options.pop("dtype", None)  # the sum is computed in float32
         parity = library.export_model(model, directory, format=format, dtype=dtype, base=base, prompts=asked, **options)
         if parity is not None:
-            typer.echo(str(parity))
+            say(str(parity))
         library.write_card(directory, source=model, run=of_run, parity=parity)
-        typer.echo(f"exported to {directory}")
+        say(f"exported to {directory}")
         if push_to_hub is not None:
-            typer.echo(f"pushed to {library.push_to_hub(directory, push_to_hub, private=not public)}")
+            say(f"pushed to {library.push_to_hub(directory, push_to_hub, private=not public)}")
 
 
 def _prompts(given: str | None, run: Path | None) -> list[Any]:

@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from posttrain.cli.kinds import KINDS, Kind
+from posttrain.cli.options import say
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError
 from posttrain.plan.advice import refuse_what_cannot_fit
@@ -42,11 +41,11 @@ def check(kind: Kind, recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> N
         shape = shape_of_model(recipe.model, vocab=len(tokenizer))
         job = job_of(kind, recipe, args, shape, *longest(kind, rows, tokenizer, args))
     except UserError as error:
-        typer.echo(f"memory was not checked: {error}", err=True)
+        say(f"memory was not checked: {error}", err=True)
         return
     note = refuse_what_cannot_fit(job, free, "the GPU" if device == "cuda" else "this machine")
     if note is not None:
-        typer.echo(f"warning: {note}", err=True)
+        say(f"warning: {note}", err=True)
 
 
 def shape_of_model(section: ModelSection, vocab: int | None = None) -> Shape:

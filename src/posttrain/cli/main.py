@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input can
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from posttrain.cli.doctor import doctor
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
 from posttrain.cli.kinds import KINDS
-from posttrain.cli.options import SETTINGS, overrides, sentences
+from posttrain.cli.options import SETTINGS, as_utf8, overrides, say, sentences
 from posttrain.cli.plan import plan
 from posttrain.cli.probe import probe
 from posttrain.cli.recipe import read_recipe
@@ -93,13 +94,13 @@ def sample(
     with sentences():
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.exams import complete
-        from posttrain.tracking.lines import shown
+        from posttrain.text import shown
         from posttrain.types import Sampling
 
         hide_progress_bars()
-        for rollout in complete(model, prompt, system, n, Sampling(max_new_tokens, temperature), seed):
+        for rollout in complete(model, as_utf8(prompt), None if system is None else as_utf8(system), n, Sampling(max_new_tokens, temperature), seed):
             text = shown(rollout.text) if sys.stdout.isatty() else rollout.text
-            typer.echo(text + ("" if not rollout.is_truncated else " [cut]"))
+            typer.echo(text + ("" if not rollout.is_truncated else " [cut]"))  # a pipe gets what the model wrote
 
 
 def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool, watch: bool) -> None:
@@ -109,8 +110,8 @@ def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite:
     build.hide_progress_bars()
     kind = KINDS[command]
     if dry_run:
-        typer.echo(training.dry_run(kind, recipe))
-        typer.echo("the recipe is ready to train: nothing was written")
+        say(training.dry_run(kind, recipe))
+        say("the recipe is ready to train: nothing was written")
         return
     default_output = f"runs/{Path(name).stem}" + ("" if command == "grpo" else f"-{command}")
     output_dir = str(getattr(recipe, kind.section).get("output_dir") or default_output)
@@ -119,7 +120,10 @@ def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite:
 
 
 def run() -> None:
-    """The console script."""
+    """The console script. An output that is not UTF-8 (a pipe on Windows) gets escapes for what it cannot hold, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     threads.prepare()
     sys.exit(app())
 

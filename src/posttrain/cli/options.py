@@ -11,9 +11,20 @@ import typer
 from posttrain.cli.recipe import Recipe
 from posttrain.cli.values import nearest
 from posttrain.errors import EnvError, RewardError, TrainingError, UserError
+from posttrain.text import redacted_message, shown
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
 EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2, EnvError: 2, OSError: 1}
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print, as every command does: texts that are not ours reach no terminal with their control characters."""
+    typer.echo(shown(text), err=err)
+
+
+def as_utf8(argument: str) -> str:
+    """An argument of the command line, which a locale like C reads as ASCII with surrogates in the place of all other bytes."""
+    return argument if argument.isascii() else argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @contextlib.contextmanager
@@ -26,10 +37,10 @@ def sentences() -> Iterator[None]:
     except tuple(EXIT_CODES) as error:
         if os.environ.get("POSTTRAIN_TRACEBACK") == "1":
             raise
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        say(f"error: {' '.join(redacted_message(str(error)).split())}", err=True)
         raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from error
     except KeyboardInterrupt as error:
-        typer.echo("interrupted", err=True)
+        say("interrupted", err=True)
         raise typer.Exit(130) from error
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from posttrain.cli.options import overrides, sentences
+from posttrain.cli.options import overrides, say, sentences
 from posttrain.errors import UserError
 from posttrain.plan import Job, Plan, find_shape
 from posttrain.plan import plan as make_plan
@@ -73,12 +73,12 @@ def plan(
             changes["tile_rows"] = _rows(tiles)
         if seeds_table:
             rows = table()
-            typer.echo(json.dumps([vars(row) for row in rows]) if as_json else "\n".join(seeds_lines(rows)))
+            say(json.dumps([vars(row) for row in rows]) if as_json else "\n".join(seeds_lines(rows)))
             return
         job = _job(ctx, recipe, model, trainer, (context, prompt_length, completion_length), changes)
         limit = None if gpu is None else read_size(gpu)
         found = make_plan(job)
-        typer.echo(json.dumps(_as_json(found, limit, rates)) if as_json else "\n".join(_lines(found, limit, rates)))
+        say(json.dumps(_as_json(found, limit, rates)) if as_json else "\n".join(_lines(found, limit, rates)))
 
 
 def _rows(text: str) -> int:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain.cli.options import overrides, sentences
+from posttrain.cli.options import overrides, say, sentences
 from posttrain.errors import UserError
-from posttrain.tracking.lines import visible
+from posttrain.text import visible
 
 if TYPE_CHECKING:
     from posttrain.cli.recipe import Recipe
@@ -47,9 +47,9 @@ def probe(
             answers.check(save)
         found, groups, rubric, rows = measure(read_recipe(recipe, overrides(ctx)), trainer, prompts, completions)
         if as_json:
-            typer.echo(json.dumps(as_mapping(found)))
+            say(json.dumps(as_mapping(found)))
         else:
-            typer.echo("\n".join(report(found, recipe, rows, _shown(groups))))
+            say("\n".join(report(found, recipe, rows, _shown(groups))))
         if save is not None:
             answers.save(save, answers.lines(groups, rubric))
         raise typer.Exit(found.exit_code)

@@ -17,7 +17,7 @@ from posttrain.cli.environments import EnvSection
 from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
-from posttrain.text import is_secret
+from posttrain.text import redacted
 
 
 @dataclass
@@ -115,7 +115,9 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """What reads back as the same recipe, without its secrets: a run's directory is passed on."""
-        return yaml.safe_dump(_without_secrets(asdict(self)), sort_keys=False, allow_unicode=True)
+        written = redacted(asdict(self))
+        written["data"]["columns"] = self.data.columns  # names of columns and their templates: a column `secret` is data
+        return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
 
 
 SECTIONS: dict[str, type] = {
@@ -148,12 +150,6 @@ def recipe_of(values: dict[str, Any], path: Path) -> Recipe:
     recipe.env.tools = [_absolute_reward(entry, folder) for entry in recipe.env.tools]
     recipe.env.name = _absolute_reward(recipe.env.name, folder)
     return recipe
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: None if is_secret(name, inner) else _without_secrets(inner) for name, inner in value.items()}
-    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
 def find_recipe(name: str) -> Path:

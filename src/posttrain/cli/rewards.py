@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain.cli.options import sentences
+from posttrain.cli.options import say, sentences
 from posttrain.cli.recipe import DataSection, Recipe, read_recipe
 from posttrain.errors import UserError
 
@@ -57,7 +57,7 @@ def check(
         finally:
             rubric.close()
         if as_json:
-            typer.echo(json.dumps({"passed": report.passed, **asdict(report)}))
+            say(json.dumps({"passed": report.passed, **asdict(report)}))
         else:
             _print(reward, rubric, report)
         if not report.passed:
@@ -108,7 +108,7 @@ def _print(name: str, rubric: Rubric, report: Report) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from posttrain.tracking.lines import visible
+    from posttrain.text import visible
 
     console = Console(highlight=False)
     console.print(Text(visible(name), style="bold"))
@@ -125,7 +125,7 @@ def _table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from posttrain.tracking.lines import visible
+    from posttrain.text import visible
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     skipped: dict[str, list[str]] = {}

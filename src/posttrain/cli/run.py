@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli import runs
-from posttrain.cli.options import overrides, sentences
+from posttrain.cli.options import overrides, say, sentences
 from posttrain.cli.stages import DONE, Stage, clear, data_of, read_stages
 from posttrain.cli.watch import Watch, watching
 from posttrain.errors import UserError
@@ -35,8 +35,8 @@ def run(
         _check_data(stages, again=overwrite)
         if dry_run:
             for stage in stages:
-                typer.echo(f"{stage.name}: {stage.kind.title}, from {stage.start}, into {stage.directory}")
-            typer.echo("the recipe is ready to train: nothing was written")
+                say(f"{stage.name}: {stage.kind.title}, from {stage.start}, into {stage.directory}")
+            say("the recipe is ready to train: nothing was written")
             return
         if overwrite:
             _clear(stages)
@@ -78,13 +78,13 @@ def _run(stages: list[Stage], resume: bool) -> None:
         if done is not None:
             if not resume:
                 raise UserError(f"{stage.directory} is done already; go on with --resume, or start over with --overwrite")
-            typer.echo(f"{title}: done before")
+            say(f"{title}: done before")
         else:
-            typer.echo(f"{title}: {stage.kind.title} into {stage.directory}")
+            say(f"{title}: {stage.kind.title} into {stage.directory}")
             model = training.train_run(stage.kind, stage.recipe(models), str(stage.directory), resume=resume, overwrite=False)
             done = _leave(stage, models, model)
         models[stage.name] = done
-    typer.echo(f"all stages are done; the last model is in {models[stages[-1].name]}")
+    say(f"all stages are done; the last model is in {models[stages[-1].name]}")
 
 
 def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import typer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.cli import runs
 from posttrain.cli.kinds import Kind
+from posttrain.cli.options import say
 from posttrain.cli.recipe import Recipe
 from posttrain.text import write_whole
 from posttrain.trainers import checkpoints
@@ -52,7 +52,7 @@ def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, over
         if trainer.args.process_index == 0:
             _make_room(output_dir, overwrite)
     if resume and not goes_on:
-        typer.echo(f"no complete checkpoint in {output_dir} yet: starting from the beginning")
+        say(f"no complete checkpoint in {output_dir} yet: starting from the beginning")
     trainer.add_callback(_Beginning(recipe, Path(output_dir)))
     trainer.train(resume_from_checkpoint=goes_on or None)
     model = Path(output_dir) / runs.MODEL
@@ -64,7 +64,7 @@ def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, over
     if trainer.args.push_to_hub:
         trainer.push_to_hub(commit_message="Model save")
     if trainer.args.process_index == 0:
-        typer.echo(f"the model is in {model}" + (f"   examine it: posttrain eval {output_dir}" if kind.is_online else ""))
+        say(f"the model is in {model}" + (f"   examine it: posttrain eval {output_dir}" if kind.is_online else ""))
     return model
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from posttrain.cli.options import sentences
+from posttrain.cli.options import say, sentences
 from posttrain.errors import UserError, did_you_mean
 
 Watch = Annotated[bool, typer.Option("--watch", help="Show the training on a local web page while it runs.")]
@@ -41,7 +41,7 @@ def watch(
         from posttrain.watch.server import choose_address, find_runs, serve
 
         address = choose_address(host, port, with_token=token)
-        serve(find_runs(runs, wait=wait), address, open_browser=open_browser, ready=lambda url: typer.echo(f"watch it:  {url}"))
+        serve(find_runs(runs, wait=wait), address, open_browser=open_browser, ready=lambda url: say(f"watch it:  {url}"))
 
 
 def report(
@@ -67,7 +67,7 @@ def report(
         if found[0].reader is None:
             raise UserError(f"{run}: the run has not begun yet, there is nothing to report")
         write_report(found[0], output, groups=None if not group else [_place(one) for one in group], mode=color)
-        typer.echo(f"written to {output} ({output.stat().st_size / 2**20:.1f} MB)")
+        say(f"written to {output} ({output.stat().st_size / 2**20:.1f} MB)")
 
 
 def _place(given: str) -> tuple[int, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from posttrain.text import visible
 from posttrain.tracking.alarms import Alarms
-from posttrain.tracking.lines import plain_name, visible
+from posttrain.tracking.lines import plain_name
 
 CUT_SHARE = 0.9  # above it, rewards for an answer at the end can hardly be earned
 SILENT_LOGS = 5  # so many logs in a row without any signal are no accident

@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from posttrain.errors import TrainingError, UserError
-from posttrain.text import encodable
+from posttrain.text import encodable, redacted, redacted_message
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
 from posttrain.tracking.lock import WriterLock
 from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION
@@ -117,9 +117,11 @@ class RunStore:
                     self._db.execute("ROLLBACK")
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
-        """Replace metadata, each value as JSON (what JSON lacks, as its `str`)."""
+        """Replace metadata, each value as JSON (what JSON lacks, as its `str`), without secrets."""
         with self._transaction() as db:
-            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, json.dumps(value, default=str)) for key, value in values.items()])
+            db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, json.dumps(redacted(value), default=str)) for key, value in values.items()]
+            )
 
     def note(self, step: int, kind: str, text: str) -> None:
         """An event in words (a resume, the first traceback of a broken reward, ...), written at once."""
@@ -178,7 +180,7 @@ class RunStore:
 
     @staticmethod
     def _insert_note(db: sqlite3.Connection, step: int, kind: str, text: str) -> None:
-        db.execute("INSERT INTO notes (step, at, kind, text) VALUES (?, ?, ?, ?)", (step, time.time(), kind, encodable(text)))
+        db.execute("INSERT INTO notes (step, at, kind, text) VALUES (?, ?, ?, ?)", (step, time.time(), kind, encodable(redacted_message(text))))
 
     @staticmethod
     def _insert_group(db: sqlite3.Connection, step: int, number: int, collected: CollectedGroup) -> None:

@@ -6,24 +6,12 @@ Completions and reward names are written by strangers: whatever reaches a screen
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from posttrain.text import visible
+
 Logs = Mapping[str, float]
-
-# Control, format (bidirectional overrides among them), surrogate and line-breaking characters: they move cursors, recolour or reorder text.
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-
-
-def visible(text: str) -> str:
-    """The text with every character that a terminal would obey instead of show written as its escape (`\\x1b`, `\\n`, ...)."""
-    return "".join(char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _HIDDEN else char for char in text)
-
-
-def shown(text: str) -> str:
-    """As `visible`, but line breaks and tabs do their work: text of several lines, to be read as such."""
-    return "".join(char if char in "\n\t" else visible(char) for char in text)
 
 
 def number(value: float) -> str:

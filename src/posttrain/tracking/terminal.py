@@ -7,9 +7,10 @@ or a user is ever read as markup, and none reaches the terminal with its control
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,11 +19,41 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from posttrain.text import spelled, visible
 from posttrain.tracking.advice import Advisor
-from posttrain.tracking.lines import Words, by_data_set, duration, is_worth_a_line, joined, line, visible, words
+from posttrain.tracking.lines import Words, by_data_set, duration, is_worth_a_line, joined, line, words
 from posttrain.types import Rollout
 
 SHOWN = 400  # characters of a completion that `samples` prints
+
+
+class _Output:
+    """Standard output, whichever it is when it is written to. What its encoding lacks is written as escapes: it may be a pipe in cp1252."""
+
+    def write(self, text: str) -> int:
+        return self._now().write(spelled(text, self._now().encoding))
+
+    def flush(self) -> None:
+        self._now().flush()
+
+    def isatty(self) -> bool:
+        return self._now().isatty()
+
+    def fileno(self) -> int:
+        return self._now().fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._now().encoding or "utf-8"
+
+    @staticmethod
+    def _now() -> TextIO:
+        proxied: TextIO = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # a live view takes standard output over
+        return proxied
+
+
+def make_console() -> Console:
+    return Console(file=cast(TextIO, _Output()), highlight=False)
 
 
 class TerminalView(TrainerCallback):
@@ -31,7 +62,7 @@ class TerminalView(TrainerCallback):
     def __init__(self, console: Console | None = None, note: Callable[[str, str], None] | None = None) -> None:
         """`note(kind, text)` hears every warning too: the run's record."""
         self._note: Callable[[str, str], None] = note or (lambda kind, text: None)
-        self.console = Console(highlight=False) if console is None else console
+        self.console = make_console() if console is None else console
         self._live: Live | None = None  # None: plain lines, or not training
         self._advisor = Advisor()
         self._logs: Mapping[str, float] = {}

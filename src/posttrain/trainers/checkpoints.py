@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from posttrain.errors import TrainingError, UserError
+from posttrain.text import redacted
 
 MANIFEST = "posttrain.json"  # written last: a checkpoint without it is not one
 
@@ -136,13 +137,14 @@ def check_resumable(checkpoint: Path, processes: int) -> None:
 
 
 def settings_of(args: Any, **more: Any) -> dict[str, Any]:
-    """What a continuation must have in common with the run, as JSON values."""
+    """What a continuation must have in common with the run, as JSON values. Secrets are left out: a run may go on with another token."""
     held = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE and not name.startswith(("hub_", "push_to_hub"))}
-    return json.loads(json.dumps(held | more, default=str))
+    return redacted(json.loads(json.dumps(held | more, default=str)), dropped=True)
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse a continuation under other settings, by name."""
+    saved = redacted(saved, dropped=True)  # older versions kept some of them
     changed = [name for name in saved.keys() | now.keys() if name in saved and name in now and saved[name] != now[name]]
     if changed:
         listed = ", ".join(f"{name}: {_short(saved[name])} -> {_short(now[name])}" for name in sorted(changed))

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from posttrain.errors import UserError, did_you_mean
 from posttrain.ops.precision import multiplies_natively
+from posttrain.text import redacted
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -109,6 +110,11 @@ class BaseConfig(TrainingArguments):
     def token_budget(self) -> int:
         """Stream tokens of one micro-batch."""
         return self.max_tokens_per_micro_batch or DEFAULT_TOKENS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without secrets, nested ones too: trackers, records and manifests are made from it."""
+        values: dict[str, Any] = redacted(super().to_dict())
+        return values
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from nicegui import run as background
 from nicegui import ui
 
+from posttrain.text import shown
 from posttrain.tracking.browse import CLIPPED, FILTERS, Browser, Found, Marks, Wanted
-from posttrain.tracking.lines import shown
 from posttrain.tracking.reader import GroupRow
 from posttrain.watch.charts import comparison
 from posttrain.watch.curves import Run

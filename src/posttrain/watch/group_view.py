@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from nicegui import ui
 from nicegui.element import Element
 
+from posttrain.text import shown, visible
 from posttrain.tracking.browse import Marks
-from posttrain.tracking.lines import number, shown, visible
+from posttrain.tracking.lines import number
 from posttrain.tracking.reader import GroupRow
 from posttrain.watch.figures import said, table
 from posttrain.watch.story import Completion, Stage, Story

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from posttrain import __version__
 from posttrain.errors import UserError
-from posttrain.text import write_whole
-from posttrain.tracking.lines import shown, visible
+from posttrain.text import redacted, shown, visible, write_whole
 from posttrain.tracking.reader import GroupRow, RolloutRow
 from posttrain.watch import charts as drawing
 from posttrain.watch.curves import Run
@@ -111,7 +110,7 @@ def _tell(run: Run, row: GroupRow, mode: str, number: int) -> Told:
 
 def _settings(run: Run) -> Iterable[tuple[str, str]]:
     for group in ("config", "versions"):
-        for name, value in sorted(run.meta.get(group, {}).items()):
+        for name, value in sorted(redacted(run.meta.get(group, {})).items()):  # records of older versions hold some
             if value not in (None, "", [], {}) and not LEFT_OUT.fullmatch(name):
                 yield name, visible(str(value))[:200]
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from posttrain.text import shown
 from posttrain.tracking.browse import Trust
-from posttrain.tracking.lines import shown
 from posttrain.watch.story import Completion
 
 LIMIT = 1500  # pieces that are shown of one completion
