@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from posttrain.sandbox.limits import Limits
-from posttrain.sandbox.walls import BOOT, HERE, Start, Wall, environment, interpreter, new_user
+from posttrain.sandbox.view import View, interpreter
+from posttrain.sandbox.walls import BOOT, HERE, Start, Wall, environment, new_user
 
 PYTHON = ("-S", "-s", "-X", "utf8", "-c", BOOT)
 
@@ -90,7 +91,7 @@ class Nursery:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(
-                    [interpreter(), *PYTHON, HERE, "nursery"],
+                    [interpreter(), *PYTHON, HERE, "nursery", str(os.getpid())],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -146,11 +147,11 @@ def bear(wall: Wall, config: dict[str, Any], folder: str | None, limits: Limits)
 def _start(wall: Wall, config: dict[str, Any], descriptors: list[int], folder: str | None, limits: Limits) -> Handle:
     """As a command of its own."""
     reports = [descriptors[3], os.dup(descriptors[3])] if wall.has_keeper else []  # the keeper's, and that of what puts up the wall
-    inner = [interpreter(), *PYTHON, HERE, json.dumps(config | {"report": reports[0] if reports else -1})]
+    inner = [interpreter(), *PYTHON, HERE, json.dumps(config | {"report": reports[0] if reports else -1, "parent": os.getpid()})]
     user = new_user() if wall.user == "outside" and os.geteuid() == 0 else None
     try:
         return subprocess.Popen(
-            wall.command(inner, Start(limits, config["visible"], reports[1])) if reports else inner,
+            wall.command(inner, Start(limits, View(**config["view"]), reports[1])) if reports else inner,
             stdin=descriptors[0],
             stdout=descriptors[1],
             stderr=descriptors[2],

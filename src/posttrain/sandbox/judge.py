@@ -19,6 +19,7 @@ from posttrain.sandbox.job import Asserts, Call, InputOutput, Job, Result, Verdi
 from posttrain.sandbox.levels import require
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.run import Outcome, Process, SandboxError, run
+from posttrain.sandbox.view import checked
 
 ENDED = "the program had ended"
 EXAMINER_EXTRA_S = 0.5  # the examiner outlives the program, to say how its tests ended
@@ -27,12 +28,12 @@ EXAMINER_EXTRA_S = 0.5  # the examiner outlives the program, to say how its test
 class Sandbox:
     """Runs programs on this machine. Raises UserError when it cannot give the isolation level asked for (levels.LEVELS).
 
-    `packages`: programs may import the packages installed here. `visible`: further directories that they may read.
+    `packages`: programs may import the packages installed here. `visible`: further directories that they may read. UserError where there is none.
     """
 
     def __init__(self, level: str = "namespaces", *, packages: bool = False, visible: tuple[str, ...] = ()) -> None:
         self.isolation = require(level)
-        self.packages, self.visible = packages, visible
+        self.packages, self.visible = packages, checked(visible)
 
     def judge(self, job: Job) -> Verdict:
         """The verdict on one program. A sandbox that fails is tried once more, then named in the verdict's `error`; see Job for the UserErrors."""

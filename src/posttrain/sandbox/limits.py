@@ -44,6 +44,7 @@ class Limits:
     def inside(self) -> dict[str, int]:
         """In the units of setrlimit, for the process that confines itself."""
         return {
+            "wall_s": math.ceil(self.wall_s),
             "cpu_s": math.ceil(self.cpu_s),
             "memory": int(self.memory_mb * MIB),
             "processes": int(self.processes),

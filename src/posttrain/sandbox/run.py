@@ -10,22 +10,23 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.sandbox.birth import bear
 from posttrain.sandbox.limits import Limits
-from posttrain.sandbox.walls import Level, Wall, end, new_user, package_paths, visible_paths
+from posttrain.sandbox.pipes import End, Feeder, Pipe
+from posttrain.sandbox.view import View, package_paths, view
+from posttrain.sandbox.walls import Level, Wall, end, new_user
 
-PIECE = 65536
 STDERR_KEPT = 4096  # bytes of standard error that an outcome keeps, the last ones
-GRACE_S = 0.5  # for a process to end, and for the last bytes where somebody may hold the pipe for ever
-LAST_BYTES_S = 30.0  # where nobody can: this process may be stalled, and what it has not read yet is no wrong output
+GRACE_S = 0.5  # for a killed process to end
+LAST_BYTES_S = 30.0  # for what lies in the pipes by then: this process may be stalled, and what it has not read yet is no wrong output
 
 
 class SandboxError(RuntimeError):
@@ -53,60 +54,6 @@ class Outcome:
         return (words.get(self.ended) or f"the limit of {self.ended} was reached") + (f" ({last[0][:200]})" if last[0] else "")
 
 
-class Pipe(threading.Thread):
-    """Reads one pipe to its end, or to its cap, and closes it. Daemon threads: a pipe that never ends holds nobody up."""
-
-    def __init__(self, descriptor: int, cap: int, changed: threading.Condition) -> None:
-        super().__init__(daemon=True, name="posttrain-sandbox-pipe")
-        self.descriptor, self.cap, self.changed = descriptor, cap, changed
-        self.content = bytearray()
-        self.is_over = False  # the cap is passed
-        self.is_done = False
-        self.start()
-
-    def run(self) -> None:
-        while not self.is_done:
-            try:
-                piece = os.read(self.descriptor, PIECE)
-            except OSError:
-                piece = b""
-            with self.changed:
-                self.content += piece[: self.cap - len(self.content)]
-                self.is_over = len(self.content) >= self.cap
-                self.is_done = not piece or self.is_over
-                self.changed.notify_all()
-        os.close(self.descriptor)
-
-
-class Feeder(threading.Thread):
-    """Writes to a program's standard input, which may never be read."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(daemon=True, name="posttrain-sandbox-feeder")
-        self.descriptor = descriptor
-        self.waiting: deque[bytes | None] = deque()
-        self.arrived = threading.Semaphore(0)
-        self.start()
-
-    def put(self, data: bytes | None) -> None:
-        """None is the end of the input."""
-        self.waiting.append(data)
-        self.arrived.release()
-
-    def run(self) -> None:
-        with contextlib.suppress(OSError):  # a broken pipe: the program has stopped reading, as it may
-            while True:
-                self.arrived.acquire()
-                data = self.waiting.popleft()
-                if data is None:
-                    break
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(self.descriptor, left) :]
-        with contextlib.suppress(OSError):
-            os.close(self.descriptor)
-
-
 class Process:
     """A program that runs. `close` ends it and all it started; leaving the `with` block does."""
 
@@ -128,15 +75,16 @@ class Process:
             raise SandboxError(f"a process could not be started: {error}") from error
         self.handle = child.handle
         cap = int(limits.output_kb * 1024)
-        self.stdout = Pipe(child.stdout, cap, self.changed)
-        self.stderr = Pipe(child.stderr, cap, self.changed)
-        self.status = Pipe(child.status, cap, self.changed) if wall.has_keeper else None
-        self.feeder = Feeder(child.stdin)
+        self.end = End()
+        self.stdout = Pipe(child.stdout, cap, self.changed, self.end)
+        self.stderr = Pipe(child.stderr, cap, self.changed, self.end)
+        self.status = Pipe(child.status, cap, self.changed, self.end) if wall.has_keeper else None
+        self.feeder = Feeder(child.stdin, self.end)
         frame = json.dumps(message).encode()
         self.write(b"%010d" % len(frame) + frame)
 
     def _config(self, do: str, packages: bool, visible: tuple[str, ...]) -> dict[str, Any]:
-        """For inside/start.py. Makes the working directory where the wall has none of its own."""
+        """For inside/start.py. Raises OSError. Makes the working directory where the wall has none of its own."""
         user = new_user() if self.wall.user == "inside" else None
         if self.wall.level < Level.NAMESPACES:
             self.folder = tempfile.mkdtemp(prefix="posttrain-")
@@ -149,7 +97,7 @@ class Process:
             "user": user,
             "folder": self.folder,
             "packages": package_paths() if packages else [],
-            "visible": visible_paths(packages, visible),
+            "view": (view(packages, visible) if self.wall.level == Level.NAMESPACES else View()).to_json(),
             "limits": self.limits.inside(),
         }
 
@@ -193,11 +141,14 @@ class Process:
         end(self.handle, self.first)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.handle.wait(GRACE_S)
+        self.end.tell()
         self.feeder.put(None)
-        until = time.monotonic() + (LAST_BYTES_S if self.wall.ends_all else GRACE_S)
+        until = time.monotonic() + LAST_BYTES_S
         for pipe in (self.stdout, self.stderr, self.status):
             if pipe is not None:
                 pipe.join(max(0.0, until - time.monotonic()))
+        if self.stdout.was_held or self.stderr.was_held:
+            _collect_sockets()
         with self.changed:
             self._listen()
         if self.first is not None:
@@ -248,7 +199,7 @@ class Process:
         if self.wall.has_keeper and "ready" not in self.report:
             why = self.report.get("failed") or (f"it was not ready within {self.limits.wall_s} s" if reached else stderr.strip() or "it ended early")
             raise SandboxError(f"the sandbox ({self.wall.name}) could not be set up: {why}")
-        if self.wall.ends_all and not self.stdout.is_done:
+        if not self.stdout.is_done:
             raise SandboxError(f"the sandbox ({self.wall.name}): a program's output was not read to its end within {LAST_BYTES_S:g} s")
         stdout = bytes(self.stdout.content)
         if reached is not None:
@@ -270,6 +221,13 @@ class Process:
             except RecursionError:  # the program nested directories deeper than Python's stack
                 subprocess.run(["rm", "-rf", "--", self.folder], check=False, capture_output=True)
             self.folder = None
+
+
+def _collect_sockets() -> None:
+    """A closed unix socket makes the kernel look for those that hold only each other. They count against what this user may pass on."""
+    if os.name == "posix":
+        for each in socket.socketpair():
+            each.close()
 
 
 def run(wall: Wall, message: dict[str, Any], stdin: bytes, limits: Limits, *, packages: bool = False, visible: tuple[str, ...] = ()) -> Outcome:

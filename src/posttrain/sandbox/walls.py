@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
+import zoneinfo
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING
 
 from posttrain.sandbox.inside.tree import end_descendants
 from posttrain.sandbox.limits import Limits
+from posttrain.sandbox.view import View, time_zones
 
 if TYPE_CHECKING:
     from posttrain.sandbox.birth import Handle
 
 IS_LINUX = sys.platform.startswith("linux")
 HERE = str(Path(__file__).parent)
+DEVICES = ("null", "zero", "full", "urandom", "random")
 SHOWN_AS = "/posttrain"  # HERE, where bubblewrap shows it
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.start import main; main()"
-LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32")
 # A range of user numbers that no account has. Each program gets its own, so that programs neither see, signal nor count against each other.
 FIRST_USER, USERS = 1_500_000_000, 500_000_000
 
@@ -48,7 +49,7 @@ class Start:
     """What a command that puts up a wall needs to know."""
 
     limits: Limits
-    visible: list[str]
+    view: View
     status: int  # a descriptor to report on
 
 
@@ -69,28 +70,26 @@ class Wall:
         """The keeper puts it up itself, so its process need not be a command."""
         return IS_LINUX and self.has_keeper and self.command is bare
 
-    @property
-    def ends_all(self) -> bool:
-        """Nothing of the program outlives `end`, so its output comes to an end."""
-        return IS_LINUX and (self.level == Level.NAMESPACES or self.keeper_is_safe)
-
 
 def bare(inner: list[str], start: Start) -> list[str]:
     return inner
 
 
 def bubblewrap(inner: list[str], start: Start) -> list[str]:
-    """bwrap's arguments: nothing but the interpreter's libraries, four devices and an empty /tmp."""
-    shown = [["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path] for path in start.visible]
-    devices = [["--dev-bind", f"/dev/{name}", f"/dev/{name}"] for name in ("null", "zero", "urandom", "random")]
+    """bwrap's arguments: what the view has, some devices and an empty /tmp. The supervisor is the first process, which no signal from inside ends."""
+    shown = [["--ro-bind", path, path] for path in start.view.shown]
+    links = [["--symlink", target, path] for path, target in start.view.links.items()]
+    empty = [["--tmpfs", path, "--remount-ro", path] for path in start.view.empty]
+    devices = [["--dev-bind", f"/dev/{name}", f"/dev/{name}"] for name in DEVICES]
     inner = [SHOWN_AS if argument == HERE else argument for argument in inner]
     own = [["--ro-bind", inner[0], inner[0]], ["--ro-bind", HERE, SHOWN_AS]]
     return [
         str(shutil.which("bwrap")),
-        *("--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--cap-drop", "ALL"),
+        *("--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--cap-drop", "ALL", "--as-pid-1"),
         *("--json-status-fd", str(start.status)),
-        *(argument for arguments in (*shown, *own, *devices) for argument in arguments),
-        *("--size", str(start.limits.inside()["files"]), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),
+        *("--size", str(start.limits.inside()["files"]), "--tmpfs", "/tmp"),
+        *(argument for arguments in (*shown, *links, *empty, *own, *devices) for argument in arguments),
+        *("--chdir", "/tmp", "--remount-ro", "/"),
         *("--", *inner),
     ]
 
@@ -111,7 +110,7 @@ WALLS = {
     wall.name: wall
     for wall in (
         Wall("namespaces", Level.NAMESPACES, True, True, "inside", bare, _no_linux),
-        Wall("bubblewrap", Level.NAMESPACES, True, False, "outside", bubblewrap, _no_bubblewrap),
+        Wall("bubblewrap", Level.NAMESPACES, True, True, "outside", bubblewrap, _no_bubblewrap),
         Wall(
             "own user",
             Level.LIMITS,
@@ -131,28 +130,6 @@ def _unlimited_root() -> str | None:
     return None if os.geteuid() != 0 else "root is not bound by the limit of processes; start it as another user"
 
 
-def visible_paths(packages: bool, more: tuple[str, ...] = ()) -> list[str]:
-    """Directories that a program in namespaces may read: the interpreter's libraries and the system's. Outer ones first."""
-    base = {"installed_base": sys.base_prefix, "platbase": sys.base_exec_prefix, "installed_platbase": sys.base_exec_prefix}
-    standard = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
-    wanted = [*LIBRARIES, *standard, sysconfig.get_config_var("LIBDIR") or "", *(package_paths() if packages else ()), *more]
-    kept: list[str] = []
-    for path in sorted({path for path in wanted if os.path.isdir(path)}, key=lambda path: path.count("/")):
-        if not any(path.startswith(outer + "/") for outer in kept if not os.path.islink(outer)):
-            kept.append(path)
-    return kept
-
-
-def package_paths() -> list[str]:
-    """Where this interpreter's installed packages lie."""
-    return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
-
-
-def interpreter() -> str:
-    """The Python that a program runs in: this one, without its virtual environment."""
-    return os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]  # CPython's own name for what a virtual environment was made from
-
-
 def new_user() -> int:
     return FIRST_USER + secrets.randbelow(USERS)
 
@@ -161,6 +138,8 @@ def new_user() -> int:
 def environment() -> dict[str, str]:
     """All that a program finds in its environment. The hash seed is fixed, so that the same program says the same."""
     names = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp", "MALLOC_ARENA_MAX": "1"}
+    if (zones := time_zones()) and not set(zones) <= set(zoneinfo.TZPATH):  # those of the package tzdata
+        names["PYTHONTZPATH"] = os.pathsep.join(zones)
     if os.name != "posix":  # Windows starts no Python without it
         names["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
     return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 
 IS_LINUX = sys.platform.startswith("linux")
@@ -11,6 +12,31 @@ if IS_LINUX:
     from . import system
 
 STACK = 64 * 2**20  # deep recursion is what many programs do; the memory limit holds all the same
+
+NOT_TO_CATCH = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+
+
+def ignore_signals() -> None:
+    """For the processes that supervise, which a program of the same user may signal. SIGCHLD is ignored by default, and waiting needs it so."""
+    for number in signal.valid_signals() - NOT_TO_CATCH:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def default_signals() -> None:
+    """As a new interpreter has them."""
+    for number in signal.valid_signals() - NOT_TO_CATCH - {signal.SIGPIPE, signal.SIGXFSZ}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def be_killed_first() -> None:
+    """Where memory runs out, the kernel ends a program and not the training beside it. Inherited; a raised score may be set by anybody."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:  # no /proc, or a system without this file
+        pass
 
 
 def give_up_rights(user: int | None, *, has_capabilities: bool) -> None:

@@ -2,14 +2,19 @@
 
 In namespaces it is the first process of its own process namespace, and everything in there dies with it. Elsewhere it adopts what the
 program leaves behind and ends it. It holds nothing that a program might want: no tests, no answers.
+
+It outlives what the program does to it: signals are ignored (as the first process of its namespace it cannot be killed from within), and it
+needs nothing any more that could run out. It ends with its parent, however that ends, and takes the program along.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
+import time
 from typing import Any, NoReturn
 
 from . import confine
@@ -19,12 +24,16 @@ IS_LINUX = sys.platform.startswith("linux")
 if IS_LINUX:  # here, since beyond the wall these files are out of sight
     from . import namespaces, syscalls, system
 
+LOOK_S = 1.0  # how often it looks whether its parent is still there
+PATIENCE_S = 60.0  # beyond the time limit, which the parent's process keeps; a busy machine may be late
+
 
 def confine_and_keep(config: dict[str, Any]) -> None:
     """Returns in the confined child only. What goes wrong before the program starts is reported as {"failed": why}."""
     report = int(config["report"])
     os.closerange(3, report)
     os.closerange(report + 1, 4096)
+    confine.ignore_signals()
     try:
         _enter(config, report)
         others = _others(config)
@@ -35,6 +44,7 @@ def confine_and_keep(config: dict[str, Any]) -> None:
     if program != 0:
         _keep(program, report, config)
     try:
+        confine.default_signals()
         _confine_program(config, others)
         _say(report, {"ready": True})
     except (OSError, ValueError) as error:
@@ -44,15 +54,22 @@ def confine_and_keep(config: dict[str, Any]) -> None:
 
 
 def _enter(config: dict[str, Any], report: int) -> None:
+    if config["wall"] in ("own user", "rlimits") and os.getppid() != config["parent"]:
+        os._exit(1)  # whoever started this is gone already
     if not IS_LINUX:
         return
-    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever started this is gone: so are we
-    if config["wall"] != "namespaces":
+    if config["wall"] in ("own user", "rlimits"):
         system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
         system.prctl(system.PR_SET_DUMPABLE, 0)
         return
-    namespaces.enter(config["user"])
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever started this is gone: so are we, and all of the namespace
+    if config["wall"] == "bubblewrap":
+        system.prctl(system.PR_SET_DUMPABLE, 0)
+        return
+    namespaces.enter(config["user"], config["view"]["owners"], config["view"]["groups"])
     system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # again: the kernel forgets it when a process becomes another user
+    if os.getppid() != config["parent"]:
+        os._exit(1)
     first = os.fork()
     if first != 0:
         _say(report, {"pid": first})
@@ -91,23 +108,45 @@ def _confine_program(config: dict[str, Any], others: int) -> None:
     confine.set_limits(config["limits"], others)
     if IS_LINUX:
         system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
-        syscalls.refuse()
+        syscalls.refuse(programs=config["wall"] in ("namespaces", "bubblewrap"))
 
 
 def _keep(program: int, report: int, config: dict[str, Any]) -> NoReturn:
     for descriptor in (0, 1, 2):  # the program's to close
         os.close(descriptor)
-    while True:
-        pid, status, usage = os.wait4(-1, 0)
-        if pid == program:
-            break
-    code = os.waitstatus_to_exitcode(status)
+    ended = _until_it_ends(program, report, config)
     if config["wall"] in ("own user", "rlimits"):
         end_descendants(os.getpid())
-    _say(report, {"exit": code, "cpu_s": round(usage.ru_utime + usage.ru_stime, 3), "peak_kb": usage.ru_maxrss})
+    if ended is not None:
+        status, usage = ended
+        cpu_s = round(usage.ru_utime + usage.ru_stime, 3)
+        _say(report, {"exit": os.waitstatus_to_exitcode(status), "cpu_s": cpu_s, "peak_kb": usage.ru_maxrss})
     if not IS_LINUX:  # no way to find what the program left, but for those that stayed in its group, with this process
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
+
+
+def _until_it_ends(program: int, report: int, config: dict[str, Any]) -> tuple[int, Any] | None:
+    """How it ended, by wait4; None when nobody waits for it any more: the parent is gone, or nobody reads the report, or its time is long over."""
+    parent = config["parent"] if config["wall"] in ("own user", "rlimits") else os.getppid()
+    until = time.monotonic() + config["limits"]["wall_s"] + PATIENCE_S
+    child_ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    poller = select.poll()
+    poller.register(child_ended, select.POLLIN)
+    poller.register(report, 0)  # an error is what its reader leaves behind
+    while True:
+        while (ended := os.wait4(-1, os.WNOHANG))[0] != 0:
+            if ended[0] == program:
+                return ended[1], ended[2]
+        if os.getppid() != parent or time.monotonic() > until:
+            return None
+        for descriptor, _ in poller.poll(LOOK_S * 1000):
+            if descriptor == report:
+                return None
+            os.read(child_ended, 4096)
 
 
 def _say(report: int, message: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Own namespaces without a helper program: a private view of files, processes, network, users. Linux 5.12 or later.
 
-Files: the interpreter's libraries, read-only, four devices, and an empty /tmp of limited size. There is no /proc, no shell, no network
+Files: what the view has (view.py), read-only, some devices, and an empty /tmp of limited size. There is no /proc, no shell, no network
 device that is up. The program's root is a directory below the namespace's root, and in such a place the kernel allows no further user
 namespace, hence no mounts of the program's own.
 """
@@ -14,19 +14,23 @@ from . import system
 
 USER_INSIDE = 1000
 BASE = "/tmp"  # where the new root is put together; what the host has there is out of sight
-DEVICES = ("null", "zero", "urandom", "random")
+DEVICES = ("null", "zero", "full", "urandom", "random")
+OWNERS_INSIDE = 2000  # and following: users who own a directory on the way to what is shown
 FILES_AT_MOST = 1024
 
 
-def enter(outside_user: int) -> None:
-    """New namespaces for this process and its children. `outside_user`: who the program is, seen from outside."""
+def enter(outside_user: int, owners: list[int], groups: list[int]) -> None:
+    """New namespaces for this process and its children. `outside_user`: who the program is, seen from outside.
+
+    owners, groups: whose directories root has to pass (view.View).
+    """
     ready, go = os.pipe()
     mine = os.getpid()
     helper = os.fork()  # stays outside, where it has the right to say who is who inside
     if helper == 0:
         try:
             os.close(go)
-            os._exit(0 if os.read(ready, 1) and _map_users(mine, outside_user) else 1)
+            os._exit(0 if os.read(ready, 1) and _map_users(mine, outside_user, (owners, groups)) else 1)
         finally:
             os._exit(1)
     every = system.NEWUSER | system.NEWNS | system.NEWPID | system.NEWNET | system.NEWIPC | system.NEWUTS | system.NEWCGROUP
@@ -41,17 +45,22 @@ def enter(outside_user: int) -> None:
         raise OSError("the users of the namespace could not be mapped (/proc/PID/uid_map)")
 
 
-def _map_users(process: int, outside_user: int) -> bool:
+def _map_users(process: int, outside_user: int, owners: tuple[list[int], list[int]]) -> bool:
     """Root keeps its number, to mount, and the program gets another; anybody else can only be themselves."""
     users = (os.geteuid(), os.getegid())
-    for name, user in zip(("uid_map", "gid_map"), users, strict=True):
+    for name, user, more in zip(("uid_map", "gid_map"), users, owners, strict=True):
+        path = f"/proc/{process}/{name}"
         if users[0] == 0:
             text = f"0 {user} 1\n{USER_INSIDE} {outside_user} 1\n"
+            others = "".join(f"{OWNERS_INSIDE + index} {owner} 1\n" for index, owner in enumerate(more))
+            try:
+                _write(path, text + others)
+            except OSError:  # this root knows only some users itself, as in a container
+                _write(path, text)
         else:
-            text = f"{USER_INSIDE} {user} 1\n"
             if name == "gid_map":
                 _write(f"/proc/{process}/setgroups", "deny")
-        _write(f"/proc/{process}/{name}", text)
+            _write(path, f"{USER_INSIDE} {user} 1\n")
     return True
 
 
@@ -68,15 +77,21 @@ def build_root(config: dict[str, Any]) -> None:
         os.mkdir(f"{BASE}/{name}")
     system.pivot_root(BASE, f"{BASE}/old")
     os.chdir("/")
-    for path in config["visible"]:
+    os.mkdir("/jail/tmp")
+    options = f"size={config['limits']['files']},nr_inodes={FILES_AT_MOST},mode=1777"
+    system.mount("tmpfs", "/jail/tmp", "tmpfs", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC, options)
+    view = config["view"]
+    for path in view["shown"]:
         _show(path)
+    for path, target in view["links"].items():
+        os.makedirs(os.path.dirname("/jail" + path), exist_ok=True)
+        os.symlink(target, "/jail" + path)
+    for path in view["empty"]:
+        system.mount("tmpfs", "/jail" + path, "tmpfs", system.MS_RDONLY, "size=4k,nr_inodes=2,mode=755")
     os.mkdir("/jail/dev")
     for name in DEVICES:
         os.close(os.open(f"/jail/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
         system.mount(f"/old/dev/{name}", f"/jail/dev/{name}", None, system.MS_BIND)
-    os.mkdir("/jail/tmp")
-    options = f"size={config['limits']['files']},nr_inodes={FILES_AT_MOST},mode=1777"
-    system.mount("tmpfs", "/jail/tmp", "tmpfs", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC, options)
     system.unmount("/old")
     os.rmdir("/old")
     system.make_read_only("/", recursive=False)
@@ -85,14 +100,12 @@ def build_root(config: dict[str, Any]) -> None:
 
 
 def _show(path: str) -> None:
-    """A directory of the host, read-only; a link stays a link."""
+    """A directory or file of the host, read-only. The path has no links in it, and none is shown that lies below another."""
     source, target = "/old" + path, "/jail" + path
-    if os.path.lexists(target):  # below something that is visible already
-        return
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.islink(source):
-        os.symlink(os.readlink(source), target)
-        return
-    os.mkdir(target)
+    if os.path.isdir(source):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
     system.mount(source, target, None, system.MS_BIND | system.MS_REC)
     system.make_read_only(target)

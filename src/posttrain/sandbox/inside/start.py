@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from typing import Any
 
 FRAME_DIGITS = 10
+LOOK_S = 1.0  # how often a process looks whether its parent is still there, where the system does not tell it
 
 
 def main() -> None:
-    """argv: the directory this package lies in; the configuration as JSON, or "nursery": then each child of the nursery is sent its own."""
+    """argv: the directory this package lies in; the configuration as JSON, or "nursery" and the pid of who starts it: then each
+    child of the nursery is sent its own."""
     from . import host
 
     if sys.argv[2] == "nursery":
         from . import nursery
 
-        config = nursery.next_child()
+        config = nursery.next_child(int(sys.argv[3]))
     else:
         config = json.loads(sys.argv[2])
     if config["do"] == "examine":
@@ -35,14 +40,46 @@ def main() -> None:
         os.chdir(config["folder"])
         os.environ.update(HOME=config["folder"], TMPDIR=config["folder"])
     sys.path += config["packages"]
+    if sys.platform.startswith("linux"):
+        from . import confine
+
+        confine.be_killed_first()
     if config["posix"]:
         from . import keeper
 
         keeper.confine_and_keep(config)  # returns in the confined process only
+    else:
+        _end_with(config["parent"])
     message = _frame()
     for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
         del sys.modules[name]  # a program that imports a module of its own called `host` should not find this one
     action(message)
+
+
+def _end_with(parent: int) -> None:
+    """Where no process supervises the program: this one ends when `parent` does. What the program itself may undo."""
+    if sys.platform.startswith("linux"):
+        from . import system
+
+        system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    else:
+        threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
+    if sys.platform == "win32":
+        import ctypes
+
+        kernel = ctypes.windll.kernel32
+        kernel.OpenProcess.restype, synchronize, for_ever = ctypes.c_void_p, 0x00100000, 0xFFFFFFFF
+        handle = kernel.OpenProcess(synchronize, False, parent)
+        kernel.WaitForSingleObject(ctypes.c_void_p(handle), for_ever)
+    else:
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+    os._exit(1)
 
 
 def _frame() -> dict[str, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+
+PATIENCE_S = 5.0  # for killed processes to be gone: giving back much memory takes a busy machine a while
 
 
 def end_descendants(of: int) -> None:
     """Kills every process below `of`, which adopts those whose parents die first. Stopped before killed, so that none can fork away."""
-    for _ in range(100):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
         found = descendants(of)
         if not found:
             return
@@ -16,7 +20,7 @@ def end_descendants(of: int) -> None:
             for pid in found:
                 try:
                     os.kill(pid, number)
-                except ProcessLookupError:
+                except (ProcessLookupError, PermissionError):
                     continue
         if of == os.getpid():
             try:
@@ -24,6 +28,7 @@ def end_descendants(of: int) -> None:
                     pass
             except ChildProcessError:
                 return
+        time.sleep(0.001)
 
 
 def descendants(of: int) -> list[int]:
