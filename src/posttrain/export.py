@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import TrainingError, UserError
+from posttrain.models.adapter_files import ADAPTER, base_of, is_adapter, is_scorer
+from posttrain.models.heads import load_reward_model
 from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
-from posttrain.models.merge import ADAPTER, base_of, is_adapter, load_merged, load_trainable, save_plain
+from posttrain.models.merge import load_merged, load_trainable, save_rounded
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
 from posttrain.text import redacted
@@ -98,8 +100,10 @@ def export_model(
             _copy_adapter(source, staging, base)
         else:
             options = loading | _as_trained(source, load_in_4bit, keep_in_16bit)
-            save_plain(load_merged(source, **options), _tokenizer(source, loading), staging, dtype=DTYPES[dtype])
-            parity = None if prompts is None else check_parity(source, staging, prompts, **options)
+            model = load_reward_model(source, **options) if is_scorer(source) else load_merged(source, **options)
+            drift = save_rounded(model, _tokenizer(source, loading), staging, dtype=DTYPES[dtype])
+            logger.info("rounded to %s: %s", dtype, drift)
+            parity = None if prompts is None or is_scorer(source) else check_parity(source, staging, prompts, **options)
         if out.exists():
             out.rmdir()  # an error, should it no longer be empty
     return parity
@@ -122,8 +126,6 @@ def _refuse_scorers(source: str) -> None:
         "SequenceClassification" in name for name in json.loads(config.read_text(encoding="utf-8")).get("architectures") or ()
     ):
         raise UserError(f"{source} holds a reward model, which is transformers' own classifier already; use or copy that directory as it is")
-    if is_adapter(source) and json.loads((Path(source) / ADAPTER).read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS":
-        raise UserError(f"{source} holds the adapters of a reward model, which PEFT loads as they are; use or copy that directory as it is")
 
 
 def _copy_adapter(source: str, out: Path, base: str | None) -> None:

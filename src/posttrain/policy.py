@@ -11,9 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import UserError
+from posttrain.models.adapter_files import base_of, is_adapter
 from posttrain.models.adapters import add_lora
+from posttrain.models.head import base_model
 from posttrain.models.load import is_quantised, load_tokenizer, stop_token_ids
-from posttrain.models.merge import base_of, is_adapter, load_trainable
+from posttrain.models.merge import load_trainable
+from posttrain.models.precision import HALVES, beside_adapters, default_autocast
 from posttrain.models.quantise import in_4bit
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
@@ -54,7 +57,9 @@ class Policy:
         ids = [encode_prompt(self.tokenizer, task.prompt, **({} if isinstance(task.prompt, str) else chat_template_kwargs or {})) for task in tasks]
         stops = (*stop_token_ids(self.model, self.tokenizer), *sampling.pop("stop_token_ids", ()))
         settings = Sampling(**{"max_new_tokens": 256, "stop_token_ids": stops, **sampling})
-        engine = LocalEngine(self.tokenizer)
+        held = base_model(self.model).dtype
+        mixed = held in HALVES and any(parameter.dtype is torch.float32 for parameter in self.model.parameters())  # adapters
+        engine = LocalEngine(self.tokenizer, autocast_dtype=held if mixed else None)
         with engine.serving(self.model, version=0):
             return play(tasks, ids, engine, settings, num_generations=n, seed=seed, step=0, decode=self._decoded)
 
@@ -66,7 +71,7 @@ def load_policy(
     name: str,
     *,
     lora: Any = None,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str | None = None,
     load_in_4bit: bool = False,
     keep_in_16bit: int | Sequence[str] | None = None,
     adapter_dtype: torch.dtype = torch.float32,
@@ -78,10 +83,13 @@ def load_policy(
 
     lora: a peft.LoraConfig for new adapters, in adapter_dtype, drawn from `seed`. load_in_4bit (QLoRA): the weights beside the adapters in 4 bits; needs bitsandbytes,
     and adapters. keep_in_16bit: of those, linears that stay in `dtype`, by name; or bytes to spend on the ones that lose most.
+    dtype: of the weights. Default: float32, which can be trained; beside adapters the checkpoint's bfloat16 on a GPU that computes in it.
     device: default the GPU where there is one. Raises UserError for what cannot be loaded.
     """
     base = base_of(name) if is_adapter(name) else name
     quantised = in_4bit(base, has_adapters=lora is not None or base != name, keep_in_16bit=keep_in_16bit) if load_in_4bit else {}
+    if dtype is None:
+        dtype = torch.float32 if lora is None and base == name else beside_adapters(name, default_autocast(), lora)
     model: Any = load_trainable(name, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, **quantised)
     if lora is not None:
         model = add_lora(model, lora, dtype=adapter_dtype, seed=seed)

@@ -1,6 +1,7 @@
 """Recipes with stages: each trains on the model before it, what is done is not done again, and a stage goes on where it was."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,6 +54,17 @@ def run(folder):
     return run
 
 
+def save_base(folder):
+    from posttrain.cli.build import make_model, make_tokenizer
+    from posttrain.cli.recipe import ModelSection, TokenizerSection
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    section = ModelSection(from_scratch=sizes, tokenizer=TokenizerSection(vocab_size=290))
+    tokenizer = make_tokenizer(section, [{"text": "1+2="}])
+    make_model(section, tokenizer, SimpleNamespace(seed=0)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+
 def weights(directory):
     return load_file(directory / "model" / "model.safetensors")
 
@@ -94,14 +106,7 @@ def test_stages_run_in_order_and_a_broken_one_goes_on_where_it_was(folder, run):
 
 
 def test_adapters_of_a_stage_are_merged_for_the_next(folder, run):
-    from posttrain.cli.build import make_model, make_tokenizer
-    from posttrain.cli.recipe import ModelSection, TokenizerSection
-
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    section = ModelSection(from_scratch=sizes, tokenizer=TokenizerSection(vocab_size=290))
-    tokenizer = make_tokenizer(section, [{"text": "1+2="}])
-    make_model(section, tokenizer, 0).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder)
     (folder / "all.yaml").write_text(
         f"model: {{name: {folder}/base, lora: {{r: 2, alpha: 4}}}}\ndata: {{train: rows.jsonl}}\nstages:"
         + RECIPE.partition("stages:")[2].partition("  - reward-model")[0]
@@ -114,6 +119,22 @@ def test_adapters_of_a_stage_are_merged_for_the_next(folder, run):
         assert (folder / "all" / stage / "merged" / "model.safetensors").is_file()
     base = json.loads((folder / "all" / "2-dpo" / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(folder / "all" / "1-sft" / "merged")
+    assert "the adapters were merged into float32 weights: KL" in result.output
+
+
+def test_a_reward_model_of_adapters_is_the_reward_of_a_later_stage(folder, run):
+    save_base(folder)
+    stages = RECIPE.partition("stages:")[2].replace("train: {max_steps: 3", "train: {max_steps: 1")
+    (folder / "all.yaml").write_text(
+        f"model: {{name: {folder}/base, lora: {{r: 2, alpha: 4}}}}\ndata: {{train: rows.jsonl}}\nstages:{stages}"
+        '  - ppo: {rubric: ["stage:reward-model"], model: {name: base}, from: start,'
+        " ppo: {max_steps: 1, per_device_train_batch_size: 4, max_completion_length: 5, use_cpu: true, value_model_path: stage:reward-model}}\n"
+    )
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert (folder / "all" / "2-reward-model" / "model" / "adapter_config.json").is_file()
+    for stage in ("3-grpo", "4-ppo"):
+        assert "rewards/model/mean" in json.loads((folder / "all" / stage / "summary.json").read_text())["metrics"]
 
 
 def test_a_dry_run_checks_the_data_of_every_stage_and_writes_nothing(folder, run):

@@ -60,7 +60,7 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
             raise UserError(f"env: {kind.title} does not play in environments; leave the section out")
         inputs["env"] = environment
     fit.check(kind, recipe, args, inputs["train_dataset"], tokenizer)
-    model = make_model(recipe.model, tokenizer, args.seed)
+    model = make_model(recipe.model, tokenizer, args)
     with _no_empty_folder(args.output_dir):
         return kind.trainer_class()(model, peft_config=lora_config(recipe.model), **inputs)
 
@@ -167,16 +167,18 @@ def make_engine(args: Any, tokenizer: Any) -> Engine:
     return engines.make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.max_concurrent_completions)
 
 
-def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTrainedModel:
-    """The model's name, which the trainer loads; or a model with random weights."""
+def make_model(section: ModelSection, tokenizer: Any, args: Any) -> str | PreTrainedModel:
+    """The model's name, which the trainer loads; or a model in 4 bits, or one with random weights. `args`: the trainer's settings."""
     if section.load_in_4bit:
+        from posttrain.models.adapter_files import is_adapter
         from posttrain.models.load import load_model
         from posttrain.models.quantise import in_4bit
 
         name = needed(section.name, "model.name")
-        return load_model(
-            name, seed=seed, dtype=_dtype(section) or "float32", **in_4bit(name, has_adapters=True, keep_in_16bit=section.keep_in_16bit)
-        )
+        if is_adapter(name):
+            raise UserError(f"model.name: {name} holds adapters, and model.lora asks for new ones; merge them first (`posttrain export`)")
+        quantised = in_4bit(name, has_adapters=True, keep_in_16bit=section.keep_in_16bit)
+        return load_model(name, **args.loading(name, lora_config(section)) | quantised)
     if section.from_scratch is None:
         return needed(section.name, "model.name")
     import torch
@@ -197,7 +199,7 @@ def make_model(section: ModelSection, tokenizer: Any, seed: int) -> str | PreTra
             raise UserError(f"model.from_scratch.{key} is not a setting of {kind}.{nearest(str(key), known, 'model.from_scratch.')}")
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     dtype = getattr(torch, _dtype(section) or "float32")
-    with seeded(seed):
+    with seeded(args.seed):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**ids, **settings}), dtype=dtype)
 
 
@@ -206,7 +208,9 @@ def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
 
     recipe: for what no run left. It says all about the model that it starts from, and of another one the dtype only.
     """
-    from posttrain.models.merge import base_of, is_adapter
+    from posttrain.models.adapter_files import base_of, is_adapter
+    from posttrain.models.load import with_new_names
+    from posttrain.models.precision import beside_adapters, default_autocast
 
     run, base = runs.run_of(name), base_of(name) if is_adapter(name) else name
     recipe = recipe if run is None else run.recipe
@@ -215,14 +219,14 @@ def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
     method = None if run is None else runs.method_of(str(run.directory))
     trainers = [getattr(recipe, kind.section) for kind in KINDS.values() if method in (None, kind.method)]  # without a record: any
     section = recipe.model
-    options: dict[str, Any] = {"dtype": _dtype(section) or "float32"}
+    options: dict[str, Any] = {"dtype": _dtype(section) or ("float32" if base == name else beside_adapters(name, default_autocast()))}
     starts_from_it = section.name == absolute(base)
     if run is None and not starts_from_it:
         return options
     options["trust_remote_code"] = any(given.get("trust_remote_code") for given in trainers)
     if not section.load_in_4bit:
         for given in trainers:
-            options |= given.get("model_init_kwargs") or {}
+            options |= with_new_names(given.get("model_init_kwargs") or {})
     elif base != name or starts_from_it:
         from posttrain.models.quantise import in_4bit
 
@@ -236,15 +240,20 @@ def lora_config(section: ModelSection) -> Any:
     from peft import LoraConfig
 
     lora = section.lora
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+    try:
+        return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+    except (ValueError, TypeError) as error:  # PEFT's
+        raise UserError(f"model.lora: {str(error).splitlines()[0]}") from error
 
 
 def _config(cls: Any, section: str, settings: dict[str, Any], model: ModelSection, default_output: str, output_dir: str | None) -> Any:
     settings.setdefault("output_dir", default_output)
     if output_dir is not None:
         settings["output_dir"] = output_dir
-    if model.dtype is not None and model.from_scratch is None:
-        settings["model_init_kwargs"] = {"dtype": _dtype(model), **(settings.get("model_init_kwargs") or {})}
+    if model.dtype is not None:
+        from posttrain.models.load import with_new_names
+
+        settings["model_init_kwargs"] = {"dtype": _dtype(model), **with_new_names(settings.get("model_init_kwargs") or {})}
     try:
         return cls(**settings)
     except UserError as error:

@@ -51,7 +51,7 @@ def check(kind: Kind, recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> N
 def shape_of_model(section: ModelSection, vocab: int | None = None) -> Shape:
     """Of the model by its name, or of the config in `from_scratch` with a vocabulary of that size. Raises UserError where it is not known."""
     if section.from_scratch is None:
-        from posttrain.models.merge import base_of, is_adapter
+        from posttrain.models.adapter_files import base_of, is_adapter
 
         name = str(section.name)
         return find_shape(base_of(name) if is_adapter(name) else name)

@@ -142,7 +142,7 @@ def context_of(section: ModelSection) -> int | None:
 
 def _weights_of(name: str) -> str:
     """Adapters have neither config nor generation config: those of the model that they belong to."""
-    from posttrain.models.merge import base_of, is_adapter
+    from posttrain.models.adapter_files import base_of, is_adapter
 
     return base_of(name) if is_adapter(name) else name
 

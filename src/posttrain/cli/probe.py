@@ -105,13 +105,13 @@ def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None)
 
 def load(recipe: Recipe, args: Any, tokenizer: Any) -> Any:
     """The model as the run would start with it: new adapters change nothing, so none are made."""
-    from posttrain.cli.build import make_model
+    from posttrain.cli.build import lora_config, make_model
     from posttrain.models.load import prepare_model
     from posttrain.models.merge import load_trainable
 
-    model: Any = make_model(recipe.model, tokenizer, args.seed)
+    model: Any = make_model(recipe.model, tokenizer, args)
     if isinstance(model, str):
-        model = load_trainable(model, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
+        model = load_trainable(model, **args.loading(model, lora_config(recipe.model)))
     else:
         prepare_model(model)
     return model if recipe.model.load_in_4bit else model.to(args.device)

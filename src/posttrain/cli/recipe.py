@@ -229,5 +229,5 @@ def _absolute_reward(entry: Any, folder: Path) -> Any:
 
 
 def is_reward_model(name: str | None) -> bool:
-    """Whether an entry of the rubric is a directory with a model."""
-    return name is not None and (Path(name) / "config.json").is_file()
+    """Whether an entry of the rubric is a directory with a model, or with the adapters of one."""
+    return name is not None and any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))

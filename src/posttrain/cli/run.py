@@ -10,6 +10,7 @@ import typer
 
 from posttrain.cli import runs
 from posttrain.cli.options import overrides, say, sentences
+from posttrain.cli.recipe import Recipe
 from posttrain.cli.stages import DONE, Stage, clear, data_of, read_stages
 from posttrain.cli.watch import Watch, watching
 from posttrain.errors import UserError
@@ -91,22 +92,29 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
     """The model that later stages start from: adapters are merged, so that the next stage may have its own. Written by one process."""
     from accelerate import PartialState
 
-    from posttrain.models.merge import is_adapter
+    from posttrain.models.adapter_files import is_adapter
 
     left = runs.MERGED if stage.is_policy and is_adapter(model) else runs.MODEL
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             if left == runs.MERGED:
-                _merge(stage, model)
+                _merge(stage, stage.recipe(models), model)
             stage.mark_done(models, left)
     return str(stage.directory / left)
 
 
-def _merge(stage: Stage, adapter: Path) -> None:
-    from posttrain.cli.build import loading
+def _merge(stage: Stage, recipe: Recipe, adapter: Path) -> None:
+    """Written in the dtype of the weights that the adapters were trained beside, so that a next stage with adapters needs no more memory."""
+    from posttrain.cli.build import loading, read_args
     from posttrain.models.load import load_tokenizer
-    from posttrain.models.merge import load_merged, save_plain
+    from posttrain.models.merge import load_merged, save_rounded
+    from posttrain.models.precision import beside_adapters, dtype_named
 
+    args = read_args(stage.kind, recipe, default_output=str(stage.directory))
+    given = (args.model_init_kwargs or {}).get("dtype")
+    dtype = beside_adapters(str(adapter), args.autocast_dtype) if given is None else dtype_named(given)
     options = loading(str(adapter)) | {"dtype": "float32"}  # of the sum
     shutil.rmtree(stage.directory / runs.MERGED, ignore_errors=True)
-    save_plain(load_merged(str(adapter), **options), load_tokenizer(str(adapter)), stage.directory / runs.MERGED)
+    merged = load_merged(str(adapter), **options)
+    drift = save_rounded(merged, load_tokenizer(str(adapter)), stage.directory / runs.MERGED, dtype=dtype)
+    typer.echo(f"the adapters were merged into {str(dtype).removeprefix('torch.')} weights: {drift}")

@@ -17,7 +17,9 @@ from torch import nn
 
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
+from posttrain.models.initialisation import check_initialisation
 from posttrain.models.seeding import seeded
+from posttrain.models.targets import check_targets
 
 
 def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
@@ -28,8 +30,19 @@ def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.f
         raise UserError("the model already has adapters: give either an adapted model or peft_config, not both")
     if not isinstance(peft_config, LoraConfig):
         raise UserError(f"peft_config is a {type(peft_config).__name__}; only LoRA is built in: use peft.LoraConfig(r=..., target_modules=...)")
-    with seeded(seed):
-        adapted = get_peft_model(model, peft_config)
+    check_initialisation(peft_config.init_lora_weights, "peft_config has", has_data=False)
+    check_targets(model, peft_config)
+    try:
+        with seeded(seed):
+            adapted = get_peft_model(model, peft_config)
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # PEFT's: ranks, patterns, layers that LoRA does not know
+        raise UserError(f"peft_config does not go onto this model: {' '.join(str(error).split())[:300]}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

@@ -20,9 +20,11 @@ from torch.nn.utils import skip_init
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
+from posttrain.models.adapter_files import base_of, is_adapter, is_scorer, put_adapters
 from posttrain.models.head import base_model, linear_in_use, replaced
 from posttrain.models.layout import TrainLayout
-from posttrain.models.load import check_exists, load_model, prepare_model
+from posttrain.models.load import check_exists, explained, load_model, prepare_model
+from posttrain.models.merge import load_merged, merge_adapters
 from posttrain.models.rows import unroll
 from posttrain.models.seeding import seeded
 from posttrain.models.support import score_support
@@ -71,13 +73,31 @@ def without_submodule(model: nn.Module, name: str) -> Iterator[None]:
         base.add_module(name, module)
 
 
-def load_reward_model(name: str, *, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
-    """A classifier with one label from a directory or the hub; a causal language model there gets a new head. `kwargs` as for `load_model`."""
+def load_reward_model(name: str, *, seed: int = 0, is_trainable: bool = False, **kwargs: Any) -> PreTrainedModel:
+    """A classifier with one label from a directory or the hub; a causal language model there gets a new head. `kwargs` as for `load_model`.
+
+    Adapters of a reward model come merged, or with `is_trainable` on the model that they belong to; those of a language model are merged first.
+    """
     check_exists(name)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False))
-    is_classifier = any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
+    if is_scorer(name):
+        base = load_reward_model(base_of(name), seed=seed, **kwargs)
+        adapted: Any = put_adapters(base, name, is_trainable=is_trainable, seed=seed)
+        return adapted if is_trainable else merge_adapters(adapted)
+    if is_adapter(name):
+        return reward_model(load_merged(name, seed=seed, **kwargs), seed=seed)
+    is_classifier = has_score(name, trust_remote_code=kwargs.get("trust_remote_code", False))
     model = load_model(name, auto=AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, seed=seed, **kwargs)
     return reward_model(model, seed=seed)
+
+
+def has_score(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether the model or the adapters of that name were trained to score: a language model's new head would score at random."""
+    if is_adapter(name):
+        return is_scorer(name)
+    check_exists(name)
+    with explained(f"the model '{name}'"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
 
 
 def reward_model(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:

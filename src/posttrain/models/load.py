@@ -5,7 +5,8 @@ Weights come in float32 by default: they are the masters that an optimizer updat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from posttrain.models.head import base_model
 from posttrain.models.seeding import seeded
 from posttrain.ops.attention import install
 
+logger = logging.getLogger(__name__)
+
 _OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
+# Keywords of from_pretrained under their former names. A default of ours would stand beside the old name and win.
+_NEW_NAMES = {"torch_dtype": "dtype", "use_auth_token": "token"}
+_WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")  # which files: the config's too
+_KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")  # of transformers: code from the hub
 
 
 def load_model(
@@ -38,18 +45,49 @@ def load_model(
     Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
     """
     check_exists(name)
+    kwargs = with_new_names(kwargs)
+    dtype = kwargs.pop("dtype", dtype)
     if not kwargs.pop("use_safetensors", True):
         raise UserError(
             f"use_safetensors=False: weights are read as safetensors only, and '{name}' would be unpickled; convert it to safetensors first"
         )
-    with _explained(f"the model '{name}'"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    config = kwargs.pop("config", None)
+    where = {key: kwargs[key] for key in _WHERE if key in kwargs}
+    with explained(f"the model '{name}'"):
+        config = config if config is not None else AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
     _check_kind(name, config)
-    options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True} | kwargs
-    with _explained(f"the model '{name}'"), seeded(seed):
+    _refuse_kernels(name, config, kwargs)
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True, "attn_implementation": None} | kwargs
+    with explained(f"the model '{name}'"), seeded(seed):
         model = auto.from_pretrained(name, config=config, **options)
     prepare_model(model)
     return model
+
+
+def with_new_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of from_pretrained under the names that transformers has for them now. Raises UserError where both names say different things."""
+    renamed = {name: value for name, value in given.items() if name not in _NEW_NAMES and (name, value) != ("dtype", None)}
+    for old, new in _NEW_NAMES.items():
+        if given.get(old) is None:
+            continue
+        if renamed.get(new, given[old]) != given[old]:
+            raise UserError(f"{old}={given[old]!r} and {new}={renamed[new]!r} are one setting with two values; leave {old} out")
+        renamed[new] = given[old]
+    return renamed
+
+
+def _refuse_kernels(name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+    """No code comes from the hub. What a caller asks for is refused; what a config names is not used, since attention is computed here anyway."""
+    if asked := [key for key in _KERNELS if kwargs.get(key)]:
+        raise UserError(f"{asked[0]}: kernels of the hub are code that is downloaded, which is never done; leave it out")
+    given = kwargs.pop("attn_implementation", None)
+    if isinstance(given, str) and "/" in given:
+        raise UserError(f"attn_implementation={given!r} names code on the hub, which is never downloaded; leave it out: attention is posttrain's own")
+    if given not in (None, "sdpa", "eager"):
+        logger.warning("attn_implementation=%r is not used: attention is posttrain's own", given)
+    named = config._attn_implementation
+    if isinstance(named, str) and "/" in named:
+        logger.warning("the config of '%s' names the attention kernel %r, which is code on the hub: it is not loaded, and not needed", name, named)
 
 
 def prepare_model(model: nn.Module) -> None:
@@ -78,7 +116,7 @@ def without_dropout(model: nn.Module) -> None:
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
     check_exists(name)
-    with _explained(f"a tokenizer from '{name}'"):
+    with explained(f"a tokenizer from '{name}'"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -114,13 +152,19 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
         raise UserError(f"'{name}' takes more than text ({config.model_type} has a {other[0]}); load its text model on its own")
 
 
+def vocabulary_of(model: nn.Module) -> int:
+    """Rows of the embedding: ids from there on do not exist."""
+    embedding: Any = base_model(model).get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
 def is_quantised(model: nn.Module) -> bool:
     """Whether weights of `model` are packed, by this load or in its checkpoint."""
     return any(parameter.dtype in (torch.uint8, torch.int8) for parameter in model.parameters())
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """transformers' complaints about files, in their first line."""
     try:
         yield

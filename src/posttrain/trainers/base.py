@@ -30,6 +30,7 @@ from posttrain.models.forward import StreamLogprobs, make_logprobs
 from posttrain.models.head import gains_by_forecast
 from posttrain.models.load import load_tokenizer, prepare_model, without_dropout
 from posttrain.models.merge import load_trainable
+from posttrain.models.precision import make_trainable
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
 from posttrain.trainers import checkpoints
@@ -79,12 +80,13 @@ class BaseTrainer(Trainer):
         _refuse_devices(args)
         name = model if isinstance(model, str) else model.config._name_or_path
         if isinstance(model, str):
-            model = load_trainable(model, trust_remote_code=args.trust_remote_code, seed=args.seed, **(args.model_init_kwargs or {}))
+            model = load_trainable(model, **args.loading(model, peft_config))
         else:
             prepare_model(model)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         if peft_config is not None:
             model = add_lora(model, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype], seed=args.seed)  # type: ignore[assignment]
+        make_trainable(model, keeps=(args.model_init_kwargs or {}).get("dtype"))
         if args.disable_dropout:
             without_dropout(model)
         self.metrics = Metrics()

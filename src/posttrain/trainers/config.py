@@ -14,6 +14,9 @@ import torch
 from transformers import TrainingArguments
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.models.adapter_files import is_adapter
+from posttrain.models.load import with_new_names
+from posttrain.models.precision import beside_adapters
 from posttrain.ops.precision import multiplies_natively
 from posttrain.text import redacted
 
@@ -116,7 +119,21 @@ class BaseConfig(TrainingArguments):
         values: dict[str, Any] = redacted(super().to_dict())
         return values
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What forwards compute in; None: in the dtype of the weights."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
+
+    def loading(self, name: str, peft_config: Any = None) -> dict[str, Any]:
+        """What `load_model` is told for a model by its name: model_init_kwargs, and beside adapters (new ones, or those in `name`) the dtype."""
+        given: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "seed": self.seed, **(self.model_init_kwargs or {})}
+        if "dtype" not in given and (peft_config is not None or is_adapter(name)):
+            given["dtype"] = beside_adapters(name, self.autocast_dtype, peft_config)
+        return given
+
     def __post_init__(self) -> None:
+        if self.model_init_kwargs is not None:
+            self.model_init_kwargs = with_new_names(self.model_init_kwargs)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):

@@ -29,6 +29,7 @@ from posttrain.losses.value import Moments, generalised_advantages, sums, token_
 from posttrain.models.forward import StreamLogprobs
 from posttrain.models.head import base_model
 from posttrain.models.heads import VALUE_HEAD, add_value_head, load_reward_model, make_scores, reward_model, without_submodule
+from posttrain.models.precision import make_trainable
 from posttrain.rewards import Rubric
 from posttrain.trainers import checkpoints
 from posttrain.trainers.config import refuse
@@ -108,8 +109,9 @@ class PPOTrainer(OnlineTrainer):
             self.values: nn.Module = add_value_head(self.model)
             self._value_scores = None
         else:
-            loading = {"seed": self.args.seed, "trust_remote_code": self.args.trust_remote_code, **(self.args.model_init_kwargs or {})}
+            loading = self.args.loading(value_model) | {"dtype": "float32"} if isinstance(value_model, str) else {}  # it is trained, all of it
             made = load_reward_model(value_model, **loading) if isinstance(value_model, str) else reward_model(value_model, seed=self.args.seed)
+            make_trainable(made)
             self._value_scores = make_scores(made)
             self.values = made.to(self.args.device)  # type: ignore[arg-type]
             base_model(self.model).add_module(VALUE_HEAD, made)

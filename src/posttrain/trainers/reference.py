@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import UserError
 from posttrain.models.adapters import Reference, reference_for
-from posttrain.models.load import load_model, prepare_model
+from posttrain.models.head import base_model
+from posttrain.models.load import prepare_model
+from posttrain.models.merge import load_merged
 from posttrain.trainers import reference_file
 from posttrain.trainers.offline_config import ReferenceConfig
 from posttrain.trainers.ranks import gather_json
@@ -46,9 +48,7 @@ class ReferenceLogps:
         if ref_model is self.policy:
             raise UserError("ref_model is the very model that is trained, so it would move along; leave it out, and a frozen copy is made")
         if isinstance(ref_model, str):
-            ref_model = load_model(
-                ref_model, trust_remote_code=self.args.trust_remote_code, seed=self.args.seed, **(self.args.model_init_kwargs or {})
-            )
+            ref_model = load_merged(ref_model, **self._loading(ref_model))
         else:
             prepare_model(ref_model)
         held = ref_model.config.get_text_config().vocab_size
@@ -56,6 +56,13 @@ class ReferenceLogps:
             raise UserError(f"ref_model knows {held} tokens, the tokenizer has {vocabulary}; policy and reference must share one tokenizer")
         ref_model.to(self.args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         return ref_model
+
+    def _loading(self, name: str) -> dict[str, Any]:
+        """As the policy beside which it stands was loaded, so that rounding alone makes no difference between the two."""
+        given = self.args.loading(name)
+        if "dtype" not in (self.args.model_init_kwargs or {}):
+            given["dtype"] = base_model(self.policy).dtype
+        return given
 
     def of(self, examples: list[Example]) -> list[list[float]]:
         known = [example.ref_logps for example in examples if example.ref_logps is not None]

@@ -23,6 +23,8 @@ from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import UserError
 from posttrain.losses.reward import bradley_terry, centring, is_ordered
+from posttrain.models.adapter_files import is_adapter
+from posttrain.models.head import base_model
 from posttrain.models.heads import HEAD, load_reward_model, make_scores, reward_model, with_own_padding
 from posttrain.models.load import context_length, load_tokenizer
 from posttrain.trainers.base import MicroBatch
@@ -106,10 +108,12 @@ class RewardTrainer(OfflineTrainer):
         loaded = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         tokenizer = with_own_padding(loaded)
         if isinstance(model, str):
-            model = load_reward_model(model, seed=args.seed, trust_remote_code=args.trust_remote_code, **(args.model_init_kwargs or {}))
-        else:
+            if peft_config is not None and is_adapter(model):
+                raise UserError(f"{model} holds adapters already: leave out peft_config to train them on, or merge them first (`posttrain export`)")
+            model = load_reward_model(model, is_trainable=True, **args.loading(model, peft_config))
+        elif not (isinstance(model, nn.Module) and _has_trained_adapters(model)):
             model = reward_model(model, seed=args.seed)
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        base_model(model).config.get_text_config().pad_token_id = tokenizer.pad_token_id
         super().__init__(
             model,
             args,  # type: ignore[arg-type]
@@ -199,6 +203,11 @@ def fit(prompt: list[int], chosen: list[int], rejected: list[int], limit: int) -
     chosen, rejected = chosen[:room], rejected[:room]
     kept = limit - max(len(chosen), len(rejected))
     return prompt[-kept:], chosen, rejected
+
+
+def _has_trained_adapters(model: nn.Module) -> bool:
+    """Whether it is a reward model with adapters on it."""
+    return type(model).__module__.startswith("peft.") and HEAD in dict(base_model(model).named_children())
 
 
 def _with_head(peft_config: Any) -> Any:

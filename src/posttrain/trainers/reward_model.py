@@ -14,14 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from posttrain.data.chat import encode_example, encode_prompt
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import UserError
-from posttrain.models.heads import load_reward_model, make_scores, reward_model
+from posttrain.models.adapter_files import is_adapter
+from posttrain.models.heads import has_score, load_reward_model, make_scores, reward_model
 from posttrain.models.load import context_length, load_tokenizer
 
 MAX_TOKENS = 8192  # of one forward
 
 
 class ModelReward:
-    """`ModelReward("runs/reward/model")`, or a classifier with one label and its tokenizer; a causal language model would score at random and is refused.
+    """`ModelReward("runs/reward/model")` (a model or adapters), or a classifier with one label and its tokenizer; a language model is refused.
 
     Where its tokenizer reads the sampled tokens as the very text that was sampled, they are scored as they are; otherwise the text is encoded anew.
     """
@@ -33,11 +34,11 @@ class ModelReward:
             raise UserError("the reward model was built from a config, so no tokenizer is known for it; give one (reward_processing_classes)")
         if not isinstance(model, str) and not type(model).__name__.endswith("ForSequenceClassification"):
             raise UserError(f"a {type(model).__name__} has no trained score; train it with RewardTrainer, and give what that saved")
-        self.model = load_reward_model(model, **loading) if isinstance(model, str) else reward_model(model)
-        if isinstance(model, str) and "ForSequenceClassification" not in str(self.model.config.architectures):
+        if isinstance(model, str) and not has_score(model, trust_remote_code=loading.get("trust_remote_code", False)):
             raise UserError(
                 f"'{model}' is a language model without a trained score; train it with `posttrain reward-model`, and give what that saved"
             )
+        self.model = load_reward_model(model, **loading) if isinstance(model, str) else reward_model(model)
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name, trust_remote_code=loading.get("trust_remote_code", False))
         self.model.eval().requires_grad_(False)
         self._scores = make_scores(self.model)
@@ -93,7 +94,7 @@ def with_reward_models(functions: list[Any], tokenizers: Any, own: PreTrainedTok
         if isinstance(function, PreTrainedModel):
             named = bool(function.config._name_or_path)
             function = ModelReward(function, tokenizer if tokenizer is not None or named else own)
-        elif isinstance(function, str) and (Path(function) / "config.json").is_file():
+        elif isinstance(function, str) and ((Path(function) / "config.json").is_file() or is_adapter(function)):
             function = ModelReward(function, tokenizer)
         made.append(function)
     return made

@@ -18,6 +18,7 @@ from posttrain.data.examples import Example, ExampleMaker, bins, pieces
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import UserError
 from posttrain.losses.sft import LOSSES, nll, smoothed_nll
+from posttrain.models.adapter_files import is_adapter
 from posttrain.models.embedding_noise import embedding_noise
 from posttrain.models.forward import StreamLogprobs, logprobs
 from posttrain.models.load import context_length, load_model, load_tokenizer, stop_token_ids
@@ -83,7 +84,9 @@ class SFTTrainer(BaseTrainer):
         refuse(_REFUSED, locals())
         args = args or SFTConfig()
         self.is_streaming = _is_stream(train_dataset, args)
-        model, tokenizer = _with_template(model, args, processing_class, has_adapters=peft_config is not None)
+        model, tokenizer = _with_template(
+            model, args, processing_class, has_adapters=peft_config is not None or (isinstance(model, str) and is_adapter(model))
+        )
         super().__init__(
             model,
             args,
@@ -261,7 +264,7 @@ def _with_template(
                 "or add embed_tokens and lm_head to modules_to_save and the tokens to the tokenizer yourself"
             )
         if isinstance(model, str):
-            model = load_model(model, trust_remote_code=args.trust_remote_code, seed=args.seed, **(args.model_init_kwargs or {}))
+            model = load_model(model, **args.loading(model))
         grow_embeddings(model, tokenizer, seed=args.seed)
     if args.eos_token is not None:
         set_eos_token(tokenizer, args.eos_token)
