@@ -25,19 +25,17 @@ from transformers.utils import logging as transformers_logging
 
 from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import TrainingError, UserError
-from posttrain.models.adapters import add_lora
 from posttrain.models.forward import StreamLogprobs, make_logprobs
 from posttrain.models.head import gains_by_forecast
-from posttrain.models.load import load_tokenizer, prepare_model, without_dropout
-from posttrain.models.merge import load_trainable
-from posttrain.models.precision import make_trainable
+from posttrain.models.load import load_tokenizer
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
 from posttrain.trainers import checkpoints
-from posttrain.trainers.config import ADAPTER_DTYPES, BaseConfig
+from posttrain.trainers.config import BaseConfig
 from posttrain.trainers.interrupt import Interrupt
 from posttrain.trainers.memory import Thrift, Update
 from posttrain.trainers.metrics import Metrics
+from posttrain.trainers.starting import starting_model
 
 
 class MicroBatch:
@@ -79,16 +77,8 @@ class BaseTrainer(Trainer):
     ) -> None:
         _refuse_devices(args)
         name = model if isinstance(model, str) else model.config._name_or_path
-        if isinstance(model, str):
-            model = load_trainable(model, **args.loading(model, peft_config))
-        else:
-            prepare_model(model)
+        model = starting_model(model, args, peft_config)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        if peft_config is not None:
-            model = add_lora(model, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype], seed=args.seed)  # type: ignore[assignment]
-        make_trainable(model, keeps=(args.model_init_kwargs or {}).get("dtype"))
-        if args.disable_dropout:
-            without_dropout(model)
         self.metrics = Metrics()
         self.recorder = Recorder(token_groups=args.record_tokens_of, max_token_bytes=args.record_megabytes * 2**20)
         self.view = TerminalView(note=self.recorder.note)
