@@ -1,6 +1,7 @@
 """Recipes with stages: each trains on the model before it, what is done is not done again, and a stage goes on where it was."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -239,3 +240,37 @@ def test_the_data_of_a_stage_can_be_previewed(folder):
 
 def test_the_packaged_recipe_can_be_read():
     assert [stage.name for stage in read_stages("align", (), None)] == ["sft", "reward-model", "ppo"]
+
+
+def test_what_a_stage_sets_for_its_process_is_gone_in_the_next(folder, run, monkeypatch):
+    monkeypatch.delenv("HCCL_DETERMINISTIC", raising=False)
+    (folder / "rewards.py").write_text(
+        "import os, torch\n"
+        "def length(completions):\n"
+        "    assert not torch.are_deterministic_algorithms_enabled() and 'HCCL_DETERMINISTIC' not in os.environ\n"
+        "    return [-len(text) / 10 for text in completions]\n"
+    )
+    (folder / "all.yaml").write_text(RECIPE.replace("max_steps: 3, per_device_train_batch_size: 4, use", "full_determinism: true, max_steps: 1, use"))
+    result = run()
+    assert result.exit_code == 0, result.output
+
+
+def test_a_finished_stage_hands_on_the_same_whatever_the_process_drew(folder, run):
+    """Killed at a border, before anything of the next stage was written: the process that goes on has drawn other numbers than one that trained."""
+    save_base(folder)
+    (folder / "all.yaml").write_text(
+        f"model: {{name: {folder}/base, lora: {{r: 2, alpha: 4, dropout: 0.1}}}}\ndata: {{train: rows.jsonl}}\nstages:"
+        + RECIPE.partition("stages:")[2].partition("  - reward-model")[0]
+        + "  - dpo: {dpo: {max_steps: 2, save_steps: 1, per_device_train_batch_size: 2, use_cpu: true, learning_rate: 1e-2}}\n"
+    )
+    assert run().exit_code == 0
+    whole = {path.relative_to(folder / "all"): path.read_bytes() for path in (folder / "all").rglob("*.safetensors") if "checkpoint" not in str(path)}
+    assert len(whole) == 4
+    for removed in ("2-dpo", "1-sft/stage.json", "1-sft/merged"):
+        torch.seed()
+        path = folder / "all" / removed
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(folder / "all" / "2-dpo", ignore_errors=True)
+        result = run("--resume")
+        assert result.exit_code == 0, result.output
+        assert {name: (folder / "all" / name).read_bytes() for name in whole} == whole, removed

@@ -16,7 +16,7 @@ from posttrain.models.load import load_model
 from posttrain.models.seeding import seeded
 from posttrain.models.templates import grow_embeddings, set_chat_template
 
-INITIALISATIONS = [True, False, "gaussian", "olora", "pissa", "pissa_niter_2", "orthogonal", "mica"]
+INITIALISATIONS = [True, False, "gaussian", "olora", "pissa", "orthogonal", "mica"]
 
 
 def draw_something(state):

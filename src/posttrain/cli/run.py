@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +70,7 @@ def _clear(stages: list[Stage]) -> None:
 
 def _run(stages: list[Stage], resume: bool) -> None:
     from posttrain.cli import training
+    from posttrain.cli.process_state import restored
 
     models: dict[str, str] = {}
     for number, stage in enumerate(stages, start=1):
@@ -82,8 +82,9 @@ def _run(stages: list[Stage], resume: bool) -> None:
             say(f"{title}: done before")
         else:
             say(f"{title}: {stage.kind.title} into {stage.directory}")
-            model = training.train_run(stage.kind, stage.recipe(models), str(stage.directory), resume=resume, overwrite=False)
-            done = _leave(stage, models, model)
+            with restored():
+                model = training.train_run(stage.kind, stage.recipe(models), str(stage.directory), resume=resume, overwrite=False)
+                done = _leave(stage, models, model)
         models[stage.name] = done
     say(f"all stages are done; the last model is in {models[stages[-1].name]}")
 
@@ -109,12 +110,13 @@ def _merge(stage: Stage, recipe: Recipe, adapter: Path) -> None:
     from posttrain.models.load import load_tokenizer
     from posttrain.models.merge import load_merged, save_rounded
     from posttrain.models.precision import beside_adapters, dtype_named
+    from posttrain.trainers.checkpoints import written_whole
 
     args = read_args(stage.kind, recipe, default_output=str(stage.directory))
     given = (args.model_init_kwargs or {}).get("dtype")
     dtype = beside_adapters(str(adapter), args.autocast_dtype) if given is None else dtype_named(given)
     options = loading(str(adapter)) | {"dtype": "float32"}  # of the sum
-    shutil.rmtree(stage.directory / runs.MERGED, ignore_errors=True)
     merged = load_merged(str(adapter), **options)
-    drift = save_rounded(merged, load_tokenizer(str(adapter)), stage.directory / runs.MERGED, dtype=dtype)
+    with written_whole(stage.directory / runs.MERGED, main=True) as staging:
+        drift = save_rounded(merged, load_tokenizer(str(adapter)), staging, dtype=dtype)
     typer.echo(f"the adapters were merged into {str(dtype).removeprefix('torch.')} weights: {drift}")

@@ -58,14 +58,15 @@ class Stage:
         return hashlib.sha256(self.recipe(models).to_yaml().encode()).hexdigest()[:16]
 
     def model_if_done(self, models: dict[str, str]) -> str | None:
-        """Its model. Raises UserError where it was done with other settings than the recipe has now."""
+        """Its model; None: it is not done, or its model is gone. Raises UserError where it was done with other settings than the recipe has now."""
         path = self.directory / DONE
         if not path.is_file():
             return None
         done = json.loads(path.read_text(encoding="utf-8"))
         if done["digest"] != self.digest(models):
             raise UserError(f"the stage '{self.name}' was done with another recipe; put the settings back, or start over with --overwrite")
-        return str(self.directory / done["model"])
+        model = self.directory / done["model"]
+        return str(model) if runs.is_model(model) else None
 
     def mark_done(self, models: dict[str, str], model: str) -> None:
         write_whole(self.directory / DONE, json.dumps({"model": model, "digest": self.digest(models)}))
@@ -185,4 +186,5 @@ def clear(stage: Stage) -> None:
 
     runs.clear(str(stage.directory))
     (stage.directory / DONE).unlink(missing_ok=True)
-    shutil.rmtree(stage.directory / runs.MERGED, ignore_errors=True)
+    for name in (runs.MERGED, f".writing-{runs.MERGED}", f".deleting-{runs.MERGED}"):
+        shutil.rmtree(stage.directory / name, ignore_errors=True)

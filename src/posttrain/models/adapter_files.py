@@ -59,8 +59,8 @@ def put_adapters(base: PreTrainedModel, name: str, *, is_trainable: bool, seed: 
         raise UserError(f"{name} holds adapters without {WEIGHTS}; other formats may carry code and are not read")
     check_initialisation(settings_of(name).get("init_lora_weights"), f"the adapters in {name} were made with")
     try:
-        _resize(base, name)
         with seeded(seed):
+            _resize(base, name)
             adapted: nn.Module = PeftModel.from_pretrained(base, name, is_trainable=is_trainable)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:  # of PEFT and safetensors: shapes, names, unknown settings, damaged files
         said = " ".join(str(error).split())[:300]
