@@ -4,7 +4,8 @@ final weights, and every row of the record.
 
 The first uninterrupted run is `posttrain` in a fresh interpreter. All others are forked from this process, which has only imported torch and posttrain:
 a start then takes milliseconds instead of seconds. A fork would inherit the state of every random generator, so each one seeds torch, numpy and random
-from the system's entropy before it begins (as a fresh process has it), and none is equal by luck. --fresh starts all of them as interpreters.
+from the system's entropy before it begins (as a fresh process has it), and none is equal by luck. --start fresh starts all of them as interpreters,
+--start forked none.
 
 Half of the moments are points in time, half are numbers of a file operation (open for writing, mkdir, rename, remove), as Python's audit events count
 them; of a recipe with stages, half of these lie at the borders between stages. Every third run is killed a second time while it resumes.
@@ -184,17 +185,17 @@ def _borders(events: list[str]) -> list[int]:
 # Runs
 
 
-def try_combination(method: str, kind: str, count: int, folder: Path, seed: int, fresh: bool) -> Tally:
-    """Run it uninterrupted in a fresh interpreter and again as the others run; then `count` times killed and resumed."""
-    run = run_fresh if fresh else run_forked
-    if not fresh:
+def try_combination(method: str, kind: str, count: int, folder: Path, seed: int, start: str) -> Tally:
+    """Run it uninterrupted twice, of which once in a fresh interpreter (unless all are forked); then `count` times killed and resumed."""
+    run = run_fresh if start == "fresh" else run_forked
+    if start != "fresh":
         import_all()
     draw = random.Random(f"{seed}/{method}/{kind}")
     place = folder / f"{method}-{kind}"
     place.mkdir(parents=True)
     tally = Tally(method, kind)
     expected = place / "whole"
-    first = run_fresh(arguments(folder, method, kind, expected), place / "whole.log")
+    first = (run_forked if start == "forked" else run_fresh)(arguments(folder, method, kind, expected), place / "whole.log")
     again = run(arguments(folder, method, kind, place / "again"), place / "again.log")
     if first.status or again.status:
         tally.failures.append(
@@ -249,7 +250,9 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=10, help="killed runs of each method and kind; of recipes with stages four times as many")
     parser.add_argument("--jobs", type=int, default=1, help="how many methods at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--fresh", action="store_true", help="every run in an interpreter of its own; killed at points in time only")
+    parser.add_argument(
+        "--start", choices=["fresh", "mixed", "forked"], default="mixed", help="the processes; fresh ones are killed at points in time"
+    )
     parser.add_argument("--folder", type=Path, help="keep the runs here")
     parser.add_argument("--output", type=Path, help="another file than results/kill_and_resume.json")
     args = parser.parse_args()
@@ -259,19 +262,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        # Workers are fresh interpreters: each imports for its own forks.
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
             pool.submit(make_world, folder).result()
             begun = [
-                pool.submit(try_combination, method, kind, args.moments * (4 if method == STAGES else 1), folder, args.seed, args.fresh)
+                pool.submit(try_combination, method, kind, args.moments * (4 if method == STAGES else 1), folder, args.seed, args.start)
                 for method, kind in combinations
             ]
             for future in as_completed(begun):
                 tallies.append(future.result())
                 print(table(tallies[-1:]).splitlines()[1], flush=True)
+            machine = pool.submit(hardware.describe, "transformers", "peft", "bitsandbytes").result()
     tallies.sort(key=lambda tally: combinations.index((tally.method, tally.kind)))
     print(f"\n{table(tallies)}")
     results = {
-        "hardware": hardware.describe("transformers", "peft", "bitsandbytes"),
+        "hardware": machine,
         "seconds": round(time.perf_counter() - started),
         "moments": args.moments,
         "seed": args.seed,

@@ -11,7 +11,7 @@ import yaml
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from small import build_model, build_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, load_policy
 from posttrain.errors import TrainingError, UserError
@@ -193,14 +193,67 @@ def test_a_reward_model_is_not_mistaken_for_a_policy(trained, tmp_path):
         export_model(str(tmp_path / "scorer"), tmp_path / "out")
 
 
-@pytest.mark.parametrize("format", ["merged", "adapter"])
-def test_adapters_of_a_reward_model_are_not_either(trained, tmp_path, format):
-    args = RewardConfig(output_dir=str(tmp_path / "run"), use_cpu=True, save_strategy="no", max_steps=1, per_device_train_batch_size=2)
+def plain_scores(model, texts=("1+1=2", "3+4=7", "0+0=1")):
+    tokenizer = build_tokenizer()
+    with torch.no_grad():
+        return torch.stack([model.eval()(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0, 0] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def scorer(trained, tmp_path_factory):
+    """The adapters of a reward model, and what it scores."""
+    folder = tmp_path_factory.mktemp("scorer")
+    args = RewardConfig(
+        output_dir=str(folder / "run"), use_cpu=True, save_strategy="no", max_steps=6, per_device_train_batch_size=2, learning_rate=3e-2
+    )
     rows = [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 2
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    RewardTrainer(str(trained / "base"), args, train_dataset=rows, peft_config=config).save_model(str(tmp_path / "scorer"))
-    with pytest.raises(UserError, match="holds the adapters of a reward model"):
-        export_model(str(tmp_path / "scorer"), tmp_path / "out", format=format)
+    trainer = RewardTrainer(str(trained / "base"), args, train_dataset=rows, peft_config=config)
+    trainer.train()
+    trainer.save_model(str(folder / "adapter"))
+    return folder / "adapter", plain_scores(trainer.model)
+
+
+def test_adapters_of_a_reward_model_are_exported_as_transformers_classifier(scorer, tmp_path):
+    adapter, scores = scorer
+    export_model(str(adapter), tmp_path / "out", dtype="float32", prompts=PROMPTS[:2])
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert exported.config.num_labels == 1
+    assert torch.allclose(plain_scores(exported), scores, atol=1e-5)
+    export_model(str(adapter), tmp_path / "adapters", format="adapter")
+    assert (tmp_path / "adapters" / "adapter_config.json").is_file()
+
+
+def test_a_directory_of_adapters_scores_wherever_a_reward_model_may_stand(scorer, trained):
+    from posttrain import ModelReward
+    from posttrain.cli.recipe import is_reward_model
+    from posttrain.trainers.reward_model import with_reward_models
+
+    adapter, scores = scorer
+    assert is_reward_model(str(adapter))
+    for reward in (ModelReward(str(adapter)), *with_reward_models([str(adapter)], None, None)):
+        ids = [build_tokenizer()(text)["input_ids"] for text in ("2", "7", "1")]
+        given = reward(["1+1=", "3+4=", "0+0="], ["2", "7", "1"], ids)
+        assert torch.allclose(torch.tensor(given), scores, atol=1e-5)
+    with pytest.raises(UserError, match="without a trained score"):
+        ModelReward(str(trained / "adapter"))
+
+
+def test_a_reward_model_is_trained_on_from_its_adapters(scorer, trained, tmp_path):
+    adapter, scores = scorer
+    rows = [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 2
+    args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", max_steps=1, per_device_train_batch_size=2, learning_rate=1e-2)
+    trainer = RewardTrainer(str(adapter), args, train_dataset=rows)
+    assert torch.allclose(plain_scores(trainer.model), scores, atol=1e-5)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved
+    assert all("lora_" in name or "score" in name for name in moved)
+    from_policy = RewardTrainer(str(trained / "adapter"), args, train_dataset=rows)  # a new head on the policy with its adapters folded in
+    assert not any("lora_" in name for name, _ in from_policy.model.named_parameters())
+    with pytest.raises(UserError, match="holds adapters already"):
+        RewardTrainer(str(trained / "adapter"), args, train_dataset=rows, peft_config=LORA)
 
 
 def test_nothing_is_overwritten_and_adapters_must_be_there(trained, tmp_path):
