@@ -83,6 +83,115 @@ def test_asserts_are_evaluated_as_python(sandbox, source, passes):
     assert results(sandbox, [Asserts("assert add(0) == 1"), Asserts(source)]) == [True, passes]
 
 
+IN_PLACE = """
+from collections import deque
+def add_one(l): l.append(1)
+def rotate(rows): rows[:] = [list(row) for row in zip(*rows[::-1])]
+def fill(rows, **more):
+    rows[0][0] = 7
+    more["d"]["x"] = (1, [2]); more["s"].add(4); more["b"][0] = 65; more["q"].popleft()
+def unique(numbers):
+    kept = sorted(set(numbers)); numbers[:len(kept)] = kept
+    return len(kept)
+def spoil(l):
+    l.clear()
+    raise ValueError("spoilt")
+def squares(n):
+    for i in range(n): yield i * i
+class Bag:
+    kept = 0
+    def __init__(self, size): self.size = size
+    def __str__(self): return f"a bag of {self.size}"
+    def __len__(self): return self.size
+    def __getitem__(self, index): return index * self.size
+    def __setitem__(self, index, value): self.size = value
+    def me(self): return self
+    @classmethod
+    def of_five(cls): return cls(5)
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "l = []\nadd_one(l)\nassert l == [1]",
+        "l = [0]\nsame = l\nadd_one(l)\nassert same == [0, 1]",
+        "rows = [[1, 2], [3, 4]]\nrotate(rows)\nassert rows == [[3, 1], [4, 2]]",
+        "rows = [[1, 2]]\nrow = rows[0]\nfill(rows, d=(d := {}), s=(s := {1}), b=(b := bytearray(b'x')), q=(q := deque([1, 2])))\n"
+        "assert (row, d, s, b, q) == ([7, 2], {'x': (1, [2])}, {1, 4}, b'A', deque([2]))",
+        "numbers = [1, 1, 2, 3, 3]\ncount = unique(numbers)\nassert numbers[:count] == [1, 2, 3]",
+        "l = [1]\ntry: spoil(l)\nexcept ValueError: pass\nassert l == []",
+        "bag = Bag(2)\nbag.x = 1\nassert bag.x == 1\ndel bag.x\ntry: bag.x\nexcept AttributeError: pass\nelse: raise AssertionError",
+        "Bag.kept = 3\nassert Bag(1).kept == 3",
+        "bag = Bag(2)\nbag[0] = 9\nassert bag.size == len(bag) == bag[1] == 9\nassert str(bag) == 'a bag of 9'\nassert bag.me() is bag",
+        "assert Bag.of_five().size == 5",
+        "assert list(squares(3)) == [0, 1, 4] and 4 in squares(3) and sorted(squares(3))[-1] == 4",
+        "answers = squares(1)\nassert next(answers) == 0\ntry: next(answers)\nexcept StopIteration: pass\nelse: raise AssertionError",
+    ],
+)
+def test_what_a_test_changes_and_has_changed_is_as_in_python(sandbox, source):
+    """Each passes where program and test are one module of Python's; and fails when it expects something else."""
+    module = {}
+    exec(f"{IN_PLACE}\n{source}", module)
+    assert results(sandbox, [Asserts(source)], IN_PLACE, setup="from collections import deque") == [True]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "l = []\nadd_one(l)\nassert l == []",
+        "rows = [[1, 2], [3, 4]]\nrotate(rows)\nassert rows == [[1, 2], [3, 4]]",
+        "bag = Bag(2)\nbag.x = 1\nassert bag.x == 2",
+    ],
+)
+def test_a_change_that_is_not_the_expected_one_is_wrong(sandbox, source):
+    assert results(sandbox, [Asserts(source)], IN_PLACE) == [False]
+
+
+@pytest.mark.parametrize("value", ["Fraction(16)", "Decimal(16)", "16 + 0j", "16.0", "Decimal('16.00')"])
+def test_a_number_that_python_calls_equal_is_right(sandbox, value):
+    program = f"from fractions import Fraction\nfrom decimal import Decimal\ndef square(n): return {value}"
+    assert results(sandbox, [Call("square", [4], 16), Call("square", [4], 17)], program) == [True, False]
+    assert results(sandbox, [Asserts("assert square(4) == 16"), Asserts("assert square(4) == 17")], program) == [True, False]
+
+
+def test_a_number_of_numpy_is_what_it_equals():
+    program = "import numpy as np\ndef f(k): return [np.int64(16), np.float32(0.5), np.bool_(True), np.array([16, 17])][k]"
+    tests = [Call("f", [0], 16), Call("f", [1], 0.5), Call("f", [2], True), Call("f", [3], [16, 17])]
+    verdict = Sandbox("namespaces", packages=True).judge(Job(program, tests, limits=Limits(memory_mb=2048, processes=16)))
+    assert [result.passed for result in verdict.results] == [True, True, True, False]
+
+
+LIAR = """
+class Liar:
+    def __eq__(self, other): return True
+    def __sub__(self, other): return 0.0
+    def __abs__(self): return 0.0
+    def __lt__(self, other): return True
+    def __contains__(self, other): return True
+    def __iter__(self): return iter([Liar()])
+    def __getitem__(self, index): return Liar()
+    def __bool__(self): return True
+def square(n): return Liar()
+"""
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "square(3) == 9",
+        "abs(square(3) - 9) < 1e-6",
+        "square(3)",
+        "9 in square(3)",
+        "square(3)[0] == 9",
+        "not square(3) != 9",
+        "list(square(3)) == [9]",
+    ],
+)
+def test_an_object_that_lies_is_wrong(sandbox, condition):
+    assert results(sandbox, [Asserts(f"assert {condition}")], LIAR) == [False]
+
+
 def test_tests_share_their_names_and_the_setup_runs_first(sandbox):
     assert results(sandbox, [Asserts("x = add(two)"), Asserts("assert x == 3")], setup="two = 2") == [True, True]
 

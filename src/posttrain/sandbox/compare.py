@@ -11,10 +11,16 @@ import json
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 Plain = Any
+Number = int | float | complex | Fraction | Decimal
 MOST_DIGITS = 30  # what `encode` writes in decimals is below 2**63
+# Of a fraction, and of what is compared with a decimal: arithmetic on more takes too long for a stranger's number.
+MOST_BITS = 100_000
+MOST_DECIMALS, MOST_EXPONENT = 10_000, 5_000
 _WORDS = re.compile(r"(\s+)")  # keeps the white space between them
 
 
@@ -33,7 +39,7 @@ def same_value(expected: Plain, got: Plain, tolerance: float) -> bool:
     """Python's ==, but a tuple may stand for a list (tests in JSON have no tuples) and floats may differ by `tolerance` (relative or absolute)."""
     try:
         return _same(expected, got, tolerance)
-    except (RecursionError, ValueError, TypeError, OverflowError):  # nested without end, or not a value at all
+    except (RecursionError, ValueError, TypeError, ArithmeticError):  # nested without end, or not a value at all
         return False
 
 
@@ -52,29 +58,70 @@ def _kind(plain: Plain) -> tuple[str, Any]:
     if isinstance(plain, list):
         return "sequence", plain
     ((name, content),) = plain.items()
-    if name in ("tuple", "set", "frozenset", "dict") and not isinstance(content, list):
+    if name in SEQUENCES and not isinstance(content, list):
         raise ValueError(f"not an encoded {name}")
     return KINDS[name](content) if name in KINDS else ("unknown", plain)
 
 
+SEQUENCES = ("tuple", "set", "frozenset", "dict", "keys", "items", "deque", "range", "fraction", "complex")
 KINDS: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "tuple": lambda content: ("sequence", content),
     "set": lambda content: ("set", content),
     "frozenset": lambda content: ("set", content),
+    "keys": lambda content: ("set", content),
+    "items": lambda content: ("set", [{"tuple": pair} for pair in content]),
+    "deque": lambda content: ("deque", content),
+    "range": lambda content: ("range", range(*map(_whole, content))),
     "dict": lambda content: ("dict", content),
     "int": lambda content: ("number", int(content, 16)),
     "float": lambda content: ("number", float(content)),
     "bytes": lambda content: ("bytes", content),
-    "complex": lambda content: ("complex", content),
+    "bytearray": lambda content: ("bytes", content),
+    "complex": lambda content: ("number", _complex(*content)),
+    "fraction": lambda content: ("number", _fraction(*content)),
+    "decimal": lambda content: ("number", _decimal(content)),
 }
 
 
-def same_number(expected: float, got: float, tolerance: float) -> bool:
+def _whole(plain: Plain, bits: int | None = None) -> int:
+    kind, number = _kind(plain)
+    if kind != "number" or not isinstance(number, int) or (bits is not None and number.bit_length() > bits):
+        raise ValueError("not a whole number, or too large to calculate with")
+    return number
+
+
+def _fraction(above: Plain, below: Plain) -> Fraction:
+    return Fraction(_whole(above, MOST_BITS), _whole(below, MOST_BITS))
+
+
+def _complex(*parts: Plain) -> complex:
+    (kind, real), (other, imaginary) = map(_kind, parts)
+    if kind != "number" or other != "number":
+        raise ValueError("not an encoded complex number")
+    return complex(float(real), float(imaginary))
+
+
+def _decimal(text: Any) -> Decimal:
+    if not isinstance(text, str) or len(text) > MOST_DECIMALS:
+        raise ValueError("a number of too many digits")
+    return Decimal(text)
+
+
+def same_number(expected: Number, got: Number, tolerance: float) -> bool:
+    """Python's ==, but nan is nan, and floats may differ. Raises ArithmeticError for what Python cannot compare."""
+    if isinstance(expected, complex) or isinstance(got, complex):
+        return same_number(expected.real, got.real, tolerance) and same_number(expected.imag, got.imag, tolerance)
     if isinstance(expected, int) and isinstance(got, int):
         return expected == got
-    if math.isnan(expected):
-        return math.isnan(got)
-    return math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
+    for one, other in ((expected, got), (got, expected)):
+        if isinstance(one, Decimal) and isinstance(other, int) and other.bit_length() > MOST_BITS:
+            return False
+    if expected != expected:
+        return got != got
+    if expected == got or tolerance == 0 or not (isinstance(expected, float) or isinstance(got, float)):
+        return expected == got
+    one, other = float(expected), float(got)
+    return math.isfinite(one) and math.isfinite(other) and math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _same_sequence(expected: list[Plain], got: list[Plain], tolerance: float) -> bool:
@@ -99,7 +146,8 @@ SAME: dict[str, Callable[[Any, Any, float], bool]] = {
     "set": _same_set,
     "dict": _same_dict,
     "bytes": lambda expected, got, tolerance: expected == got,
-    "complex": lambda expected, got, tolerance: _same_sequence(expected, got, tolerance),
+    "deque": _same_sequence,
+    "range": lambda expected, got, tolerance: expected == got,
     "unknown": lambda expected, got, tolerance: False,
 }
 
@@ -108,14 +156,29 @@ def _digest(plain: Plain) -> bytes:
     """32 bytes for each hashable value, the same for those that are equal (1, 1.0 and True). Of fixed size, however deeply values are nested."""
     kind, content = _kind(plain)
     if kind == "number":
-        whole = isinstance(content, int) or content.is_integer()
-        text = (hex(int(content)) if whole else repr(content)).encode()
+        text = _text_of(content).encode()
+    elif kind == "range":
+        text = repr([len(content), content[:1], content[:2]]).encode()
     elif kind in ("sequence", "set"):
         parts = [_digest(item) for item in content]
         text = b"".join(parts if kind == "sequence" else sorted(parts))
     else:
         text = json.dumps(content).encode()
     return hashlib.sha256(kind.encode() + b" " + text).digest()
+
+
+def _text_of(number: Number) -> str:
+    """The same for numbers that are equal, of whatever class."""
+    if isinstance(number, complex):
+        if number.imag:
+            return f"{_text_of(number.real)} {_text_of(number.imag)}"
+        number = number.real
+    if isinstance(number, Decimal) and number.is_finite() and abs(number.adjusted()) > MOST_EXPONENT:
+        return str(number.normalize())
+    if not isinstance(number, (int, Fraction)) and not math.isfinite(number):
+        return str(float(number))
+    above, below = number.as_integer_ratio()
+    return f"{above:x}/{below:x}"
 
 
 def same_output(expected: str, got: bytes, tolerance: float) -> bool:

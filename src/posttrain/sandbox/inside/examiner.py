@@ -1,7 +1,8 @@
 """Runs assert-style tests in a process of its own. The program is elsewhere: a name that the tests do not define asks it, by value.
 
 So asserts, comparisons and exceptions are evaluated where the program has no hand: what it answers arrives as plain data, or as a `Remote`
-that can be called and asked for attributes, and that equals nothing.
+that can be called, asked for attributes and items, and changed, and that equals nothing. What a call changes in its arguments is changed here
+too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import types
 from typing import Any, NoReturn
 
+from .changes import become
 from .host import channel
 from .plain import NotPlain, decode, encode
 
@@ -64,18 +66,29 @@ class Wire:
         self.asked = 0
         self.is_gone = False
         self.unsupported: str | None = None
+        self.objects: dict[int, Remote] = {}  # one for each of the program's, so that `is` means what it says
 
-    def ask(self, question: dict[str, Any]) -> Any:
+    def ask(self, question: dict[str, Any], given: tuple[list[Any], dict[str, Any]] | None = None) -> Any:
+        """`given`: the arguments of a call, in which what the call changed is changed."""
         self.asked += 1
         self.say({"ask": question})
         reply = json.loads(self.answers.readline() or '{"gone": true}')
+        if "changed" in reply and given is not None:
+            args, kwargs = reply["changed"]
+            become(given[0], [decode(value, self.remote) for value in args])
+            become(given[1], {name: decode(value, self.remote) for name, value in kwargs.items()})
         if "value" in reply:
-            return decode(reply["value"], lambda number: Remote(self, number))
+            return decode(reply["value"], self.remote)
+        if "is_over" in reply and question.get("do") == "next":
+            raise StopIteration
         if "raised" in reply:
             name, message = str(reply["raised"]), str(reply.get("message", ""))
             raise RAISABLE[name](message) if name in RAISABLE else ProgramError(f"{name}: {message}")
         self.is_gone = True
         raise Ended
+
+    def remote(self, number: int) -> Remote:
+        return self.objects.setdefault(number, Remote(self, number))
 
     def plain(self, value: Any) -> Any:
         try:
@@ -86,7 +99,7 @@ class Wire:
 
 
 class Remote:
-    """Something of the program's that is not plain data. It has no truth, no length and no equality here."""
+    """Something of the program's that is not plain data. It has no truth and no equality here, and no arithmetic: a lie would be a verdict."""
 
     __slots__ = ("_number", "_wire")
 
@@ -94,19 +107,53 @@ class Remote:
         object.__setattr__(self, "_wire", wire)
         object.__setattr__(self, "_number", number)
 
+    def _found(self) -> Remote:
+        return self
+
+    def _do(self, deed: str, *args: Any) -> Any:
+        """A function of Python's (host.DEEDS), applied to it where it is."""
+        found = self._found()
+        return self._wire.ask({"of": found._number, "do": deed, "args": [self._wire.plain(value) for value in args]})
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        plain = self._wire.plain
-        return self._wire.ask(
-            {"of": self._number, "args": [plain(value) for value in args], "kwargs": {name: plain(value) for name, value in kwargs.items()}}
-        )
+        plain, given = self._wire.plain, list(args)
+        question = {"of": self._found()._number, "args": [plain(value) for value in args], "kwargs": {name: plain(kwargs[name]) for name in kwargs}}
+        return self._wire.ask({**question, "changes": True}, (given, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._wire.ask({"of": self._number, "get": name})
+        return self._wire.ask({"of": self._found()._number, "get": name})
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise TypeError("the tests cannot set an attribute of the program's objects")
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._do("setattr", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._do("delattr", name)
+
+    def __iter__(self) -> Any:
+        return self._do("iter")
+
+    def __next__(self) -> Any:
+        return self._do("next")
+
+    def __len__(self) -> Any:
+        return self._do("len")
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._do("getitem", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._do("setitem", key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._do("delitem", key)
+
+    def __str__(self) -> Any:
+        return self._do("str")
+
+    def __repr__(self) -> Any:
+        return self._do("repr")
 
     def __bool__(self) -> NoReturn:
         raise TypeError("an object of the program is neither true nor false here; only plain data is")
@@ -118,19 +165,13 @@ class Remote:
 
 
 class Named(Remote):
-    """A name of the program's, looked up when it is called or asked for an attribute."""
+    """A name of the program's, looked up when it is used."""
 
     __slots__ = ("_name",)
 
     def __init__(self, wire: Wire, name: str) -> None:
         super().__init__(wire, 0)
         object.__setattr__(self, "_name", name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._found()(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._found(), name)
 
     def _found(self) -> Any:
         return self._wire.ask({"of": 0, "get": self._name})

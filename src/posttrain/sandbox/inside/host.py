@@ -6,7 +6,10 @@ per answer; its own printing goes to standard error meanwhile.
 
 from __future__ import annotations
 
+import inspect
 import json
+import numbers
+import operator
 import os
 import sys
 import types
@@ -16,6 +19,27 @@ from typing import Any
 from .plain import decode, encode
 
 SOLUTION = "Solution"  # the class whose methods LeetCode's programs define
+DEEDS: dict[str, Callable[..., Any]] = {
+    **{each.__name__: each for each in (setattr, delattr, iter, next, len, str, repr)},
+    **{each.__name__: each for each in (operator.getitem, operator.setitem, operator.delitem)},
+}
+
+
+class Kept:
+    """Objects of the program that are no plain data, by number, for as long as it runs. The first is its module."""
+
+    def __init__(self) -> None:
+        self.objects: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def __getitem__(self, number: int) -> Any:
+        return self.objects[number]
+
+    def number(self, value: Any) -> int:
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self.objects)
+            self.objects.append(value)
+        return self._numbers[id(value)]
 
 
 def script(message: dict[str, Any]) -> None:
@@ -24,10 +48,10 @@ def script(message: dict[str, Any]) -> None:
 
 def serve(message: dict[str, Any]) -> None:
     questions, answer = channel()
-    objects: list[Any] = []
+    objects = Kept()
     failure: BaseException | None = None
     try:
-        objects.append(_load(message["program"], "program"))
+        objects.number(_load(message["program"], "program"))
     except BaseException as error:  # also SystemExit: the program is not there, and every question is answered so
         failure = error
     for line in questions:
@@ -65,34 +89,61 @@ def _load(text: str, name: str) -> types.ModuleType:
     return module
 
 
-def _reply(question: dict[str, Any], objects: list[Any]) -> dict[str, Any]:
-    """{"value": plain}, or {"object": number} for what is not plain; `objects[0]` is the program's module."""
+def _reply(question: dict[str, Any], objects: Kept) -> dict[str, Any]:
+    """{"value": plain}, in which {"object": number} stands for what is not plain."""
 
-    def keep(value: Any) -> dict[str, int]:
-        objects.append(value)
-        return {"object": len(objects) - 1}
+    def keep(value: Any) -> Any:
+        number = _number(value)
+        return {"object": objects.number(value)} if number is None else encode(number)
 
-    if "get" in question:
-        value = objects[question["of"]]
-        names = question["get"].split(".")
-        if "or_method" in question and not hasattr(value, names[0]) and hasattr(value, SOLUTION):
-            names = [SOLUTION, *names]
-        for name in names:
-            if isinstance(value, type):
-                value = value()  # "Solution.solve" is a method of an instance
-            try:
-                value = getattr(value, name)
-            except AttributeError:
-                if isinstance(value, types.ModuleType):
-                    raise NameError(f"name '{name}' is not defined") from None
-                raise
-        if "args" not in question:
-            return {"value": encode(value, keep)}
-    else:
-        value = objects[question["of"]]
+    if "do" in question:
+        try:
+            args = [decode(item, objects.__getitem__) for item in question["args"]]
+            return {"value": encode(DEEDS[question["do"]](objects[question["of"]], *args), keep)}
+        except StopIteration:
+            return {"is_over": True} if question["do"] == "next" else {"raised": "StopIteration", "message": ""}
+    value = _found(objects[question["of"]], question["get"], "or_method" in question) if "get" in question else objects[question["of"]]
+    if "args" not in question:
+        return {"value": encode(value, keep)}
     args = [decode(item, objects.__getitem__) for item in question["args"]]
     kwargs = {name: decode(item, objects.__getitem__) for name, item in question["kwargs"].items()}
-    return {"value": encode(value(*args, **kwargs), keep)}
+    try:
+        reply = {"value": encode(value(*args, **kwargs), keep)}
+    except BaseException as error:
+        reply = {"raised": type(error).__name__, "message": _text(error)}
+    if "changes" in question:  # what the call left in its arguments
+        changed = [[encode(item, keep) for item in args], {name: encode(item, keep) for name, item in kwargs.items()}]
+        if changed != [question["args"], question["kwargs"]]:
+            reply["changed"] = changed
+    return reply
+
+
+def _found(value: Any, path: str, or_method: bool) -> Any:
+    names = path.split(".")
+    if or_method and not hasattr(value, names[0]) and hasattr(value, SOLUTION):
+        names = [SOLUTION, *names]
+    for name in names:
+        if isinstance(value, type) and isinstance(inspect.getattr_static(value, name, None), types.FunctionType):
+            value = value()  # "Solution.solve" is a method of an instance
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            if isinstance(value, types.ModuleType):
+                raise NameError(f"name '{name}' is not defined") from None
+            raise
+    return value
+
+
+def _number(value: Any) -> Any:
+    """A number of a class that is not Python's, such as numpy's, by its value; None for what is no number."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, numbers.Complex):
+        return complex(value)
+    is_numpys_bool = type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
+    return bool(value) if is_numpys_bool else None
 
 
 def _text(error: BaseException) -> str:

@@ -7,14 +7,17 @@ Lists, text, numbers, booleans and None stand for themselves; everything else is
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 Plain = Any  # what json.dumps writes and json.loads reads
 
 
 SMALL = 2**63
-SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 
 
 class NotPlain(TypeError):
@@ -55,8 +58,14 @@ WRITERS: tuple[tuple[type, Callable[[Any, Any], Plain]], ...] = (
     (dict, lambda value, other: {"dict": [[encode(key, other), encode(item, other)] for key, item in dict.items(value)]}),
     *((kind, _writer_of(name)) for name, kind in SEQUENCES.items()),
     (bytes, lambda value, other: {"bytes": value.hex()}),
-    (bytearray, lambda value, other: {"bytes": value.hex()}),
+    (bytearray, lambda value, other: {"bytearray": value.hex()}),
     (complex, lambda value, other: {"complex": [encode(value.real), encode(value.imag)]}),
+    (Fraction, lambda value, other: {"fraction": [encode(value.numerator), encode(value.denominator)]}),
+    (Decimal, lambda value, other: {"decimal": Decimal.__str__(value)}),
+    (range, lambda value, other: {"range": [encode(value.start), encode(value.stop), encode(value.step)]}),
+    (type({}.keys()), lambda value, other: {"keys": [encode(item, other) for item in value]}),
+    (type({}.values()), lambda value, other: {"values": [encode(item, other) for item in value]}),
+    (type({}.items()), lambda value, other: {"items": [[encode(key, other), encode(item, other)] for key, item in value]}),
 )
 
 
@@ -75,7 +84,7 @@ def decode(plain: Plain, other: Callable[[Any], Any] | None = None) -> Any:
         raise ValueError(f"not an encoded value: {kind[:20]!r}")
     try:
         return READERS[kind](content, other)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"not an encoded {kind}: {error}") from error
 
 
@@ -89,5 +98,12 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "dict": lambda content, other: {decode(key, other): decode(item, other) for key, item in content},
     **{name: _reader_of(kind) for name, kind in SEQUENCES.items()},
     "bytes": lambda content, other: bytes.fromhex(content),
+    "bytearray": lambda content, other: bytearray.fromhex(content),
     "complex": lambda content, other: complex(decode(content[0]), decode(content[1])),
+    "fraction": lambda content, other: Fraction(decode(content[0]), decode(content[1])),
+    "decimal": lambda content, other: Decimal(content),
+    "range": lambda content, other: range(*map(decode, content)),
+    "keys": lambda content, other: dict.fromkeys(decode(item, other) for item in content).keys(),
+    "values": lambda content, other: dict(enumerate(decode(item, other) for item in content)).values(),
+    "items": lambda content, other: {decode(key, other): decode(item, other) for key, item in content}.items(),
 }
