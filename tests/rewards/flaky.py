@@ -3,10 +3,23 @@
 import ctypes
 import hashlib
 import os
+import subprocess
 import sys
 import time
 
 STATE = os.environ.get("FLAKY_STATE", "")  # a folder in which attempts are counted
+
+
+class Leaves(BaseException):
+    pass
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise RuntimeError("no")
+
+
+LEAVES = {"GeneratorExit": GeneratorExit(), "KeyboardInterrupt": KeyboardInterrupt(), "Leaves": Leaves("for good")}
 
 
 def fate(text):
@@ -45,6 +58,17 @@ def does_as_told(completion):
     if completion == "loop":
         while True:
             pass
+    if completion == "C loop":  # holds the interpreter's lock for ever, and has started a process
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pow(3, 10**10)
+    if completion == "memory":
+        return float(len(bytearray(3 * 2**30)))
+    if completion.startswith("message "):
+        raise ValueError("x\n" * int(completion.split()[1]))
+    if completion in LEAVES:
+        raise LEAVES[completion]
+    if completion == "unreadable":
+        raise Unreadable
     if completion == "pid":
         return float(os.getpid())
     if completion == "stdin":

@@ -143,6 +143,17 @@ def test_a_user_error_in_a_reward_stops_whatever_the_policy():
         scored(Rubric(no_gold, on_error="drop", retries=3), group(["a"], id=8, answer="x"))
 
 
+@pytest.mark.parametrize("score", [1.7e308, -1e16, 10**400])
+def test_a_score_too_large_to_be_squared_is_no_score(score):
+    with pytest.raises(RewardError, match=r"'f' returned .* for prompt 4"):
+        scored(Rubric(reward(name="f")(lambda completion: score)), group(["a"], id=4))
+
+
+def test_a_total_too_large_to_be_squared_stops_with_its_parts():
+    with pytest.raises(RewardError, match=r"add up to 1\.1e\+15.*'f': 100000000000000.0.*smaller weights"):
+        scored(Rubric((reward(name="f")(lambda completion: 1e14), 10.0), (reward(name="g")(lambda completion: 1.0), 1e14)), group(["a"]))
+
+
 # Retries
 
 

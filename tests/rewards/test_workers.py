@@ -197,21 +197,57 @@ def test_workers_killed_from_outside_lose_and_double_no_score(rubric, tmp_path):
     assert 1 <= retried <= 8
 
 
-def test_when_the_trainer_is_killed_its_workers_end_even_in_an_endless_loop(tmp_path):
+@pytest.mark.parametrize("text", ["loop", "C loop"])
+def test_when_the_trainer_is_killed_its_workers_end_with_all_they_started_whatever_they_do(tmp_path, text):
     program = tmp_path / "trainer.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
         "from test_workers import FLAKY, group\n"
         "from posttrain.rewards import Rubric\n"
-        "Rubric.from_config([{'reward': f'{FLAKY}:does_as_told', 'timeout': 600, 'workers': 1}]).score([group(['loop'])])\n"
+        "Rubric.from_config([{'reward': f'{FLAKY}:does_as_told', 'timeout': 600, 'workers': 1}]).score([group(["
+        f"{text!r}])])\n"
     )
     trainer = subprocess.Popen([sys.executable, str(program)])
     found = []
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (found and found[0].cpu_times().user > 0.8):  # it is in the loop
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any(is_worker(each) and each.cpu_times().user > 1.5 for each in found):  # it is in the loop
         time.sleep(0.1)
-        found = psutil.Process(trainer.pid).children()
-    assert found
+        found = psutil.Process(trainer.pid).children(recursive=True)
+    assert len(found) == (3 if text == "C loop" else 2)  # worker, guard, and what the worker started
     trainer.kill()
     trainer.wait()
     assert psutil.wait_procs(found, timeout=10)[1] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count a process's memory")
+def test_more_memory_than_allowed_is_an_error_of_the_reward_and_the_worker_goes_on(rubric):
+    made = rubric("does_as_told", memory_mb=512, workers=1)
+    assert scores(made, ["1", "memory", "2"]) == ([1.0, None, 2.0], {"raised": 1})
+    assert "MemoryError" in made.score([group(["memory"])]).traces["does_as_told"]
+
+
+def test_a_reward_that_limits_memory_runs_in_a_worker_and_needs_a_name():
+    made = Rubric.from_config([{"reward": f"{FLAKY}:does_as_told", "memory_mb": 512}])
+    assert scores(made, ["pid"])[0] != [float(os.getpid())]
+    made.close()
+    with pytest.raises(UserError, match="no other process can find it"):
+        Rubric(reward(memory_mb=512)(lambda completion: 1.0))
+
+
+def test_of_a_message_of_50_megabytes_the_beginning_arrives_and_soon(rubric):
+    made = rubric("does_as_told", workers=1)
+    scores(made, ["1"])
+    begun = time.perf_counter()
+    report = made.score([group(["message 25000000"])])
+    assert time.perf_counter() - begun < 15  # it was more than 30; now 0.3 on an idle machine
+    assert "ValueError: x\nx\n" in report.traces["does_as_told"]
+    assert len(report.traces["does_as_told"]) < 10_000
+
+
+@pytest.mark.parametrize("text", ["GeneratorExit", "KeyboardInterrupt", "Leaves", "unreadable"])
+def test_what_is_no_ordinary_exception_is_named_all_the_same(rubric, text):
+    made = rubric("does_as_told", workers=1)
+    report = made.score([one := group(["1", text, "2"])])
+    assert one.rewards == [1.0, None, 2.0]
+    assert f"raised {text.capitalize() if text == 'unreadable' else text}" in report.traces["does_as_told"]
+    assert report.failures["does_as_told"] == {"raised": 1}  # by the same worker, not by its death

@@ -41,7 +41,7 @@ class Failure:
 KINDS = {
     "raised": "raised an exception, or its worker died",
     "timed_out": "took longer than its timeout",
-    "not_finite": "returned NaN or an infinity",
+    "not_finite": "returned NaN, an infinity, or a number beyond 1e15",
     "wrong_type": "returned something that is no score",
     "wrong_length": "returned another number of scores than there were completions",
 }

@@ -23,13 +23,14 @@ class FailurePolicy:
     on_error: str | None = None  # "stop": RewardError; "drop": the completion leaves its group unscored
     retries: int | None = None  # further attempts before that
     workers: int | None = None  # processes that the reward runs in, at most
+    memory_mb: int | None = None  # what each of them may allocate beyond what the imported reward holds, in MiB; Linux only
 
     def __post_init__(self) -> None:
         if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):
             raise UserError(f"timeout={self.timeout!r}: give the seconds that one call of the reward may take, above 0")
         if self.on_error is not None and self.on_error not in ON_ERROR:
             raise UserError(f"on_error={self.on_error!r}: use 'stop' or 'drop'.{did_you_mean(str(self.on_error), ON_ERROR)}")
-        for name, value, least in (("retries", self.retries, 0), ("workers", self.workers, 1)):
+        for name, value, least in (("retries", self.retries, 0), ("workers", self.workers, 1), ("memory_mb", self.memory_mb, 1)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UserError(f"{name}={value!r}: give a whole number, {least} or more")
 

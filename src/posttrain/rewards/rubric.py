@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Union
 
-from posttrain.errors import UserError
+from posttrain.errors import RewardError, UserError
+from posttrain.rewards.answers import LARGEST
 from posttrain.rewards.calls import Failure
 from posttrain.rewards.loading import load_reward, preset_names
 from posttrain.rewards.policy import BASE, POLICY_KEYS, FailurePolicy
@@ -79,7 +80,7 @@ class Rubric:
             count += 1
             unique = f"{name}_{count}"
         policy = reward.policy.over(self._policy)
-        if policy.workers is not None and reward.source is None:
+        if (policy.workers is not None or policy.memory_mb is not None) and reward.source is None:
             raise UserError(
                 f"reward '{name}' asks for workers, but no other process can find it; put it into a file or module and name it file.py:function"
             )
@@ -155,7 +156,10 @@ class Rubric:
     def total(self, scores: dict[str, float | None]) -> float | None:
         """The weighted sum of the scores that exist; None when none does. Monitors (weight 0) are no part of it."""
         parts = [weight * score for name, weight in zip(self.names, self.weights, strict=True) if weight and (score := scores[name]) is not None]
-        return sum(parts) if parts else None
+        total = sum(parts)
+        if abs(total) > LARGEST:
+            raise RewardError(f"weighted scores add up to {total:g}, which cannot be averaged and squared: {scores}. Use smaller weights or scores")
+        return total if parts else None
 
     def can_decide(self) -> bool:
         return any(reward.decides for reward in self.rewards)

@@ -53,7 +53,7 @@ class Lanes:
         if key not in self._held:
             if reward.source is not None and in_worker(reward, policy):
                 assert policy.workers is not None
-                self._held[key] = WorkerLane(reward.source, policy.workers)
+                self._held[key] = WorkerLane(reward.source, policy.workers, policy.memory_mb)
             else:
                 self._held[key] = LocalLane()
         lane = self._held[key]
@@ -71,8 +71,9 @@ class Lanes:
 
 
 def in_worker(reward: RewardFunction, policy: FailurePolicy) -> bool:
-    """A reward that has a name and a time limit runs in processes; one that asks for workers does so without a limit too."""
-    return reward.source is not None and (reward.policy.workers is not None or (policy.seconds is not None and not reward.is_async))
+    """A reward that has a name and a time limit runs in processes; one that asks for workers, or limits their memory, does so without one too."""
+    asks = reward.policy.workers is not None or reward.policy.memory_mb is not None
+    return reward.source is not None and (asks or (policy.seconds is not None and not reward.is_async))
 
 
 def runs_here(reward: RewardFunction, policy: FailurePolicy) -> bool:

@@ -1,24 +1,27 @@
 """The process that a reward runs in: `python -m posttrain.rewards.worker`. One line of JSON in, one out; the first names the reward.
 
 The pipes are moved away before anything is imported, so what a reward prints goes to stderr and cannot pass for an answer. The function runs
-on the main thread. When the trainer is gone, however it ended, its end of the pipe closes and this process ends too.
+on the main thread. When the trainer is gone, however it ended, its end of the pipe closes and this process ends too; if it cannot, because
+the reward does not let go of the interpreter, the guard ends it (lifetime.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
 import queue
+import sys
 import threading
-import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from posttrain.errors import UserError
-from posttrain.rewards.answers import plain
+from posttrain.rewards.answers import plain, trace_of, what_of
 from posttrain.rewards.calls import Notes
 from posttrain.rewards.loading import load_reward
 from posttrain.rewards.reward import RewardFunction
@@ -36,10 +39,8 @@ def main() -> None:
                 answer: dict[str, Any] = {"ready": True}
             else:
                 answer = _answer(reward, asked["arguments"], asked["logs"])
-        except (Exception, SystemExit) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            what = f"{type(error).__name__}: {error} at {frames[-1].filename}:{frames[-1].lineno}"
-            answer = {"raised": what, "trace": traceback.format_exc(), "is_fatal": isinstance(error, UserError)}
+        except BaseException as error:  # nobody interrupts a worker but its own reward
+            answer = {"raised": what_of(error), "trace": trace_of(error), "is_fatal": isinstance(error, UserError)}
         answers.write(json.dumps(answer, default=repr).encode() + b"\n")
         answers.flush()
 
@@ -60,14 +61,29 @@ def _pipes() -> tuple[queue.SimpleQueue[bytes], BinaryIO]:
     return lines, answers
 
 
-def _load(name: str, settings: dict[str, Any], folder: str | None, index: int | None) -> RewardFunction:
+def _load(name: str, settings: dict[str, Any], folder: str | None, index: int | None, memory_mb: int | None) -> RewardFunction:
     loaded = load_reward(name, settings, folder=folder)
     if isinstance(loaded, list):
         assert index is not None
         loaded = loaded[index]
     if loaded.prepare is not None:
         loaded.prepare()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # where memory runs out the system ends this process, not the trainer
+            Path("/proc/self/oom_score_adj").write_text("800")
+        if memory_mb is not None:
+            _limit_memory(memory_mb * 2**20)
     return loaded
+
+
+def _limit_memory(more: int) -> None:
+    """A MemoryError for what goes beyond `more` bytes. Only private memory counts: not what libraries reserve or map from files."""
+    import resource
+
+    held = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = held + more if hard == resource.RLIM_INFINITY else min(held + more, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _answer(reward: RewardFunction, arguments: dict[str, Any], logs: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A reward in processes of its own: started afresh (nothing is forked), spoken to in lines of JSON over pipes, killed when a call takes too long.
 
 Each process has one call at a time, so its answer is that call's. A process that dies under a call is replaced and the call made once more
-there; what a killed one still had to say is never read. This side keeps time; worker.py is the other one. A worker is no sandbox.
+there; what a killed one still had to say is never read. This side keeps time; worker.py is the other one. A worker is no sandbox. It ends with
+all that it started when its call takes too long, when it ends itself, and when this process does (lifetime.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from asyncio.subprocess import Process
 from dataclasses import asdict
 from typing import Any
 
+from posttrain import lifetime
 from posttrain.errors import UserError
 from posttrain.rewards.answers import failed, raised, scores_of, timed_out
 from posttrain.rewards.calls import Call, Notes, Scores
@@ -27,14 +29,15 @@ from posttrain.rewards.reward import OFFERED, Source
 START_SECONDS = 120.0  # for starting Python and importing the reward
 START_TRIES = 3
 LINE_BYTES = 2**26  # the longest answer that is read
-_alive: set[Process] = set()
+_alive: dict[Process, asyncio.Task[None]] = {}  # each with what waits for its end
 
 
 class WorkerLane:
-    """Runs the reward found at `source` in at most `workers` processes."""
+    """Runs the reward found at `source` in at most `workers` processes. memory_mb: see policy.py."""
 
-    def __init__(self, source: Source, workers: int) -> None:
+    def __init__(self, source: Source, workers: int, memory_mb: int | None = None) -> None:
         self.source = source
+        self.memory_mb = memory_mb
         self._idle: list[Process] = []
         self._places = asyncio.Semaphore(workers)
         self._refusal: UserError | None = None  # why no worker can start; asked anew with each `run`
@@ -90,7 +93,7 @@ class WorkerLane:
             process = await self._spawn()
             said = None
             try:
-                said = await asyncio.wait_for(_exchange(process, _line(asdict(self.source))), START_SECONDS)
+                said = await asyncio.wait_for(_exchange(process, _line(asdict(self.source) | {"memory_mb": self.memory_mb})), START_SECONDS)
             except asyncio.TimeoutError:
                 raise OSError(f"its worker did not start within {START_SECONDS:g} s") from None
             finally:
@@ -118,7 +121,8 @@ class WorkerLane:
             env=environment,
             start_new_session=True,  # Ctrl-C is the trainer's; and what the reward starts can be killed with it
         )
-        _alive.add(process)
+        lifetime.guard(process.pid)
+        _alive[process] = asyncio.ensure_future(_see_off(process))
         return process
 
 
@@ -167,14 +171,24 @@ def _line(value: Any) -> bytes:
 async def _end(process: Process) -> None:
     _kill(process)
     await process.wait()
-    _alive.discard(process)
+
+
+async def _see_off(process: Process) -> None:
+    """However it ends, what it started ends with it. At once, while its number is nobody else's."""
+    await process.wait()
+    _kill_group(process)
+    lifetime.release(process.pid)
+    del _alive[process]
 
 
 def _kill(process: Process) -> None:
+    if process.returncode is None:
+        _kill_group(process)
+
+
+def _kill_group(process: Process) -> None:
     """With all that it started, where the system knows process groups."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)
         else:
