@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import TrainingError, UserError
+from posttrain.files import bounded, read_json, read_text
 from posttrain.models.adapter_files import ADAPTER, base_of, is_adapter, is_scorer
 from posttrain.models.heads import load_reward_model
 from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
@@ -122,9 +123,7 @@ def _as_trained(source: str, load_in_4bit: bool, keep_in_16bit: int | Sequence[s
 
 def _refuse_scorers(source: str) -> None:
     config = Path(source) / "config.json"
-    if config.is_file() and any(
-        "SequenceClassification" in name for name in json.loads(config.read_text(encoding="utf-8")).get("architectures") or ()
-    ):
+    if config.is_file() and any("SequenceClassification" in name for name in read_json(config).get("architectures") or ()):
         raise UserError(f"{source} holds a reward model, which is transformers' own classifier already; use or copy that directory as it is")
 
 
@@ -135,7 +134,7 @@ def _copy_adapter(source: str, out: Path, base: str | None) -> None:
     for path in Path(source).iterdir():
         if path.is_file() and any(path.match(pattern) for pattern in ADAPTER_FILES):
             shutil.copyfile(path, out / path.name)
-    config = json.loads((out / ADAPTER).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    config = read_json(out / ADAPTER) | {"base_model_name_or_path": base}
     (out / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -213,7 +212,7 @@ def write_card(directory: str | Path, *, source: str, run: Path | None, parity: 
     lines += [f"base_model: {base}"] if base is not None and not _is_local(base) else []  # a path here means nothing elsewhere
     lines += ["tags: [posttrain]", "---", "", f"# {Path(directory).resolve().name}", "", f"Trained with posttrain {__version__}."]
     if run is not None and (run / "recipe.yaml").is_file():
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = _recipe_of(run / "recipe.yaml")
         lines += ["", "## Recipe", "", "```yaml", yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).strip(), "```"]
     if run is not None and (summary := _last_step(run, Path(source))) is not None:
         lines += ["", "## Last step", "", "```json", json.dumps(_public(summary), indent=1), "```"]
@@ -223,13 +222,26 @@ def write_card(directory: str | Path, *, source: str, run: Path | None, parity: 
     (Path(directory) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _recipe_of(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(read_text(path))
+        bounded(recipe)
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} is no recipe: it holds no sections")
+    return recipe
+
+
 def _last_step(run: Path, source: Path) -> dict[str, Any] | None:
     """The run's summary, unless it speaks of another step than the checkpoint that is exported."""
     path, manifest = run / "summary.json", source / MANIFEST
     if not path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["step"] != summary.get("steps"):
+    summary = read_json(path)
+    if manifest.is_file() and read_json(manifest).get("step") != summary.get("steps"):
         return None
     return {name: value for name, value in summary.items() if name != "best_checkpoint"}
 

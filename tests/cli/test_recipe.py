@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, what is laid over."""
 
+import time
 from importlib import resources
 
 import pytest
@@ -134,3 +135,27 @@ def test_a_recipe_that_does_not_exist_is_named_with_those_that_do():
 def test_sections_may_share_settings_by_an_anchor(recipe_file):
     text = "sft: &all {max_steps: 3, seed: 1}\ntrain:\n  <<: *all\n  seed: 2\n"
     assert read_recipe(recipe_file(MINIMAL + text)).train == {"max_steps": 3, "seed": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{n}: &{n} [{', '.join([f'*{b}'] * 9)}]\n" for b, n in zip("abcdefghi", "bcdefghij", strict=True)),
+        "model: &m [*m]\n",
+        "model: " + "[" * 2000,
+        "model: " + "{a: " * 60 + "1" + "}" * 60,
+        "date: 2026-13-45\n",
+        "seed: " + "9" * 5000 + "\n",
+        "x: !!python/object/apply:os.system [true]\n",
+        'data: "' + "x" * 2**21 + '"\n',
+        "".join(f"k{n}: 1\n" for n in range(26_000)),
+        "? [1, 2]\n: 3\n",
+    ],
+    ids=["aliases", "a circle", "unclosed", "deep", "no date", "digits", "a tag", "long", "many keys", "a list as key"],
+)
+def test_a_strangers_recipe_is_a_sentence_in_little_time(recipe_file, text):
+    started = time.process_time()
+    with pytest.raises(UserError):
+        read_recipe(recipe_file(text))
+    assert time.process_time() - started < 10

@@ -6,7 +6,6 @@ and rewards. Options say otherwise.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from posttrain.data.overlap import overlap
 from posttrain.data.prompts import to_tasks
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError, did_you_mean
+from posttrain.files import read_json
 from posttrain.rewards.rubric import Rubric
 from posttrain.types import Group, Rollout, Sampling, Task
 
@@ -102,7 +102,10 @@ def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Kind:
 
 def _tokens_of_run(folder: Path) -> int | None:
     path = folder / runs.SUMMARY
-    return json.loads(path.read_text()).get("max_new_tokens") if path.is_file() else None
+    found = read_json(path).get("max_new_tokens") if path.is_file() else None
+    if found is not None and not (isinstance(found, int) and found > 0):
+        raise UserError(f"{path}: max_new_tokens is {found!r:.40}, not a number of tokens; give --max-new-tokens, or remove the file")
+    return found
 
 
 def evaluate(question: Question, asking: Asking, against: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError
+from posttrain.files import read_json
 from posttrain.plan.advice import refuse_what_cannot_fit
 from posttrain.plan.cards import free_memory
 from posttrain.plan.estimate import nf4_bytes
@@ -143,7 +143,7 @@ def _adapters(section: ModelSection) -> tuple[int | None, tuple[str, ...] | None
     config = Path(section.name or "") / "adapter_config.json"
     if section.name is None or not config.is_file():
         return None, None
-    saved = json.loads(config.read_text(encoding="utf-8"))
+    saved = read_json(config)
     targets = saved["target_modules"]
     return saved["r"], tuple(targets) if isinstance(targets, list) else None
 
@@ -162,7 +162,7 @@ def _is_packed(name: str | None) -> bool:
     config = Path(name or "") / "config.json"
     if name is None or not config.is_file():
         return "bnb-4bit" in str(name)
-    return bool(json.loads(config.read_text(encoding="utf-8")).get("quantization_config", {}).get("load_in_4bit"))
+    return bool(read_json(config).get("quantization_config", {}).get("load_in_4bit"))
 
 
 def longest(kind: Kind, rows: Any, tokenizer: Any, args: Any) -> tuple[int, int, int | None]:

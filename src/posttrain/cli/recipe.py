@@ -17,6 +17,7 @@ from posttrain.cli.environments import EnvSection
 from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
+from posttrain.files import read_text
 from posttrain.text import redacted
 
 
@@ -180,11 +181,7 @@ def lay_over(values: dict[str, Any], override: str) -> None:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    values = read_yaml(text, str(path))
+    values = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections ({', '.join(Recipe.__dataclass_fields__)}), not {type(values).__name__}")
     return values

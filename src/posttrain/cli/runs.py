@@ -65,7 +65,7 @@ def make_way_for_demo(output_dir: str, stages: Iterable[str]) -> None:
     folder, exam = Path(output_dir), Path(output_dir) / EXAM
     directories = [folder, *(folder / stage for stage in stages)]
     if any(_written(directory) for directory in directories):
-        is_demo = exam.is_file() and re.match(r'\{"prompt": "\d\d\+\d\d="', exam.read_text(encoding="utf-8")) and not (folder / RECIPE).exists()
+        is_demo = exam.is_file() and re.match(rb'\{"prompt": "\d\d\+\d\d="', exam.read_bytes()[:40]) and not (folder / RECIPE).exists()
         if not is_demo:
             raise UserError(f"{output_dir} holds a run that is no demo. Write elsewhere: --output runs/demo, say")
     for directory in directories:

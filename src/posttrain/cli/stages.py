@@ -24,6 +24,7 @@ from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import Recipe, find_recipe, lay_over, load_yaml, recipe_of
 from posttrain.cli.values import nearest, read_settings
 from posttrain.errors import UserError
+from posttrain.files import read_json
 from posttrain.text import write_whole
 
 DONE, START, MARK = "stage.json", "start", "stage:"
@@ -62,8 +63,10 @@ class Stage:
         path = self.directory / DONE
         if not path.is_file():
             return None
-        done = json.loads(path.read_text(encoding="utf-8"))
-        if done["digest"] != self.digest(models):
+        done = read_json(path)
+        if not isinstance(done.get("model"), str):
+            raise UserError(f"{path} is damaged: it names no model; start over with --overwrite")
+        if done.get("digest") != self.digest(models):
             raise UserError(f"the stage '{self.name}' was done with another recipe; put the settings back, or start over with --overwrite")
         model = self.directory / done["model"]
         return str(model) if runs.is_model(model) else None

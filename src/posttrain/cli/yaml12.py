@@ -6,21 +6,24 @@ PyYAML follows YAML 1.1, where these are traps. Objects are never built from tag
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 from posttrain.errors import UserError
+from posttrain.files import bounded
 
 _BOOL, _FLOAT, _MERGE = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-        doubled = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if doubled is not None:
-            raise UserError(f"the key '{doubled}' stands twice (line {node.start_mark.line + 1} and below); keep one")
+        seen = set()
+        for key in [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]:
+            if isinstance(key, Hashable) and key in seen:
+                raise UserError(f"the key '{key}' stands twice (line {node.start_mark.line + 1} and below); keep one")
+            seen |= {key} if isinstance(key, Hashable) else set()
         return super().construct_mapping(node, deep)
 
 
@@ -39,11 +42,17 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str, place: str) -> Any:
     """The value of a YAML text. Raises UserError with the line and column of what is not YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
+        bounded(values)  # a few lines of aliases can stand for gigabytes
     except yaml.YAMLError as error:
         raise UserError(f"{place} is not valid YAML: {_cause(error)}") from error
     except RecursionError as error:
         raise UserError(f"{place} is not valid YAML: nested too deeply") from error
+    except UserError:
+        raise
+    except ValueError as error:  # a date that is none, digits without end, too much of everything
+        raise UserError(f"{place} is not valid YAML: {error}") from error
+    return values
 
 
 def _cause(error: yaml.YAMLError) -> str:

@@ -5,7 +5,6 @@ A directory of adapters stands wherever a model's directory may. Adapters that w
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import UserError
+from posttrain.files import read_json
 from posttrain.models.initialisation import check_initialisation
 from posttrain.models.load import vocabulary_of
 from posttrain.models.seeding import seeded
@@ -29,13 +29,7 @@ def is_adapter(name: str | Path) -> bool:
 
 def settings_of(name: str | Path) -> dict[str, Any]:
     """What adapter_config.json says. Raises UserError where it cannot be read."""
-    try:
-        said = json.loads((Path(name) / ADAPTER).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{Path(name) / ADAPTER} is not JSON: {error}") from error
-    if not isinstance(said, dict):
-        raise UserError(f"{Path(name) / ADAPTER} must hold an object, not {type(said).__name__}")
-    return said
+    return read_json(Path(name) / ADAPTER)
 
 
 def base_of(name: str | Path) -> str:

@@ -7,7 +7,6 @@ of bytes is spent. Weights are read one by one from the safetensors files; the m
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from posttrain.errors import UserError
+from posttrain.files import read_json
 
 HALF, PACKED = 2.0, 0.5 + 1 / 64  # bytes of a weight in 16 bits, and in NF4 with double quantisation
 _NEVER = ("embed_tokens", "lm_head", "wte", "wpe", "embed_out", "norm")  # parts of the names of what is not quantised anyway
@@ -92,7 +92,7 @@ def _linears(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if not files:
         raise UserError(f"keep_in_16bit: there are no safetensors in {directory} to be judged")
     config = directory / "config.json"
-    if config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+    if config.is_file() and "quantization_config" in read_json(config):
         raise UserError(f"keep_in_16bit: {directory} is quantised already; take the model that it was made from")
     for file in files:
         with safe_open(file, framework="pt") as opened:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from posttrain.tracking.blobs import unpack_halves
 from posttrain.tracking.reader import RunReader
+from posttrain.tracking.typed import blob, optional, real, whole
 
 BUDGET = 1.5  # seconds that one search may take
 CHUNK = 16  # steps that are read at once
@@ -88,7 +89,7 @@ class Browser(RunReader):
 
     def first_and_last(self) -> tuple[int, int] | None:
         """The first and the last step with groups; None: the run has none, since it learns from completions that are given."""
-        first, last = (self._db.execute(f"SELECT step FROM groups ORDER BY step {order} LIMIT 1").fetchone() for order in ("ASC", "DESC"))
+        first, last = (self.row(f"SELECT step FROM groups ORDER BY step {order} LIMIT 1", kinds=(whole,)) for order in ("ASC", "DESC"))
         return None if first is None or last is None else (first[0], last[0])
 
     def nearest(self, step: int) -> int | None:
@@ -99,11 +100,11 @@ class Browser(RunReader):
     def neighbour(self, step: int, direction: int) -> int | None:
         """The next step with groups, later for direction 1 and earlier for -1."""
         order, sign = ("ASC", ">") if direction > 0 else ("DESC", "<")
-        row = self._db.execute(f"SELECT step FROM groups WHERE step {sign} ? ORDER BY step {order} LIMIT 1", (step,)).fetchone()
+        row = self.row(f"SELECT step FROM groups WHERE step {sign} ? ORDER BY step {order} LIMIT 1", (step,), kinds=(whole,))
         return None if row is None else int(row[0])
 
     def marks(self, step: int) -> list[Marks]:
-        return [Marks(row[0], row[1], row[2], bool(row[3]), bool(row[4])) for row in self._db.execute(_MARKS, (step,))]
+        return [Marks(row[0], row[1], row[2], bool(row[3]), bool(row[4])) for row in self.rows(_MARKS, (step,), kinds=(whole,) * 5)]
 
     def matching(self, wanted: Wanted, first: int, last: int, direction: int = 1, limit: int | None = None) -> list[tuple[int, int]]:
         """(step, group) of the groups from step `first` to `last` that are as wanted, in the order of the direction; at most `limit`."""
@@ -111,7 +112,7 @@ class Browser(RunReader):
         having = f"HAVING {' AND '.join(conditions)}" if conditions else ""
         query = _MATCHING.format(having=having, order="ASC" if direction > 0 else "DESC")
         found = []
-        for step, group in self._db.execute(query, {"first": first, "last": last, "words": wanted.words}):
+        for step, group in self.rows(query, {"first": first, "last": last, "words": wanted.words}, kinds=(whole, whole)):
             if CLIPPED not in wanted.kinds or self._is_clipped(step, group, wanted.trust):
                 found.append((step, group))
                 if len(found) == limit:
@@ -138,8 +139,8 @@ class Browser(RunReader):
 
     def _is_clipped(self, step: int, group: int, trust: Trust) -> bool:
         own = "d.advantage" if self._version >= 3 else "NULL"
-        for blob, advantages, advantage in self._db.execute(_RATIOS.format(own=own), (step, group)):
-            ratios = unpack_halves(blob, offset=1.0) or []
+        for packed, advantages, advantage in self.rows(_RATIOS.format(own=own), (step, group), kinds=(blob, optional(blob), real)):
+            ratios = unpack_halves(packed, offset=1.0) or []
             if any(map(trust.is_clipped, ratios, unpack_halves(advantages) or [advantage] * len(ratios))):
                 return True
         return False

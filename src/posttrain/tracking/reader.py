@@ -5,18 +5,18 @@ Lists (`steps`, `groups`, `rollouts`, `series`) go through an index and touch no
 
 from __future__ import annotations
 
-import json
-import os
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.files import mapping, parsed
 from posttrain.tracking.blobs import unpack_floats, unpack_halves, unpack_ids
+from posttrain.tracking.checked import CheckedStore
 from posttrain.tracking.events import RolloutKey
-from posttrain.tracking.schema import FILE_NAME, UPGRADES, VERSION
+from posttrain.tracking.schema import FILE_NAME
+from posttrain.tracking.typed import blob, counts, messages, optional, real, scores, text, whole
 
 
 @dataclass(frozen=True)
@@ -112,36 +112,32 @@ _TOKENS = "SELECT token_ids, logprobs FROM rollout_tokens WHERE step = ? AND grp
 _DETAILS = "SELECT updated_at, logps, ratio, entropy, kl, advantage FROM token_details WHERE step = ? AND grp = ? AND idx = ? ORDER BY updated_at"
 
 
-class NotBegunError(UserError):
-    """The store is being made: its first transaction is still open."""
+_POINT = (whole, optional(real), optional(real), optional(real), whole, whole)
+_GROUP = (whole, whole, whole, text, whole, optional(real), optional(real))
+_ROLLOUT = (whole, whole, whole, text, text, optional(real), scores, real, whole, whole)
+_BLOBS = (blob, optional(blob), optional(blob), optional(blob), optional(blob))
+LONGEST_NAME = 1000  # characters of a scalar's name
+MOST_NAMES = 2000
+MOST_GROUPS = MOST_COMPLETIONS = 20_000  # groups of a step, completions of a group
+MOST_NOTES = 10_000  # the newest are read
+AT_ONCE = 100_000  # values of a curve that `since` reads; the rest is there for the next call
 
 
-class RunReader:
-    """Opens the store of a run directory (or the file itself). Each call sees the steps committed so far, and only whole ones."""
+class RunReader(CheckedStore):
+    """Opens the store of a run directory (or the file itself). Each call sees the steps committed so far, and only whole ones.
+
+    A store may be a stranger's: what no posttrain wrote raises UserError, see `checked.py`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        self.path = path / FILE_NAME if path.is_dir() else path
-        if not self.path.is_file():
+        store = path / FILE_NAME if path.is_dir() else path
+        if not store.is_file():
             raise UserError(f"{path} holds no {FILE_NAME}: give the output_dir of a run that has started")
-        # WAL wants its two side files even to read; where none can be made and none is there, the file alone is complete.
-        alone = not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists()
-        uri = f"{self.path.resolve().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
-        self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
-        try:
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise UserError(f"{self.path} is not a run store ({error})") from error
-        if version != VERSION and version not in UPGRADES:
-            self._db.close()
-            if version == 0:
-                raise NotBegunError(f"{self.path} is empty yet: the run has not begun")
-            raise UserError(f"{self.path} has schema version {version}, this posttrain reads up to {VERSION}: use the posttrain that wrote it")
-        self._version: int = version
+        super().__init__(store)
 
     def meta(self) -> dict[str, Any]:
-        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM meta ORDER BY key")}
+        return dict(self.rows("SELECT key, value FROM meta ORDER BY key", kinds=(text, parsed), most=1000))
 
     def changes(self) -> int:
         """A number that changes whenever the writer commits."""
@@ -149,53 +145,70 @@ class RunReader:
 
     def newest(self) -> tuple[int, float, float]:
         """(step, seconds since the epoch when it was written, seconds of training up to it); zeros for an empty store."""
-        return self._db.execute("SELECT step, at, seconds FROM steps ORDER BY step DESC LIMIT 1").fetchone() or (0, 0.0, 0.0)
+        row = self.row("SELECT step, at, seconds FROM steps ORDER BY step DESC LIMIT 1", kinds=(whole, real, real))
+        return (0, 0.0, 0.0) if row is None else (row[0], row[1], row[2])
 
     def steps(self) -> list[int]:
         """Committed optimizer steps, ascending."""
-        return [step for (step,) in self._db.execute("SELECT step FROM steps ORDER BY step")]
+        return [step for (step,) in self.rows("SELECT step FROM steps ORDER BY step", kinds=(whole,), most=2_000_000)]
 
     def scalar_names(self) -> list[str]:
-        return [name for (name,) in self._db.execute(_NAMES)]
+        names = [name for (name,) in self.rows(_NAMES, kinds=(text,), most=MOST_NAMES)]
+        if any(len(name) > LONGEST_NAME for name in names):
+            raise self.damaged(f"the name of a scalar has over {LONGEST_NAME} characters")
+        return names
 
     def series(self, name: str, max_points: int = 500) -> list[Point]:
         """A curve in at most `max_points` equally filled buckets. Spikes stay visible in `low` and `high`."""
-        return [Point(*row) for row in self._db.execute(_SERIES, (max_points, name))]
+        return [Point(*row) for row in self.rows(_SERIES, (max_points, name), kinds=_POINT)]
 
     def since(self, name: str, step: int) -> list[Point]:
-        """What was logged after `step`, value by value."""
-        return [Point(*row) for row in self._db.execute(_SINCE, (name, step))]
+        """What was logged after `step`, value by value; of very much the earlier part."""
+        return [Point(*row) for row in self.rows(f"{_SINCE} LIMIT {AT_ONCE}", (name, step), kinds=_POINT)]
 
     def groups(self, step: int) -> list[GroupRow]:
-        return [GroupRow(*row) for row in self._db.execute(_GROUPS, (step,))]
+        return [GroupRow(*row) for row in self.rows(_GROUPS, (step,), kinds=_GROUP, most=MOST_GROUPS)]
 
-    def rollouts(self, step: int, group: int) -> list[RolloutRow]:
-        return [
-            RolloutRow(RolloutKey(*row[:3]), row[3], row[4], row[5], json.loads(row[6]), *row[7:])
-            for row in self._db.execute(_ROLLOUTS, (step, group))
-        ]
+    def rollouts(self, step: int, group: int, characters: int | None = None) -> list[RolloutRow]:
+        """`characters`: how many of them all texts together may have, each the same part; the rest is left out. None: all."""
+        query = _ROLLOUTS
+        if characters is not None:
+            found = self.row("SELECT count(*) FROM rollouts WHERE step = ? AND grp = ?", (step, group), kinds=(whole,))
+            query = _ROLLOUTS.replace("text,", f"substr(text, 1, {characters // max(found[0] if found else 1, 1)}),", 1)
+        return [RolloutRow(RolloutKey(*row[:3]), *row[3:]) for row in self.rows(query, (step, group), kinds=_ROLLOUT, most=MOST_COMPLETIONS)]
 
     def episode(self, key: RolloutKey) -> EpisodeRow | None:
         """None: one question with one answer, outside of any environment."""
         if self._version < 2:
             return None
         runs = "runs" if self._version >= 3 else "NULL"
-        row = self._db.execute(f"SELECT turns, info, messages, {runs} FROM episodes WHERE step = ? AND grp = ? AND idx = ?", key).fetchone()
-        if row is None:
-            return None
-        return EpisodeRow(row[0], json.loads(row[1]), json.loads(row[2]), None if row[3] is None else json.loads(row[3]))
+        query = f"SELECT turns, info, messages, {runs} FROM episodes WHERE step = ? AND grp = ? AND idx = ?"
+        row = self.row(query, key, kinds=(whole, mapping, messages, optional(counts)))
+        return None if row is None else EpisodeRow(*row)
 
     def tokens(self, key: RolloutKey) -> Tokens | None:
         """None: the size cap left this rollout's tokens out."""
-        row = self._db.execute(_TOKENS, key).fetchone()
+        row = self.row(_TOKENS, key, kinds=(blob, blob))
         if row is None:
             return None
         query = _DETAILS if self._version >= 3 else _DETAILS.replace("advantage", "NULL")
+        count, seen = len(row[0]) // 4, list(self.rows(query, key, kinds=(whole, *_BLOBS)))
+        sizes = [len(part) // width for _, *parts in seen for width, part in zip((4, 2, 2, 2, 2), parts, strict=True) if part is not None]
+        if any(size != count for size in (len(row[1]) // 4, *sizes)) or len(row[0]) % 4 or len(row[1]) % 4:
+            raise self.damaged(f"the numbers of the tokens of completion {tuple(key)} are not as many as its tokens")
         updates = [
             TokenUpdate(step, unpack_floats(logps), unpack_halves(ratio, offset=1.0), *(unpack_halves(part) for part in rest))
-            for step, logps, ratio, *rest in self._db.execute(query, key)
+            for step, logps, ratio, *rest in seen
         ]
         return Tokens(unpack_ids(row[0]), unpack_floats(row[1]), updates)
+
+    def size(self, key: RolloutKey) -> int:
+        """Bytes that `tokens` and `episode` would read."""
+        parts = ["SELECT length(token_ids) + length(logprobs) FROM rollout_tokens"]
+        parts.append("SELECT sum(length(logps) + 2 * coalesce(length(entropy), 0) + coalesce(length(kl), 0)) FROM token_details")
+        parts += ["SELECT length(messages) + length(info) FROM episodes"] if self._version >= 2 else []
+        found = [self.row(f"{part} WHERE step = ? AND grp = ? AND idx = ?", key, kinds=(optional(whole),)) for part in parts]
+        return sum(row[0] for row in found if row is not None and row[0] is not None)
 
     def vocabulary(self, token_ids: Iterable[int]) -> dict[int, str]:
         """What these ids say, as far as the run recorded it (old runs did not)."""
@@ -203,13 +216,11 @@ class RunReader:
             return {}
         found = {}
         for token in set(token_ids):
-            row = self._db.execute("SELECT text FROM vocabulary WHERE id = ?", (token,)).fetchone()
+            row = self.row("SELECT text FROM vocabulary WHERE id = ?", (token,), kinds=(text,))
             if row is not None:
                 found[token] = row[0]
         return found
 
     def notes(self) -> list[Note]:
-        return [Note(*row) for row in self._db.execute("SELECT step, at, kind, text FROM notes ORDER BY id")]
-
-    def close(self) -> None:
-        self._db.close()
+        query = f"SELECT step, at, kind, text FROM (SELECT * FROM notes ORDER BY id DESC LIMIT {MOST_NOTES}) ORDER BY id"
+        return [Note(*row) for row in self.rows(query, kinds=(whole, real, text, text))]

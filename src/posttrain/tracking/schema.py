@@ -32,6 +32,8 @@ UPGRADES = {
         "CREATE TABLE vocabulary (id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
     ],
 }
+# version -> tables and columns that came with it
+ADDED = {2: ("episodes",), 3: ("episodes.runs", "token_details.advantage", "vocabulary")}
 # table -> the column that says which optimizer step a row belongs to
 STEP_COLUMN = {
     "steps": "step",

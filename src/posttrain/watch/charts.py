@@ -21,6 +21,7 @@ COLOURS = ("#3f83dd", "#e08a12", "#1f9e77", "#c8559f", "#8b72d6", "#cf5747", "#3
 GREY, FAINT = "#7d8590", "rgba(125,133,144,0.22)"
 UP, DOWN = "#139a74", "#d9622b"  # advantage above 0, below 0
 DASHES = ("solid", "dashed", "dotted")
+FARTHEST = 1e100  # larger values are drawn as this one
 MARKED = ("warning", "resume", "reward", "env", "cap")  # notes that stand as lines in the first chart
 
 
@@ -175,7 +176,7 @@ def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None
         ends = [reward for _, reward in scored] + [mean - std, mean + std]
         margin = 0.06 * (max(ends) - min(ends))
         least, most, round_ends = _short(min(ends) - margin), _short(max(ends) + margin), False
-        points["markArea"] = {"silent": True, "itemStyle": {"color": FAINT}, "data": [[{"yAxis": mean - std}, {"yAxis": mean + std}]]}
+        points["markArea"] = {"silent": True, "itemStyle": {"color": FAINT}, "data": [[{"yAxis": _short(mean - std)}, {"yAxis": _short(mean + std)}]]}
     frame["yAxis"] |= {"min": least, "max": most}
     frame["yAxis"]["axisLabel"] |= {"showMinLabel": round_ends, "showMaxLabel": round_ends}
     frame["series"] = [points]
@@ -203,4 +204,5 @@ def _rounded(say: Callable[[float], float], value: float | None) -> float | None
 
 
 def _short(value: float) -> float:
+    value = min(max(value, -FARTHEST), FARTHEST) if value == value else 0.0  # what JSON lacks reaches no page
     return float(f"{value:.5g}")  # a screen shows no more, and a page is sent faster

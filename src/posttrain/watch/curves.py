@@ -6,14 +6,19 @@ appended; where a curve gets too long, neighbours are merged in pairs.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import UserError
 from posttrain.tracking.browse import Browser
-from posttrain.tracking.reader import NotBegunError, Note, Point
+from posttrain.tracking.checked import NotBegunError
+from posttrain.tracking.reader import Note, Point
 from posttrain.tracking.schema import FILE_NAME, SUMMARY_NAME
 
 POINTS = 200  # a curve on a screen
+SECONDS = 120.0  # that reading what is new may take in all
+REST = 60.0  # seconds before a store with a fault is looked at again
 _TELLTALES = {"num_ppo_epochs": "PPO", "normalize_advantages": "RLOO", "scale_rewards": "GRPO"}  # settings that only one method has
 
 
@@ -28,6 +33,8 @@ class Run:
         self.notes: list[Note] = []
         self.step, self.written_at, self.seconds = 0, 0.0, 0.0
         self.has_ended = False  # by itself or by Ctrl-C; what broke or was killed has not
+        self.fault = ""  # why its store cannot be read
+        self._look_again = 0.0  # after a fault: the clock reading from which on it is tried again
         self._curves: dict[str, list[Point]] = {}
         self._seen: int | None = None  # of the reader's `changes`
         self._file = 0  # the store's number on its disk
@@ -37,7 +44,7 @@ class Run:
         return self.directory / FILE_NAME
 
     def refresh(self) -> bool:
-        """Read what is new. True: something is."""
+        """Read what is new. True: something is. Raises UserError for a store that no posttrain wrote."""
         if not self.store.is_file():
             return False
         has_ended = (self.directory / SUMMARY_NAME).is_file()  # looked for first: then the steps read below are all of them
@@ -50,15 +57,34 @@ class Run:
         self.has_ended, changes = has_ended, self.reader.changes()
         if changes == self._seen:
             return False
+        with self.reader.within(SECONDS):
+            self._read(self.reader)
         self._seen = changes
-        meta, newest = self.reader.meta(), self.reader.newest()
+        return True
+
+    def looked_at(self) -> bool:
+        """As `refresh`, for a page that stays: a fault is kept in words, and the store is tried again later, so that it takes little of the time."""
+        started = time.monotonic()
+        if self.fault and started < self._look_again:
+            return False
+        before, self.fault = self.fault, ""
+        try:
+            return self.refresh() or bool(before)
+        except UserError as error:
+            if self.reader is not None:
+                self.reader.close()
+            self.reader, self._seen, self.fault = None, None, str(error)
+            self._look_again = time.monotonic() + max(REST, 20 * (time.monotonic() - started))
+            return self.fault != before
+
+    def _read(self, reader: Browser) -> None:
+        meta, newest = reader.meta(), reader.newest()
         if newest[0] < self.step or meta.get("started_at") != self.meta.get("started_at"):
             self._curves.clear()  # begun anew, or resumed from an earlier step
-        self.meta, self.notes = meta, self.reader.notes()
+        self.meta, self.notes = meta, reader.notes()
         self.step, self.written_at, self.seconds = newest
-        for name in self.reader.scalar_names():
+        for name in reader.scalar_names():
             self._extend(name)
-        return True
 
     def _open(self) -> None:
         number, self.reader = self.store.stat().st_ino, Browser(self.store)
@@ -98,17 +124,28 @@ class Run:
 
     @property
     def max_steps(self) -> int | None:
-        steps = self.meta.get("max_steps") or self.meta.get("config", {}).get("max_steps") or 0
-        return steps if steps > 0 else None
+        steps = self.meta.get("max_steps") or self.setting("max_steps") or 0
+        return steps if isinstance(steps, int) and 0 < steps < 2**53 else None
 
     @property
     def method(self) -> str:
         """GRPO, SFT, ...; for runs of versions that did not say it, what their settings tell, or nothing."""
-        told = next((name for setting, name in _TELLTALES.items() if setting in self.meta.get("config", {})), "")
-        return str(self.meta.get("method", told))
+        told = next((name for setting, name in _TELLTALES.items() if setting in self.part("config")), "")
+        method = self.meta.get("method", told)
+        return method[:40] if isinstance(method, str) else ""
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A mapping of the metadata; empty where it is none."""
+        found = self.meta.get(name)
+        return found if isinstance(found, dict) else {}
 
     def setting(self, name: str, default: Any = None) -> Any:
-        return self.meta.get("config", {}).get(name, default)
+        return self.part("config").get(name, default)
+
+    def number(self, name: str) -> float | None:
+        """A setting that is a finite number; None where it is not."""
+        found = self.setting(name)
+        return found if isinstance(found, int | float) and abs(found) < 1e15 else None
 
 
 def merged(points: list[Point]) -> Point:

@@ -38,6 +38,8 @@ def figures(run: Run) -> list[tuple[str, str]]:
 
 def status(run: Run) -> str:
     """How far it is, in words: `GRPO · step 120 of 150 · 2:10 · last step 3 s ago`, or at its end `finished`, or before that `stopped`."""
+    if run.fault:
+        return f"cannot be read: {run.fault}"
     if run.reader is None:
         return "has not begun"
     parts = [visible(run.method)] if run.method else []

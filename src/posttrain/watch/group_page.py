@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from nicegui import run as background
 from nicegui import ui
 
+from posttrain.errors import UserError
 from posttrain.text import shown
 from posttrain.tracking.browse import CLIPPED, FILTERS, Browser, Found, Marks, Wanted
 from posttrain.tracking.reader import GroupRow
@@ -18,6 +22,19 @@ from posttrain.watch.story import Completion, Story, tell, trust_of
 from posttrain.watch.tokens import MODES, pieces
 
 FIRST = 8  # completions that are shown until all are asked for: the best and the worst
+
+
+def told(method: Callable[..., None]) -> Callable[..., None]:
+    """What a store holds may be no posttrain's: then the page says so and stays as it was."""
+
+    @functools.wraps(method)
+    def safe(*args: Any) -> None:
+        try:
+            method(*args)
+        except UserError as error:
+            ui.notify(str(error), type="negative", close_button=True)
+
+    return safe
 
 
 class GroupPage:
@@ -35,6 +52,7 @@ class GroupPage:
         self._moving = False  # the slider is being set by us, not by the user
         self.box = ui.element("div")
 
+    @told
     def show(self, runs: list[Run]) -> None:
         """Something new was read, or the tab was opened: keep to the newest step if the user follows it."""
         known = [one for one in runs if _has_groups(one)]
@@ -93,16 +111,19 @@ class GroupPage:
             ui.button("earlier", on_click=lambda: self._find(-1)).props("flat dense no-caps")
             ui.button("find next", on_click=lambda: self._find(1)).props("flat dense no-caps")
 
+    @told
     def _choose_run(self, name: str) -> None:
         self.run = next(one for one in self.runs if one.name == name)
         self.step, self.group = None, None
         self._build()
 
+    @told
     def _slid(self, step: int) -> None:
         if not self._moving and step != self.step:
             self._stay()
             self._go(self._reader.nearest(step) or step)
 
+    @told
     def _turn(self, direction: int) -> None:
         step = self._reader.neighbour(self.step or 0, direction)
         if step is not None:
@@ -113,6 +134,7 @@ class GroupPage:
         self.follows = False
         self.follow.value = False
 
+    @told
     def _follow(self, wanted: bool) -> None:
         self.follows = wanted
         ends = self._reader.first_and_last()
@@ -147,7 +169,11 @@ class GroupPage:
             ui.notify("choose a filter, or type what to look for")
             return
         start = self.step or 0
-        found: Found | None = await background.io_bound(_search, self._reader.path, self._wanted, start, direction)
+        try:
+            found: Found | None = await background.io_bound(_search, self._reader.path, self._wanted, start, direction)
+        except UserError as error:
+            ui.notify(str(error), type="negative", close_button=True)
+            return
         if found is None:  # the server is being stopped
             return
         if found.step is not None:
@@ -161,6 +187,7 @@ class GroupPage:
 
     # What changes with the step
 
+    @told
     def _go(self, step: int, group: int | None = None) -> None:
         self.step, self.shows_all = step, False
         self._moving = True
@@ -170,6 +197,7 @@ class GroupPage:
         self.group = group
         self._draw_list()
 
+    @told
     def _draw_list(self) -> None:
         rows = self._chosen() if self.step is not None else []
         self.list.clear()
@@ -190,6 +218,7 @@ class GroupPage:
         self.group, self.shows_all = group, False
         self._draw_list()
 
+    @told
     def _draw_group(self) -> None:
         self.before.clear()
         self.after.clear()

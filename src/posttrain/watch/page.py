@@ -30,7 +30,7 @@ class Watched:
         self.version = 0  # counts changes, so that a page knows whether it is behind
 
     def refresh(self) -> None:
-        if any([run.refresh() for run in self.runs]):
+        if any([run.looked_at() for run in self.runs]):
             self.version += 1
 
     @property

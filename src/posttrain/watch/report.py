@@ -110,7 +110,7 @@ def _tell(run: Run, row: GroupRow, mode: str, number: int) -> Told:
 
 def _settings(run: Run) -> Iterable[tuple[str, str]]:
     for group in ("config", "versions"):
-        for name, value in sorted(redacted(run.meta.get(group, {})).items()):  # records of older versions hold some
+        for name, value in sorted(redacted(run.part(group)).items()):  # records of older versions hold some
             if value not in (None, "", [], {}) and not LEFT_OUT.fullmatch(name):
                 yield name, visible(str(value))[:200]
 

@@ -18,6 +18,9 @@ from posttrain.tracking.reader import EpisodeRow, GroupRow, RolloutRow, Tokens
 from posttrain.watch.curves import Run
 
 EPSILON = 1e-4  # what trainers add to a deviation before they divide by it
+CHARACTERS = 8 * 2**20  # of all texts of a group that are told
+BYTES = 12 * 2**20  # of the tokens and messages of a group: beyond, its further completions are told without
+FARTHEST = 1e100  # larger rewards count as this one in what is computed here
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,21 @@ class Story:
 
 
 def tell(run: Run, reader: Browser, step: int, group: GroupRow) -> Story:
-    rows = reader.rollouts(step, group.group)
+    rows = reader.rollouts(step, group.group, CHARACTERS)
     rows.sort(key=lambda row: (-math.inf if row.reward is None else row.reward, row.advantage), reverse=True)
-    completions = [Completion(row, reader.episode(row.key), reader.tokens(row.key)) for row in rows]
+    completions, left = [], BYTES
+    for row in rows:
+        left -= reader.size(row.key)
+        completions.append(Completion(row, reader.episode(row.key), reader.tokens(row.key)) if left >= 0 else Completion(row, None, None))
     stages = [_sample(run, group, completions), _score(completions), *_STAGES.get(run.method, _compared)(run, group, completions)]
     return Story(group, completions, stages, _kept(run, completions))
 
 
 def trust_of(run: Run) -> Trust:
     """The clip of the run's own settings, under whichever name its algorithm has for it."""
-    low = run.setting("cliprange", run.setting("epsilon", 0.2))
-    high = run.setting("cliprange", run.setting("epsilon_high") or low)
+    cliprange, epsilon = run.number("cliprange"), run.number("epsilon")
+    low = cliprange if cliprange is not None else 0.2 if epsilon is None else epsilon
+    high = cliprange if cliprange is not None else run.number("epsilon_high") or low
     return Trust(1 - low, 1 + high)
 
 
@@ -70,7 +77,8 @@ def _sample(run: Run, group: GroupRow, completions: list[Completion]) -> Stage:
     lengths = [completion.row.length for completion in completions]
     cut = sum(completion.is_truncated for completion in completions)
     text = f"The model was asked this once and answered {_times(len(completions))}, each time by chance"
-    text += f" (temperature {number(run.setting('temperature'))})" if run.setting("temperature") is not None else ""
+    temperature = run.number("temperature")
+    text += f" (temperature {number(temperature)})" if temperature is not None else ""
     text += f": {min(lengths)} to {max(lengths)} tokens" if len(set(lengths)) > 1 else f": {lengths[0]} tokens each" if lengths else ""
     turns = max((completion.episode.turns for completion in completions if completion.episode is not None), default=1)
     text += f" in up to {turns} turns" if turns > 1 else ""
@@ -199,7 +207,7 @@ def _kept(run: Run, completions: list[Completion]) -> str:
     if not with_tokens:
         why = f" (from step {cap.step} on: {visible(cap.text)})" if cap is not None else ""
         return f"Per-token numbers of this group were not kept{why}."
-    first = run.setting("record_tokens_of", 4)
+    first = run.number("record_tokens_of") or 4
     rule = f"the record keeps them of the first {first} groups of each step (record_tokens_of)"
     if not with_updates:
         return f"Of this group the log-probs of the sampler were kept; ratio, entropy and KL were not: {rule}."
@@ -209,7 +217,7 @@ def _kept(run: Run, completions: list[Completion]) -> str:
 
 
 def _scored(completions: list[Completion]) -> list[float]:
-    return [completion.row.reward for completion in completions if completion.row.reward is not None]
+    return [min(max(completion.row.reward, -FARTHEST), FARTHEST) for completion in completions if completion.row.reward is not None]
 
 
 def _times(count: int) -> str:

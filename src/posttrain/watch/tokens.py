@@ -106,6 +106,6 @@ def _title(token: int, place: int, columns: dict[str, list[float] | None], is_gi
 def _given(completion: Completion, count: int) -> Sequence[bool]:
     """[R] True where an environment wrote the token."""
     runs = completion.episode.runs if completion.episode is not None else None
-    if runs is None:
+    if runs is None or sum(runs) != count:
         return [False] * count
     return [index % 2 == 1 for index, length in enumerate(runs) for _ in range(length)]
