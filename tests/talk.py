@@ -33,7 +33,8 @@ THINKING = (
 )
 
 LLAMA = (
-    OPEN
+    TOOLS_FIRST
+    + OPEN
     + "{{ '<|im_start|>' + ('ipython' if m.role == 'tool' else m.role) + '\\n\\n' }}"
     + "{% if m.tool_calls %}{{ '{\"name\": \"' + m.tool_calls[0].function.name + '\", \"parameters\": ' + (m.tool_calls[0].function.arguments | tojson) + '}' }}"
     + "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n\\n' }}{% endif %}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from posttrain.text import redacted_message, shown
 
@@ -35,6 +36,15 @@ class EnvError(_Shown, RuntimeError):
 
 class TrainingError(_Shown, RuntimeError):
     """Training cannot go on (a loss that is not finite, a full disk). State on disk is whole."""
+
+
+@contextlib.contextmanager
+def at_row(number: int) -> Iterator[None]:
+    """Says with which row of the data a UserError has to do."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"row {number}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.chat import encode_prompt
+from posttrain.data.chat import encode_task
 from posttrain.envs import Environment
 from posttrain.evaluation import Proportion, wilson
 from posttrain.models.load import stop_token_ids
@@ -82,7 +82,7 @@ def answers(
     engine = engine or LocalEngine(tokenizer)
     stage, prompt_ids = None, []
     if environment is None:
-        prompt_ids = [encode_prompt(tokenizer, task.prompt, **chat_template_kwargs) for task in tasks]
+        prompt_ids = [encode_task(tokenizer, task, chat_template_kwargs) for task in tasks]
     else:
         limits: dict[str, Any] = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens, "on_error": env_on_error}
         stage = make_stage(environment, tokenizer, sampling.stop_token_ids, **limits, **chat_template_kwargs)

@@ -22,7 +22,7 @@ class Family:
 LLAMA3 = Family(  # trims, opens the system part by itself, ends a call of a tool with the same token
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}{% set rest = messages[1:] %}"
     "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nKnowledge until 2023\\n\\n' + system + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nKnowledge until 2023\\n\\n' + system }}{% if tools %}{{ tools | tojson }}{% endif %}{{ '<|eot_id|>' }}"
     "{% for m in rest %}{% if m.tool_calls is defined %}"
     '{{ \'<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "\' + m.tool_calls[0].function.name + \'", "parameters": \' }}'
     "{{ m.tool_calls[0].function.arguments | tojson }}{{ '}<|eot_id|>' }}"

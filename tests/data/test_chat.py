@@ -42,6 +42,28 @@ def test_a_conversation_has_one_bos(with_bos):
     assert encode_prompt(with_bos, CHAT).count(with_bos.bos_token_id) == 1
 
 
+def test_text_that_brings_its_bos_has_one(with_bos):
+    text = with_bos.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert encode_prompt(with_bos, text) == encode_prompt(with_bos, CHAT)
+
+
+def test_a_tokenizer_that_appends_eos_ends_no_prompt_with_it(with_bos):
+    from tokenizers.processors import TemplateProcessing
+
+    plain = encode_prompt(with_bos, "what is")
+    ends = [("<|endoftext|>", with_bos.bos_token_id), ("<|im_end|>", with_bos.eos_token_id)]
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A <|im_end|>", special_tokens=ends)
+    assert with_bos("what is")["input_ids"] == [*plain, with_bos.eos_token_id]
+    assert encode_prompt(with_bos, "what is") == plain
+    assert encode_example(with_bos, "what is", " 2") == (plain, [*with_bos(" 2", add_special_tokens=False)["input_ids"], with_bos.eos_token_id])
+
+
+def test_half_a_character_is_explained(tokenizer):
+    for prompt in ("a \ud83d b", [{"role": "user", "content": "a \ud83d b"}]):
+        with pytest.raises(UserError, match=r"half a character .'.ud83d' at place 2."):
+            encode_prompt(tokenizer, prompt)
+
+
 def test_a_reply_that_was_begun_is_continued(tokenizer):
     ids = encode_prompt(tokenizer, [*CHAT, {"role": "assistant", "content": "it is"}])
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\nit is")
@@ -51,8 +73,8 @@ def test_keywords_reach_the_chat_template(tokenizer):
     import copy
 
     made = copy.deepcopy(tokenizer)
-    made.chat_template = "{{ mood }}"
-    assert encode_prompt(made, CHAT, mood="4") == tokenizer("4")["input_ids"]
+    made.chat_template = "{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert encode_prompt(made, CHAT, mood="4") == tokenizer("4be briefwhat is 2+2?")["input_ids"]
 
 
 def test_no_chat_template_is_explained(tokenizer):

@@ -128,10 +128,16 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(name):
 def test_columns_of_none_do_not_reach_the_template():
     """A table gives every message the keys of all others."""
     tokenizer = templates.tokenizer_of(FAMILIES["llama3"])
-    arguments = [{"a": 2, "b": 2, "c": None}]
-    padded = [{**message, "tool_calls": message.get("tool_calls"), "name": None} for message in USED]
-    padded[1] = {**CALL, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": arguments[0]}}]}
+    padded = [{**message, "tool_calls": message.get("tool_calls"), "name": None, "reasoning_content": None, "weight": None} for message in USED]
+    padded[1]["tool_calls"] = [{"id": None, **CALL["tool_calls"][0], "function": {**CALL["tool_calls"][0]["function"], "strict": None}}]
     assert render(tokenizer, padded) == render(tokenizer, USED)
+
+
+def test_a_null_argument_of_a_call_is_trained():
+    tokenizer = templates.tokenizer_of(FAMILIES["qwen2.5"])
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": None}}}]}
+    ids, trained = encode_conversation(tokenizer, [*talk("two?"), call], assistant_only=True)
+    assert '"arguments": {"a": 2, "b": null}}' in spans(tokenizer, ids, trained)[0]
 
 
 def test_a_template_that_writes_the_past_differently_is_refused():
@@ -157,7 +163,7 @@ def test_a_wrong_end_token_is_named_and_can_be_given():
 def test_a_lost_part_of_a_reply_is_an_error():
     tokenizer = templates.tokenizer_of(FAMILIES["deepseek-r1"])
     reply = {"role": "assistant", "content": "four", "reasoning_content": "I add them"}
-    with pytest.raises(UserError, match="drops a part of the reply 'I add them'"):
+    with pytest.raises(UserError, match=r"drops the thought .reasoning_content. of message 1"):
         encode_example(tokenizer, TALK[:1], [reply])
 
 

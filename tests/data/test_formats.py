@@ -131,7 +131,10 @@ def test_no_rows_are_refused():
 
 def test_a_tool_call_needs_no_text():
     call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}
-    assert validate_rows([{"prompt": [USER], "completion": [call], "tools": '[{"type": "function"}]'}]) is formats.PROMPT_COMPLETION
+    assert (
+        validate_rows([{"prompt": [USER], "completion": [call], "tools": '[{"type": "function", "function": {"name": "add"}}]'}])
+        is formats.PROMPT_COMPLETION
+    )
 
 
 def test_a_stream_is_checked_row_by_row():

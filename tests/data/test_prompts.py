@@ -59,7 +59,10 @@ def test_tasks_are_numbered_and_keep_every_column_but_the_prompt():
         ([{"prompt": None}], "row 0: its prompt is NoneType"),
         ([{"prompt": 3}], "row 0: its prompt is int"),
         ([{"prompt": ["hi"]}], "row 0: a message is"),
-        ([{"prompt": [{"role": "user"}]}], "row 0: a message is"),
+        ([{"prompt": [{"role": "user"}]}], "row 0: the user's message in 'prompt' has no text"),
+        ([{"prompt": [{"role": "user", "content": None}]}], "row 0: the user's message in 'prompt' has no text"),
+        ([{"prompt": [{"role": "user", "content": {"text": "hi"}}]}], "row 0, column 'prompt': a message's content is a dict"),
+        ([{"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}], "row 0, column 'prompt': a message holds .*only text"),
     ],
 )
 def test_what_is_not_a_prompt_is_explained_with_its_row(rows, message):

@@ -162,7 +162,7 @@ def questions(question: Question, asking: Asking, rubric: Rubric) -> list[Task]:
 
 def check_prompts(question: Question, tasks: Sequence[Task]) -> None:
     """Raises UserError, which names the model, for prompts that its tokenizer cannot write."""
-    from posttrain.data.chat import encode_prompt
+    from posttrain.data.chat import encode_task
     from posttrain.data.turns import TurnTokens
     from posttrain.envs.formats import find_parser
     from posttrain.models.load import load_tokenizer
@@ -173,7 +173,7 @@ def check_prompts(question: Question, tasks: Sequence[Task]) -> None:
     try:
         if environment is None:
             for task in tasks:
-                encode_prompt(tokenizer, task.prompt, **keywords)
+                encode_task(tokenizer, task, keywords)
             return
         if environment.tools:
             find_parser(tokenizer, environment.call_format)

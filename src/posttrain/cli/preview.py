@@ -6,7 +6,7 @@ The rows of a recipe are prepared as the trainer prepares them, and all of them 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any
 
@@ -14,10 +14,10 @@ from posttrain.cli.build import fill, make_tokenizer
 from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.cli.values import read_settings
-from posttrain.data.chat import encode_example, encode_preference, encode_prompt
+from posttrain.data.chat import encode_example, encode_preference, encode_task
 from posttrain.data.convert import maybe_extract_prompt
 from posttrain.data.examples import ExampleMaker
-from posttrain.data.formats import PREFERENCE, FormatCheck, tools_of
+from posttrain.data.formats import PREFERENCE, FormatCheck, template_keywords
 from posttrain.data.mixture import load_data
 from posttrain.errors import UserError
 
@@ -177,9 +177,7 @@ def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -
         number = check.seen
         is_pair = "chosen" in check(row).texts
         row = maybe_extract_prompt(row)
-        options = {"stop_ids": found.stop_ids, **(row.get("chat_template_kwargs") or {})}
-        if (tools := tools_of(row)) is not None:
-            options["tools"] = tools
+        options = {"stop_ids": found.stop_ids, **template_keywords(row)}
         if is_pair:
             prompt, *completions = encode_preference(found.tokenizer, row["prompt"], row["chosen"], row["rejected"], **options)
             names = PREFERENCE.replies
@@ -198,12 +196,11 @@ def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -
 
 
 def _prompt_encoder(found: Preview, settings: dict[str, Any]) -> Encoder:
-    from posttrain.data.prompts import validate_prompts
+    from posttrain.data.prompts import to_tasks
 
     def encode(row: dict[str, Any]) -> list[Piece]:
-        validate_prompts([row])
-        options = {} if isinstance(row["prompt"], str) else settings.get("chat_template_kwargs") or {}
-        ids = encode_prompt(found.tokenizer, row["prompt"], **options)
+        task = replace(to_tasks([row])[0], id=found.rows)
+        ids = encode_task(found.tokenizer, task, settings.get("chat_template_kwargs"))
         return [Piece("prompt", ids, [False] * len(ids))]
 
     return encode

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from posttrain.errors import UserError
-from posttrain.types import Message, Prompt
+from posttrain.data.formats import template_keywords
+from posttrain.data.messages import check_encodable, plain_messages, plain_schema, text_of, texts_of, thought_of
+from posttrain.data.spelling import REFUSALS, spelled
+from posttrain.data.survival import check_survives
+from posttrain.errors import UserError, at_row
+from posttrain.types import Message, Prompt, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,40 +26,76 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **kwargs
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **chat_template_kwargs: Any) -> list[int]:
-    """[P] ids. Text gets the tokenizer's own special tokens; a conversation those of its template (no second BOS) and the opening of the reply.
+    """[P] ids. Text gets the tokenizer's opening special tokens (`encode_text`); a conversation those of its template and the opening of the reply.
 
-    A conversation that ends with the assistant is continued instead. Raises UserError when there is no chat template, or it refuses.
+    A conversation that ends with the assistant is continued instead. Raises UserError when there is no chat template, it refuses, or it drops a part.
     """
     if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
+        ids = encode_text(tokenizer, prompt)
     else:
-        ids = list(_apply(tokenizer, prompt, tokenize=True, return_dict=True, **(opening(prompt) | chat_template_kwargs))["input_ids"])
+        keywords = opening(prompt) | chat_template_kwargs
+        ids = list(_apply(tokenizer, prompt, tokenize=True, return_dict=True, **keywords)["input_ids"])
+        check_whole(tokenizer, prompt, keywords)
     if not ids:
         raise UserError(f"the prompt {prompt!r} has no tokens; a completion needs at least one to follow"[:300])
     return ids
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **kwargs: Any) -> Any:
+def encode_task(tokenizer: PreTrainedTokenizerBase, task: Task, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    """[P] ids of a task's prompt, with the row's `tools` and `chat_template_kwargs`; those given (a trainer's) count where the row has none.
+
+    Raises UserError as `encode_prompt`, with the row.
+    """
+    with at_row(task.id):
+        keywords = {} if isinstance(task.prompt, str) else template_keywords(task.columns, chat_template_kwargs)
+        return encode_prompt(tokenizer, task.prompt, **keywords)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of text that begins a sequence: behind the tokenizer's opening special tokens (BOS), once, also where the text brings them, as text does
+    that a chat template wrote. Closing ones (EOS, of tokenizers that append it) never: what follows says where the end is.
+    """
+    ids, opening_ids = token_ids(tokenizer, text), _opening_ids(tokenizer)
+    return ids if opening_ids and ids[: len(opening_ids)] == opening_ids else [*opening_ids, *ids]
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of text as it is, without special tokens around it. Raises UserError for text that no tokenizer takes."""
+    try:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except (TypeError, UnicodeEncodeError) as error:
+        check_encodable(text)
+        raise UserError(f"the tokenizer refuses the text {text!r:.80}: {error}"[:300]) from error
+
+
+def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Special tokens that the tokenizer puts before any text."""
+    whole, text = list(tokenizer("a")["input_ids"]), list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    start = next((place for place in range(len(whole) - len(text) + 1) if whole[place : place + len(text)] == text), 0)
+    return whole[:start]
+
+
+def check_whole(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Raises UserError where the template drops a part of what it is given (`survival.py`)."""
+    check_survives(tokenizer, plain_messages(messages), kwargs)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], **kwargs: Any) -> Any:
     if not tokenizer.chat_template:
         raise UserError(
             "the data are conversations, but this model's tokenizer has no chat template; use an instruct model, give text, "
             "or choose a template (chat_template_path in SFT, or tokenizer.chat_template)"
         )
+    tools = kwargs.pop("tools", None)
+    plain, tools = spelled(tokenizer, plain_messages(messages), plain_schema(list(tools)) if tools else None)
+    if tools:
+        kwargs["tools"] = tools
     try:
-        return tokenizer.apply_chat_template([_without_nones(message) for message in messages], **kwargs)
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        return tokenizer.apply_chat_template(plain, **kwargs)
+    except REFUSALS as error:
+        for text in texts_of(messages):
+            check_encodable(text)
         raise UserError(f"the model's chat template refuses the conversation that begins {messages[0]!r}: {error}"[:500]) from error
-
-
-def _without_nones(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables give every message the keys of all others, with None in them; templates would take them for given."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: clean(inner) for key, inner in value.items() if inner is not None}
-        return [clean(inner) for inner in value] if isinstance(value, list) else value
-
-    return {key: clean(value) for key, value in message.items() if value is not None or key == "content"}
 
 
 def split_reply(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], reply: list[Message], **kwargs: Any) -> tuple[str, str]:
@@ -68,6 +106,7 @@ def split_reply(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], reply
     Raises UserError where the two cannot be told apart, or a part of the reply is lost.
     """
     opened = render(tokenizer, prompt, **(opening(prompt) | kwargs))
+    check_whole(tokenizer, [*prompt, *reply], kwargs)
     whole = _with_thought(tokenizer, prompt, reply, opened, kwargs)
     if whole.startswith(opened):
         return opened, whole[len(opened) :]
@@ -95,7 +134,7 @@ def _with_thought(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], rep
     """The whole conversation as text. A thought that the template drops is put back where the reply's text stands."""
     whole = render(tokenizer, [*prompt, *reply], **kwargs)
     last = reply[-1]
-    content, thought = _text(last), last.get("reasoning_content") or ""
+    content, thought = text_of(last.get("content")) or "", thought_of(last) or ""
     if _squeezed(content) in _squeezed(whole) and _squeezed(thought) in _squeezed(whole):
         return whole
     if len(reply) == 1 and not thought:
@@ -112,11 +151,6 @@ def _with_thought(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], rep
 
 
 _PLACE = "[the reply stands here]"
-
-
-def _text(message: Message) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(block["text"] for block in content)
 
 
 def _squeezed(text: str) -> str:
@@ -149,7 +183,7 @@ def encode_example(
     last = max((place for place, id in enumerate(ids) if id in stops), default=None)
     if last is None:
         raise UserError(no_end(tokenizer, after))
-    return list(tokenizer(before, add_special_tokens=False)["input_ids"]), ids[: last + 1]
+    return token_ids(tokenizer, before), ids[: last + 1]
 
 
 def encode_preference(
@@ -173,7 +207,7 @@ def encode_preference(
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text that follows other text: without special tokens, and without the mark of a word's beginning that some tokenizers put first."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = token_ids(tokenizer, text)
     anchor = tokenizer.eos_token
     if anchor is not None and ids:
         behind = list(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])

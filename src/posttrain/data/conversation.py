@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.chat import all_stops, encode_continuation, no_end, render, shared_beginning, split_reply
+from posttrain.data.chat import all_stops, check_whole, encode_continuation, no_end, render, shared_beginning, split_reply, token_ids
 from posttrain.errors import UserError
 from posttrain.types import Message
 
@@ -35,15 +35,16 @@ def encode_conversation(
         whole = "".join(split_reply(tokenizer, messages[:-1], messages[-1:], **chat_template_kwargs))
     else:
         whole = render(tokenizer, messages, **chat_template_kwargs)
+        check_whole(tokenizer, messages, chat_template_kwargs)
     if not assistant_only:
-        ids = list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+        ids = token_ids(tokenizer, whole)
         if not stops.intersection(ids):
             raise UserError(no_end(tokenizer, whole))
         return ids, [True] * len(ids)
     ids, trained, at = [], [], 0
     for start, end in assistant_spans(tokenizer, messages, whole, stops, first_turn, **chat_template_kwargs):
         for text, is_trained in ((whole[at:start], False), (whole[start:end], True)):
-            piece = encode_continuation(tokenizer, text) if at or is_trained else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            piece = encode_continuation(tokenizer, text) if at or is_trained else token_ids(tokenizer, text)
             ids += piece
             trained += [is_trained] * len(piece)
         at = end

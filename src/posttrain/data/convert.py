@@ -20,7 +20,7 @@ from posttrain.data.formats import (
     detect_format,
     is_conversational,
     kind_of,
-    tools_of,
+    template_keywords,
 )
 from posttrain.errors import UserError
 
@@ -143,10 +143,7 @@ def _templated(row: Row, tokenizer: PreTrainedTokenizerBase, tools: list[Any] | 
     format = detect_format(row, _CONVERSATIONAL, "apply_chat_template")
     if not is_conversational(row):
         raise UserError("apply_chat_template takes conversations, but this row holds text; use maybe_apply_chat_template for data that may be either")
-    options = {**kwargs, **(row.get("chat_template_kwargs") or {})}
-    given = tools_of(row) or tools
-    if given:
-        options["tools"] = given
+    options = template_keywords(row, {**kwargs, "tools": tools} if tools else kwargs)
     new = {name: value for name, value in row.items() if name not in ("messages", "tools", "chat_template_kwargs")}
     if format is MESSAGES:
         return {**new, "text": render(tokenizer, row["messages"], **options)}

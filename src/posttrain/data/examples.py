@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from posttrain.data.chat import all_stops, encode_example, encode_prompt, ended
+from posttrain.data.chat import all_stops, encode_example, encode_text, ended
 from posttrain.data.conversation import encode_conversation
 from posttrain.data.convert import as_messages, maybe_convert_to_chatml
-from posttrain.data.formats import MESSAGES, PROMPT_COMPLETION, TEXT, Format, FormatCheck, is_conversational, tools_of
-from posttrain.errors import UserError
+from posttrain.data.formats import MESSAGES, PROMPT_COMPLETION, TEXT, Format, FormatCheck, is_conversational, template_keywords
+from posttrain.errors import UserError, at_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,11 +58,9 @@ class ExampleMaker:
         if self.options.text_field != "text" and self.options.text_field in row:
             row = {**row, "text": row[self.options.text_field]}
         format = self.check(row)
-        try:
+        with at_row(number):
             ids, trained = self._encode(row, format)
             return self._cut(ids, trained, number)
-        except UserError as error:
-            raise UserError(f"row {number}: {error}") from error
 
     def ends(self, example: Example) -> bool:
         """Whether the model learns to stop here: some trained token is a stop token."""
@@ -75,11 +73,9 @@ class ExampleMaker:
         if options.assistant_only and not is_conversational(row):
             raise UserError("assistant_only_loss needs conversations, but the data are text; leave it out")
         if format is TEXT:
-            ids = ended(encode_prompt(tokenizer, row["text"]), tokenizer)
+            ids = ended(encode_text(tokenizer, row["text"]), tokenizer)
             return ids, [True] * len(ids)
-        kwargs = dict(row.get("chat_template_kwargs") or {})
-        if (tools := tools_of(row)) is not None:
-            kwargs["tools"] = tools
+        kwargs = template_keywords(row)
         if format is MESSAGES:
             return encode_conversation(tokenizer, row["messages"], assistant_only=options.assistant_only, stop_ids=tuple(self.stops), **kwargs)
         return self._encode_pair(row["prompt"], row["completion"], completion_only=options.completion_only is not False, kwargs=kwargs)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.data.messages import check_message
 from posttrain.errors import UserError, did_you_mean
 
 Row = Mapping[str, Any]
@@ -144,7 +145,7 @@ class FormatCheck:
                 raise UserError(f"{where}: `chosen` and `rejected` begin with different messages, so they have no prompt in common")
         if row.get("margin") is not None and (isinstance(row["margin"], bool) or not isinstance(row["margin"], int | float)):
             raise UserError(f"{where}: its margin is {row['margin']!r}; a margin is a number")
-        tools_of(row, where)
+        check_keywords(row, where)
 
     def _check_id(self, row: Row, where: str) -> None:
         given = row.get("id")
@@ -175,28 +176,13 @@ def check_text(value: Any, name: str, where: str, *, is_reply: bool) -> None:
             raise UserError(f"{where}: its {name} is only white space; there is nothing to learn from it")
         return
     for message in value:
-        _check_message(message, name, where)
+        check_message(message, name, where)
     if is_reply:
         last = value[-1]
         if last["role"] != "assistant":
             raise UserError(f"{where}: its {name} ends with the role '{last['role']}'; the last message must be the assistant's")
         if not last.get("content") and not last.get("tool_calls"):
             raise UserError(f"{where}: its {name} is empty (the assistant says nothing); there is nothing to learn from it")
-
-
-def _check_message(message: Mapping[str, Any], name: str, where: str) -> None:
-    example = '{"role": "user", "content": "..."}'
-    if "from" in message and "value" in message:
-        raise UserError(f"{where}: the messages of '{name}' have from/value; convert them with posttrain.data.convert.maybe_convert_to_chatml")
-    if not isinstance(message.get("role"), str):
-        raise UserError(f"{where}: a message of '{name}' is {dict(message)!r}"[:250] + f"; a message is {example}")
-    content = message.get("content")
-    if isinstance(content, list):
-        other = [block for block in content if not (isinstance(block, Mapping) and block.get("type") == "text")]
-        if other:
-            raise UserError(f"{where}: a message of '{name}' holds {other[0]!r}"[:250] + "; only text can be trained on")
-    elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        raise UserError(f"{where}: the {message['role']}'s message in '{name}' has no text ({content!r})"[:250] + f"; a message is {example}")
 
 
 def tools_of(row: Row, where: str = "a row") -> list[Any] | None:
@@ -209,7 +195,38 @@ def tools_of(row: Row, where: str = "a row") -> list[Any] | None:
             raise UserError(f"{where}: its tools are not valid JSON: {error.msg} at column {error.colno}") from error
     if tools is not None and (not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools)):
         raise UserError(f"{where}: its tools must be a list of JSON schemas, or that list as JSON text")
+    for tool in tools or ():
+        inner = tool.get("function", tool)
+        if not isinstance(inner, Mapping) or not inner.get("name"):
+            raise UserError(
+                f'{where}: its tool {tool!r:.120} has no name; a tool is {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}'
+            )
     return tools or None
+
+
+def template_keywords(row: Row, defaults: Mapping[str, Any] | None = None, where: str = "a row") -> dict[str, Any]:
+    """Keywords of the chat template for this row: `defaults` (a trainer's), over them the row's `chat_template_kwargs`, and its `tools`."""
+    given = row.get("chat_template_kwargs")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: its chat_template_kwargs are not valid JSON: {error.msg} at column {error.colno}") from error
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"{where}: its chat_template_kwargs are {given!r:.100}; they must be a mapping such as {{'enable_thinking': False}}")
+    keywords = {**(defaults or {}), **(given or {})}
+    tools = tools_of(row, where)
+    return {**keywords, "tools": tools} if tools else keywords
+
+
+def check_keywords(row: Row, where: str) -> None:
+    """Raises UserError for `tools` and `chat_template_kwargs` that no chat template can take, or that come with text, which is not rendered."""
+    keywords = template_keywords(row, None, where)
+    if keywords and not is_conversational(row):
+        name = "tools" if "tools" in keywords else "chat_template_kwargs"
+        raise UserError(
+            f"{where} has `{name}`, but its texts are no messages, so there is no chat template to take them; remove or rename the column"
+        )
 
 
 def is_boolean(value: Any) -> bool:

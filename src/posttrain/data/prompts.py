@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.fields import Field
+from posttrain.data.formats import check_keywords
+from posttrain.data.messages import check_message, plain_messages
 from posttrain.data.sources import Rows, RowStream, column_names
 from posttrain.errors import UserError, did_you_mean
 from posttrain.types import Prompt, Task
@@ -75,6 +77,7 @@ def validate_prompts(rows: Iterable[Mapping[str, Any]]) -> None:
         if "prompt" not in row:
             raise UserError(f"row {number} has no column 'prompt'; it has: {', '.join(map(str, row)) or 'nothing'}.{did_you_mean('prompt', row)}")
         _check_prompt(row["prompt"], number)
+        check_keywords(row, f"row {number}")
         first = first or type(row["prompt"])
         if not isinstance(row["prompt"], first):
             raise UserError(f"row 0's prompt is {_KIND[first]}, row {number}'s is {_KIND[type(row['prompt'])]}; use one kind in the whole dataset")
@@ -93,8 +96,7 @@ def _check_prompt(prompt: Any, number: int) -> None:
         if not prompt:
             raise UserError(f"row {number}: its conversation has no messages")
         for message in prompt:
-            if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-                raise UserError(f'row {number}: a message is {{"role": "user", "content": "..."}}, not {message!r}'[:300])
+            check_message(message, "prompt", f"row {number}")
     else:
         raise UserError(f"row {number}: its prompt is {type(prompt).__name__} {prompt!r}; a prompt is text or a list of messages"[:300])
 
@@ -103,4 +105,12 @@ def to_tasks(rows: Iterable[Mapping[str, Any]]) -> list[Task]:
     """One task a row, its id the row's number. Raises what `validate_prompts` raises."""
     listed = list(rows)
     validate_prompts(listed)
-    return [Task(number, row["prompt"], {name: value for name, value in row.items() if name != "prompt"}) for number, row in enumerate(listed)]
+    return [
+        Task(number, plain_prompt(row["prompt"]), {name: value for name, value in row.items() if name != "prompt"})
+        for number, row in enumerate(listed)
+    ]
+
+
+def plain_prompt(prompt: Prompt) -> Prompt:
+    """Text as it is, messages plain."""
+    return prompt if isinstance(prompt, str) else plain_messages(prompt)

@@ -7,11 +7,13 @@ stays as it was sampled, since what the policy has seen is what it must be train
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.chat import encode_continuation, encode_prompt, render
+from posttrain.data.formats import template_keywords
 from posttrain.errors import UserError
 from posttrain.text import encodable
 from posttrain.types import Message, Prompt
@@ -47,6 +49,15 @@ class TurnTokens:
     def encode(self, prompt: Prompt) -> list[int]:
         """[P] ids of the first prompt and the opening of the policy's turn."""
         return encode_prompt(self.tokenizer, prompt, **({} if isinstance(prompt, str) else self.template))
+
+    def with_row(self, columns: Mapping[str, Any]) -> TurnTokens:
+        """The same with a row's `tools` and `chat_template_kwargs`. Raises UserError for tools beside the environment's own."""
+        keywords = template_keywords(columns)
+        if "tools" in keywords and "tools" in self.template:
+            raise UserError("it has `tools`, but the environment brings its own; remove the column")
+        made = copy.copy(self)
+        made.template = self.template | keywords
+        return made
 
     def message(self, token_ids: Sequence[int]) -> Message:
         """What the policy said: its content without special tokens, and its tool calls where there are tools."""

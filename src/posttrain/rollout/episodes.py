@@ -9,7 +9,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsFloat
 
@@ -17,6 +17,7 @@ from posttrain.errors import EnvError, UserError
 from posttrain.types import Completion, Env, Message, Prompt, Request, Rollout, Sampling, StopReason, Task
 from posttrain.waiting import settled
 
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a row: they go to the chat template
 GIVE_UP_SECONDS = 10.0  # that environments may take to let go of what they hold once training ends
 
 
@@ -35,6 +36,10 @@ class Chat(Protocol):
         """What follows the policy's turn `token_ids`: its end, if it was not sampled, the messages, and the opening of its next turn."""
         ...
 
+    def with_row(self, columns: Mapping[str, Any]) -> Chat:
+        """The same with a row's `tools` and keywords of the chat template."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -46,6 +51,10 @@ class Stage:
     max_turn_tokens: int | None = None  # of one turn; None: what is left of the whole
     on_error: str = "stop"  # an environment that breaks: "stop" raises EnvError, "drop" ends the episode, which nobody scores
 
+    def chat_of(self, task: Task) -> Chat:
+        """The chat with what the task's row gives to the chat template, if it gives anything."""
+        return self.chat.with_row(task.columns) if any(task.columns.get(name) for name in TEMPLATE_COLUMNS) else self.chat
+
 
 class Episode:
     """Grows one rollout. `env` None: the policy speaks once."""
@@ -56,6 +65,7 @@ class Episode:
         self.is_over = False
         self.is_let_go = False  # its environment was told that it is over
         self._turn: list[int] = []  # tokens of the policy's latest turn
+        self.chat = None if stage is None else stage.chat_of(task)
         has_messages = env is not None or not isinstance(task.prompt, str)
         self.rollout = Rollout(list(prompt_ids), [], [], [], [], StopReason.LENGTH, "", [] if has_messages else None, turns=0)
         if stage is not None and stage.max_turns is not None:
@@ -77,7 +87,7 @@ class Episode:
         rollout.text, rollout.stop, rollout.policy_version = decode(ids), completion.stop, completion.policy_version
         rollout.turns += 1
         if rollout.messages is not None:
-            said = {"role": "assistant", "content": rollout.text} if self.stage is None else self.stage.chat.message(ids)
+            said = {"role": "assistant", "content": rollout.text} if self.chat is None else self.chat.message(ids)
             rollout.messages.append(said)
         self.is_over = self.env is None or rollout.is_truncated
         self._turn = ids
@@ -99,7 +109,8 @@ class Episode:
             self.is_over = True
             rollout.info["out_of_turns"] = 1.0
             return
-        ids = self.stage.chat.between(self._turn, messages)
+        assert self.chat is not None
+        ids = self.chat.between(self._turn, messages)
         if len(rollout.token_ids) + len(ids) >= self.sampling.max_new_tokens:
             self.is_over, rollout.stop = True, StopReason.LENGTH
             return
@@ -204,7 +215,7 @@ def opened(task: Task, stage: Stage, count: int) -> tuple[list[Env], list[int]]:
     try:
         starts = [_begun(task, stage, envs) for _ in range(count)]
         _check_starts(task, envs, starts)
-        return envs, stage.chat.encode(starts[0])
+        return envs, stage.chat_of(task).encode(starts[0])
     except BaseException:
         let_go(envs)
         raise

@@ -21,7 +21,7 @@ from posttrain.data.chat import encode_example
 from posttrain.data.convert import unpair_preference_dataset
 from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE, UNPAIRED_PREFERENCE
 from posttrain.data.stream import PackItem, split
-from posttrain.errors import UserError
+from posttrain.errors import UserError, at_row
 from posttrain.losses.kto import LOSSES, estimated_kl
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.config import setting, settings
@@ -124,15 +124,17 @@ class KTOTrainer(OfflineTrainer):
     # Rows
 
     def encode(self, rows: list[Any]) -> list[Example]:
+        given = len(rows)
         if "chosen" in rows[0]:
             rows = unpair_preference_dataset(rows)
-        examples = [self._encode_row(row, number) for number, row in enumerate(rows)]
+        examples = [self._encode_row(row, number % given) for number, row in enumerate(rows)]  # both halves of a pair are its row
         if self.args.needs_kl:
             self._add_mismatched(examples)
         return examples
 
     def _encode_row(self, row: Any, number: int) -> Example:
-        prompt_ids, completion = encode_example(self.tokenizer, row["prompt"], row["completion"], **self.template_options(row))
+        with at_row(number):
+            prompt_ids, completion = encode_example(self.tokenizer, row["prompt"], row["completion"], **self.template_options(row))
         return Example(prompt_ids, [completion[: self.room(prompt_ids, number)]], is_good=bool(row["label"]))
 
     def _add_mismatched(self, examples: list[Example]) -> None:

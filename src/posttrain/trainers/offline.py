@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from posttrain.data.convert import maybe_extract_prompt
-from posttrain.data.formats import Format, tools_of, validate_rows
+from posttrain.data.formats import Format, template_keywords, validate_rows
 from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import UserError
 from posttrain.models.forward import StreamLogprobs
@@ -107,9 +107,7 @@ class OfflineTrainer(BaseTrainer):
 
     def template_options(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Keywords of the chat template that come with a row, and the tokens that may end its completions."""
-        tools = tools_of(row)
-        named = {**(row.get("chat_template_kwargs") or {}), **({"tools": tools} if tools else {})}
-        return {"stop_ids": stop_token_ids(self.model, self.tokenizer), **named}
+        return {"stop_ids": stop_token_ids(self.model, self.tokenizer), **template_keywords(row)}
 
     def room(self, prompt_ids: Sequence[int], number: int) -> int | None:
         """Tokens that a completion of this prompt may have; None: any number. Raises UserError where there is no room for one."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from posttrain.data.chat import encode_prompt
+from posttrain.data.chat import encode_task
 from posttrain.data.prompts import to_tasks
 from posttrain.envs import Environment
 from posttrain.errors import RewardError, UserError
@@ -120,7 +120,7 @@ class OnlineTrainer(BaseTrainer):
         if self.stage is not None and self.environment is not None:
             encoded = first_prompts(self.environment, self.stage, tasks)
         else:
-            encoded = [encode_prompt(self.tokenizer, task.prompt, **(self.args.chat_template_kwargs or {})) for task in tasks]
+            encoded = [encode_task(self.tokenizer, task, self.args.chat_template_kwargs) for task in tasks]
         for task, ids in zip(tasks, encoded, strict=True):
             if limit is not None and len(ids) + self.sampling.max_new_tokens > limit:
                 raise UserError(

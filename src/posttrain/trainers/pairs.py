@@ -13,6 +13,7 @@ import torch
 from posttrain.data.chat import encode_preference
 from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE
 from posttrain.data.stream import PackItem, split
+from posttrain.errors import at_row
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.offline import Example, OfflineTrainer
 
@@ -41,7 +42,8 @@ class PairBatch(MicroBatch):
 def encode_pairs(trainer: OfflineTrainer, rows: list[Mapping[str, Any]]) -> list[Example]:
     examples = []
     for number, row in enumerate(rows):
-        prompt_ids, *pair = encode_preference(trainer.tokenizer, row["prompt"], row["chosen"], row["rejected"], **trainer.template_options(row))
+        with at_row(number):
+            prompt_ids, *pair = encode_preference(trainer.tokenizer, row["prompt"], row["chosen"], row["rejected"], **trainer.template_options(row))
         room = trainer.room(prompt_ids, number)
         examples.append(Example(prompt_ids, [completion[:room] for completion in pair]))
     return examples

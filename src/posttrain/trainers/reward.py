@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from posttrain.data.chat import encode_preference, ended
+from posttrain.data.chat import encode_preference, encode_text, ended
 from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE
 from posttrain.data.stream import PackItem, pack, split
-from posttrain.errors import UserError
+from posttrain.errors import UserError, at_row
 from posttrain.losses.reward import bradley_terry, centring, is_ordered
 from posttrain.models.adapter_files import is_adapter
 from posttrain.models.head import base_model
@@ -136,7 +136,8 @@ class RewardTrainer(OfflineTrainer):
         pairs: list[Example] = []
         cut = 0
         for number, row in enumerate(rows):
-            prompt, chosen, rejected = self._ids(row, number)
+            with at_row(number):
+                prompt, chosen, rejected = self._ids(row)
             kept = fit(prompt, chosen, rejected, min(limits)) if limits else (prompt, chosen, rejected)
             cut += kept != (prompt, chosen, rejected)
             margin = row.get("margin")
@@ -145,16 +146,16 @@ class RewardTrainer(OfflineTrainer):
             logger.warning("%d of %d pairs are longer than max_length=%d tokens and were cut; none was dropped", cut, len(rows), min(limits))
         return pairs
 
-    def _ids(self, row: Mapping[str, Any], number: int) -> tuple[list[int], list[int], list[int]]:
+    def _ids(self, row: Mapping[str, Any]) -> tuple[list[int], list[int], list[int]]:
         if row["prompt"]:
             ids = encode_preference(self.tokenizer, row["prompt"], row["chosen"], row["rejected"], **self.template_options(row))
         else:  # nothing in common as text; a special token at the beginning may be
-            chosen, rejected = (ended(list(self.tokenizer(row[name])["input_ids"]), self.tokenizer) for name in ("chosen", "rejected"))
+            chosen, rejected = (ended(encode_text(self.tokenizer, row[name]), self.tokenizer) for name in ("chosen", "rejected"))
             if chosen[0] != rejected[0]:
-                raise UserError(f"row {number}: `chosen` and `rejected` begin differently, so they have no prompt in common; give a column prompt")
+                raise UserError("`chosen` and `rejected` begin differently, so they have no prompt in common; give a column prompt")
             ids = chosen[:1], chosen[1:], rejected[1:]
         if ids[1] == ids[2]:
-            raise UserError(f"row {number}: `chosen` and `rejected` are the same, so there is nothing to prefer; leave the row out")
+            raise UserError("`chosen` and `rejected` are the same, so there is nothing to prefer; leave the row out")
         return ids
 
     # The loss

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.chat import encode_example, encode_prompt
+from posttrain.data.formats import template_keywords
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import UserError
 from posttrain.models.adapter_files import is_adapter
@@ -46,9 +47,22 @@ class ModelReward:
     def to(self, device: torch.device) -> None:
         self.model.to(device)  # type: ignore[arg-type]
 
-    def __call__(self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]) -> list[float]:
-        """One score a completion. Raises UserError for a completion that does not fit the model's context."""
-        items = [self._item(*row, number) for number, row in enumerate(zip(prompts, completions, completion_ids, strict=True))]
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        tools: list[Any] | None = None,
+        chat_template_kwargs: list[Any] | None = None,
+    ) -> list[float]:
+        """One score a completion; `tools` and `chat_template_kwargs` of the rows go to its chat template, as in its training.
+
+        Raises UserError for a completion that does not fit the model's context.
+        """
+        nothing = [None] * len(prompts)
+        rows = [{"tools": t, "chat_template_kwargs": k} for t, k in zip(tools or nothing, chat_template_kwargs or nothing, strict=True)]
+        keywords = map(template_keywords, rows)
+        items = [self._item(*row, number) for number, row in enumerate(zip(prompts, completions, completion_ids, keywords, strict=True))]
         scores: dict[int, float] = {}
         with torch.no_grad():
             for part in split(_grouped(items), MAX_TOKENS):
@@ -56,12 +70,12 @@ class ModelReward:
                 scores.update(zip(stream.row_ids.tolist(), self._scores(self.model, stream).last.tolist(), strict=True))
         return [scores[number] for number in range(len(items))]
 
-    def _item(self, prompt: Any, completion: Any, ids: list[int], number: int) -> PackItem:
+    def _item(self, prompt: Any, completion: Any, ids: list[int], keywords: dict[str, Any], number: int) -> PackItem:
         text = completion if isinstance(completion, str) else str(completion[-1]["content"])
         if self.tokenizer.decode(ids, skip_special_tokens=True) == text:
-            prompt_ids = encode_prompt(self.tokenizer, prompt)
+            prompt_ids = encode_prompt(self.tokenizer, prompt, **keywords)
         else:
-            prompt_ids, ids = encode_example(self.tokenizer, prompt, completion)
+            prompt_ids, ids = encode_example(self.tokenizer, prompt, completion, **keywords)
         limit = context_length(self.model)
         if limit is not None and len(prompt_ids) + len(ids) > limit:
             raise UserError(f"a completion of {len(ids)} tokens after a prompt of {len(prompt_ids)} is beyond the reward model's context of {limit}")

@@ -13,7 +13,7 @@ from posttrain.envs.environment import Environment
 from posttrain.envs.formats import find_parser
 from posttrain.envs.methods import factory
 from posttrain.envs.tools import tools as tool_environment
-from posttrain.errors import UserError
+from posttrain.errors import UserError, at_row
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.environment import environment as paid
 from posttrain.rollout.episodes import Stage, opened, unplayed
@@ -60,12 +60,17 @@ def make_stage(
 def first_prompts(environment: Environment, stage: Stage, tasks: Sequence[Task]) -> list[list[int]]:
     """Prompt ids to be checked before training: all of them, or of the first task alone where only a made episode could say."""
     if environment.starts_with_prompt:
-        return [stage.chat.encode(task.prompt if not isinstance(task.prompt, str) else [{"role": "user", "content": task.prompt}]) for task in tasks]
+        return [_first_prompt(stage, task) for task in tasks]
     envs, ids = opened(tasks[0], stage, 1)
     for error in settled([envs[0].finish(unplayed())]):
         if isinstance(error, Exception):
             raise error
     return [ids] * len(tasks)
+
+
+def _first_prompt(stage: Stage, task: Task) -> list[int]:
+    with at_row(task.id):
+        return stage.chat_of(task).encode(task.prompt if not isinstance(task.prompt, str) else [{"role": "user", "content": task.prompt}])
 
 
 def with_pay(rubric: Rubric | None) -> Rubric:
