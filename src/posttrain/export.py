@@ -29,7 +29,8 @@ from posttrain.models.merge import load_merged, load_trainable, save_rounded
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
 from posttrain.text import redacted
-from posttrain.trainers.checkpoints import MANIFEST, whole
+from posttrain.trainers.checkpoints import whole
+from posttrain.trainers.manifest import MANIFEST, check_model
 from posttrain.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def export_model(
         raise UserError(f"{source} holds no adapters, so format='adapter' has nothing to write; use format='merged'")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    check_model(source)
     _refuse_scorers(source)
     parity = None
     with whole(out) as staging:

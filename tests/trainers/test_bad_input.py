@@ -14,7 +14,7 @@ import torch
 
 from posttrain import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from posttrain.errors import RewardError, TrainingError, UserError
-from posttrain.trainers import checkpoints
+from posttrain.trainers import checkpoints, manifest
 from posttrain.watch.curves import Run
 from posttrain.watch.figures import status
 
@@ -198,6 +198,8 @@ def test_a_checkpoint_of_more_processes_is_refused(make_trainer):
     trainer.train()
     saved = checkpoints.last_checkpoint(trainer.args.output_dir)
     (saved / "state-1.json").write_text((saved / "state-0.json").read_text())  # what a second process would have left
+    (saved / "posttrain.json").unlink()
+    manifest.write(saved, 2, {}, {})
     with pytest.raises(UserError, match="another number of processes"):
         make_trainer(max_steps=4).train(resume_from_checkpoint=True)
 

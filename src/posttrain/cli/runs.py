@@ -26,10 +26,15 @@ WRITTEN = (
     "run.sqlite*",
     "reference.safetensors",
     "checkpoint-*",
+    "abandoned-checkpoint-*",
     ".writing-checkpoint-*",
     ".deleting-checkpoint-*",
+    ".deleting-abandoned-checkpoint-*",
     f".writing-{MODEL}",
     f".deleting-{MODEL}",
+    ".writing-reference.safetensors",
+    f".{RECIPE}.tmp",
+    f".{SUMMARY}.tmp",
 )
 
 
@@ -40,12 +45,12 @@ class Run(NamedTuple):
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
     """Whether to go on from a checkpoint. Raises UserError where an earlier run, or one that is training now, would be written over."""
-    from posttrain.trainers.checkpoints import last_checkpoint
+    from posttrain.trainers.checkpoints import newest
 
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite starts it over: give one of them")
     _refuse_written(output_dir)
-    last = last_checkpoint(output_dir)
+    last = newest(output_dir)
     if last is not None and not (resume or overwrite):
         raise UserError(
             f"{output_dir} holds an earlier run, saved up to {last.name}. Go on with --resume, start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
@@ -96,8 +101,12 @@ def _refuse_written(output_dir: str) -> None:
 
 
 def model_of(target: str) -> str:
-    """The model's directory or hub name: `target` itself, or for a run its final model, else its last checkpoint."""
-    from posttrain.trainers.checkpoints import last_checkpoint
+    """The model's directory or hub name: `target` itself, or for a run its final model, else its last checkpoint.
+
+    Raises UserError where there is neither, and where the files of a checkpoint are not those that were saved.
+    """
+    from posttrain.trainers.checkpoints import newest
+    from posttrain.trainers.manifest import MANIFEST, check_model, read
 
     path = Path(target).expanduser()
     if not path.exists():
@@ -105,12 +114,17 @@ def model_of(target: str) -> str:
             near = did_you_mean(path.name, [found.name for found in path.parent.iterdir()]) if path.parent.is_dir() else ""
             raise UserError(f"there is no model or run at {target}.{near}")
         return target
+    if (path / MANIFEST).is_file():
+        check_model(path)
     if is_model(path):
         return str(path)
     if is_model(path / MODEL):
         return str(path / MODEL)
-    last = last_checkpoint(path)
-    if last is None:
+    last = newest(path)
+    if last is not None:
+        read(last)
+        check_model(last)
+    else:
         raise UserError(f"{target} holds neither a model (config.json) nor a run with a saved one")
     return str(last)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -165,8 +166,11 @@ def is_quantised(model: nn.Module) -> bool:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """transformers' complaints about files, in their first line."""
+    """Libraries' complaints about files, in their first line. Of a damaged tokenizer.json the tokenizers library raises a bare Exception."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {what}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        if isinstance(error, UserError) or not (isinstance(error, (OSError, ValueError, SafetensorError)) or type(error) is Exception):
+            raise
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"cannot load {what}: {said[0]}") from error

@@ -1,27 +1,23 @@
 """The mechanism every trainer shares: a window of micro-steps becomes streams, each runs forward and backward, and the step is one sum.
 
-A thin subclass of transformers.Trainer. It knows nothing of any algorithm: subclasses turn a window of rows into micro-batches
-(`window`) and a micro-batch into a loss (`loss`) that is already normalised over the whole window and all processes.
+It knows nothing of any algorithm: subclasses turn a window of rows into micro-batches (`window`) and a micro-batch into a loss (`loss`) that is
+already normalised over the whole window and all processes. How a run is saved and resumed is in `saving`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging as transformers_logging
 
 from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import TrainingError, UserError
@@ -30,11 +26,14 @@ from posttrain.models.head import gains_by_forecast
 from posttrain.models.load import load_tokenizer
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
-from posttrain.trainers import checkpoints
+from posttrain.trainers import best
 from posttrain.trainers.config import BaseConfig
+from posttrain.trainers.fingerprint import of_rows
+from posttrain.trainers.inputs import named
 from posttrain.trainers.interrupt import Interrupt
 from posttrain.trainers.memory import Thrift, Update
 from posttrain.trainers.metrics import Metrics
+from posttrain.trainers.saving import RunDirectory, SavingTrainer
 from posttrain.trainers.starting import starting_model
 
 
@@ -56,7 +55,7 @@ class MicroBatch:
         return [self.of(part) for part in split(self.items, max_tokens, whole=self.keeps_groups)]
 
 
-class BaseTrainer(Trainer):
+class BaseTrainer(SavingTrainer):
     """Model in, run directory out. Raises UserError for what cannot work, before anything is spent."""
 
     args: BaseConfig
@@ -90,7 +89,7 @@ class BaseTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=self.tokenizer,
             data_collator=list,  # type: ignore[arg-type]
-            callbacks=[self.recorder, self.view, self.interrupt, *(callbacks or [])],
+            callbacks=[self.recorder, RunDirectory(self), self.view, self.interrupt, *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -102,9 +101,9 @@ class BaseTrainer(Trainer):
         self.token_budget = args.token_budget  # halved where it did not fit
         self._step_started: float | None = None  # None: the first step of the next log has not begun
         self._steps_before = 0  # optimizer steps done when it began
-        self._resuming_from: Path | None = None
-        self._rng_restored_from: str | None = None
-        self._start = {"model_weights": checkpoints.weights_fingerprint(model), "data": checkpoints.rows_fingerprint(train_dataset)}
+        self.rows_fingerprints = {"data": of_rows(train_dataset)}
+        if best.matters(args):
+            self.rows_fingerprints["eval_data"] = of_rows([[name, of_rows(rows).now] for name, rows in named(eval_dataset).items()])
 
     # What subclasses say
 
@@ -119,19 +118,6 @@ class BaseTrainer(Trainer):
     def prepare_forward(self, model: nn.Module) -> None:
         """Find out, once, how a stream goes through `model`."""
         self._logprobs = make_logprobs(model)
-
-    def state_to_resume(self) -> dict[str, Any]:
-        """JSON state beyond weights, optimizer, scheduler and counters."""
-        return {}
-
-    def load_state_to_resume(self, state: dict[str, Any]) -> None:
-        """Take back what `state_to_resume` gave."""
-
-    def save_tensors(self, directory: Path) -> None:
-        """Write extra tensors (safetensors) into a checkpoint being made."""
-
-    def load_tensors(self, directory: Path) -> None:
-        """Take back what `save_tensors` wrote."""
 
     # Log-probs
 
@@ -185,12 +171,6 @@ class BaseTrainer(Trainer):
         self._update = Update(self)
         items: list[dict[str, Any]] = [{"micro_batches": batches[index :: len(micro_steps)]} for index in range(len(micro_steps))]
         return items, None
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Once, before the first window, whose rewards may draw from these generators; transformers calls it after that window as well."""
-        if checkpoint is not None and self._rng_restored_from != checkpoint:
-            self._rng_restored_from = checkpoint
-            super()._load_rng_state(checkpoint)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for each micro-batch of this item; gradients are synchronised on the last one of the window only."""
@@ -270,123 +250,9 @@ class BaseTrainer(Trainer):
             self._step_started = None
         super().log(logs, start_time)
 
-    # Checkpoints and resuming
-
-    def _settings(self) -> dict[str, Any]:
-        return checkpoints.settings_of(self.args, **self._start)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Weights as safetensors, tokenizer, config. No pickled arguments."""
-        if not self.args.should_save:
-            return
-        target = output_dir or self.args.output_dir
-        assert target is not None
-        with _without_progress_bars():  # they would tear the live view
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(target, state_dict=state_dict)
-            self.tokenizer.save_pretrained(target)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        output_dir = Path(str(self.args.output_dir))
-        target = output_dir / f"checkpoint-{self.state.global_step}"
-        main = self.args.should_save
-        with checkpoints.written_whole(target, main=main) as staging:
-            self.accelerator.wait_for_everyone()
-            self.save_model(str(staging), _internal_call=True)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(staging))
-                self._save_scaler(str(staging))
-                self._save_rng_state(str(staging))
-            (staging / f"state-{self.args.process_index}.json").write_text(json.dumps(self.state_to_resume()))
-            if main:
-                if self.state.best_global_step:
-                    self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
-                self.state.stateful_callbacks["TrainerControl"] = self.control.state()  # type: ignore[index,call-overload]
-                self.state.save_to_json(str(staging / "trainer_state.json"))
-                self.save_tensors(staging)
-                (staging / checkpoints.MANIFEST).write_text(json.dumps({"step": self.state.global_step, "settings": self._settings()}, indent=1))
-            self.accelerator.wait_for_everyone()
-        self.accelerator.wait_for_everyone()
-        if main:
-            checkpoints.rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As transformers' `train`. `resume_from_checkpoint=True` takes the last complete checkpoint of output_dir.
-
-        Raises UserError when there is none or its settings differ; KeyboardInterrupt after Ctrl-C, once the step is saved.
-        """
-        self._resuming_from, self._rng_restored_from = self._find_checkpoint(resume_from_checkpoint), None
-        if self._resuming_from is not None:
-            manifest = json.loads((self._resuming_from / checkpoints.MANIFEST).read_text())
-            checkpoints.check_same(manifest["settings"], self._settings())
-        if self.args.should_save and self.is_world_process_zero():
-            self.view.plan(self.plan())
-        try:
-            if self._resuming_from is not None and self._steps_done(self._resuming_from) >= self._steps_in_all():
-                return self._already_trained(self._resuming_from)
-            result = super().train(resume_from_checkpoint=str(self._resuming_from) if self._resuming_from else None, **kwargs)
-        finally:
-            self.interrupt.restore()
-            self.view.close()
-            self.recorder.close()
-        if self.interrupt.asked:
-            raise KeyboardInterrupt
-        return result
-
-    def _steps_done(self, checkpoint: Path) -> int:
-        return int(json.loads((checkpoint / checkpoints.MANIFEST).read_text())["step"])
-
-    def _steps_in_all(self) -> int:
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        updates_per_epoch = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
-        return math.ceil(self.args.num_train_epochs * updates_per_epoch)
-
-    def _already_trained(self, checkpoint: Path) -> TrainOutput:
-        """Killed after the last checkpoint: only the end was missing. transformers would train one step too many."""
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
-        for event in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
-            self.control = event(self.args, self.state, self.control)
-        return TrainOutput(self.state.global_step, 0.0, {})
-
-    def plan(self) -> str:
-        """One line: what a step consists of."""
-        return f"{self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size} rows per step"
-
-    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
-        if not wanted:
-            return None
-        output_dir = str(self.args.output_dir)
-        found = checkpoints.last_checkpoint(output_dir) if wanted is True else Path(str(wanted))
-        if found is None or not (found / checkpoints.MANIFEST).is_file():
-            raise UserError(f"no complete checkpoint in {output_dir if wanted is True else wanted}; start without resuming")
-        return found
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The last hook of resuming, after weights and counters: our own state comes back here."""
-        if checkpoint is not None:
-            checkpoints.check_resumable(Path(checkpoint), self.args.world_size)
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        self.load_state_to_resume(json.loads((Path(checkpoint) / f"state-{self.args.process_index}.json").read_text()))
-        self.load_tensors(Path(checkpoint))
-
 
 def _refuse_devices(args: BaseConfig) -> None:
     if args.n_gpu > 1 and "LOCAL_RANK" not in os.environ:
         raise UserError(
             f"{args.n_gpu} GPUs are visible but no launcher started this: use `accelerate launch --multi_gpu ...`, or CUDA_VISIBLE_DEVICES=0 for one of them"
         )
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

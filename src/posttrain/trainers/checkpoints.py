@@ -1,38 +1,31 @@
 """Checkpoints that are whole or absent: written beside, flushed, then renamed into place. Nothing in them is a pickle but torch's own tensor files.
 
-Also what a resumed run is checked against: its settings, its data, its model.
+Which there are, how old ones go, and what a process that was killed left behind. What one consists of is in `manifest`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sized
+import traceback
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from posttrain.errors import TrainingError, UserError
-from posttrain.text import redacted
+from posttrain.trainers.manifest import MANIFEST, DamagedCheckpoint, Manifest, check_files, read
+from posttrain.trainers.ranks import gather_json, world_size
 
-MANIFEST = "posttrain.json"  # written last: a checkpoint without it is not one
-
-# Settings that may differ between a run and its continuation: they do not touch what is computed.
-MAY_CHANGE = {
-    "output_dir", "max_steps", "num_train_epochs", "logging_steps", "logging_dir", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
-    "save_total_limit", "save_only_model", "eval_steps", "eval_strategy", "eval_on_start", "eval_delay", "report_to", "run_name", "disable_tqdm", "log_level",
-    "log_level_replica", "log_completions", "num_completions_to_print", "log_unique_prompts", "record_tokens_of", "record_megabytes", "resume_from_checkpoint",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "num_generations_eval", "per_device_eval_batch_size", "dataloader_num_workers",
-    "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_token", "project", "trackio_space_id", "skip_memory_metrics", "local_rank",
-    "reward_timeout", "reward_on_error", "reward_retries", "env_on_error", "memory_check", "activation_offloading",
-}  # fmt: skip
+ABANDONED = "abandoned-"  # before the name of a checkpoint that is later than the one its run went on from
+# What a process that was killed leaves behind: what it was writing, and what it was deleting.
+LEFTOVERS = (
+    ".writing-checkpoint-*", ".deleting-checkpoint-*", ".writing-model", ".deleting-model", ".writing-reference.safetensors", ".recipe.yaml.tmp",
+    ".summary.json.tmp", ".deleting-abandoned-checkpoint-*",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -49,10 +42,11 @@ def whole(target: Path, *, main: bool = True) -> Iterator[Path]:
         yield staging
         if main:
             _flush(staging)
-            if target.exists():
-                remove(target)
+            replaced = _out_of_the_way(target) if target.exists() else None
             staging.rename(target)
             _flush_directory(target.parent)
+            if replaced is not None:
+                shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -64,13 +58,47 @@ def written_whole(target: Path, *, main: bool) -> Iterator[Path]:
     try:
         with whole(target, main=main) as staging:
             yield staging
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "write" not in str(error).lower():
+    except Exception as error:
+        if not is_failed_write(error):
             raise
         last = last_checkpoint(target.parent)
         raise TrainingError(
-            f"could not write {target.name}: {error}. Free some space (or set save_total_limit) and resume; {f'{last.name} is whole' if last else 'no earlier checkpoint exists'}."
+            f"could not write {target.name}: {reason(error)}. Free some space (or set save_total_limit) and resume; {f'{last.name} is whole' if last else 'no earlier checkpoint exists'}."
         ) from error
+
+
+@contextlib.contextmanager
+def by_all_or_none(device: torch.device) -> Iterator[None]:
+    """Every process writes its part within; what one of them could not write is raised by all, so that none waits for it."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if world_size() == 1 or not is_failed_write(error):
+            raise
+        failure = error
+    said = gather_json(None if failure is None else reason(failure), device)
+    if failure is not None:
+        raise failure
+    for rank, text in enumerate(said):
+        if text is not None:
+            raise OSError(f"process {rank}: {text}")
+
+
+def is_failed_write(error: BaseException) -> bool:
+    """Whether the disk refused. Libraries say it in many ways: torch by any RuntimeError from its writer, tokenizers by a bare Exception."""
+    if isinstance(error, (OSError, SafetensorError)):
+        return True
+    if isinstance(error, RuntimeError):
+        frames = traceback.extract_tb(error.__traceback__)
+        return any(frame.filename.replace("\\", "/").endswith("torch/serialization.py") for frame in frames)
+    return re.search(r"\(os error \d+\)", str(error)) is not None
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what is wrong. torch says of a full disk only at which byte it stands."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the disk refuses, it may be full ({text})" if isinstance(error, RuntimeError) else text
 
 
 def _flush(directory: Path) -> None:
@@ -91,14 +119,19 @@ def _flush_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+def named_so(output_dir: str | Path) -> list[Path]:
+    """Directories with a checkpoint's name, oldest first, whatever is in them."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and (path / MANIFEST).is_file():
+        if match and path.is_dir():
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return [path for path in named_so(output_dir) if (path / MANIFEST).is_file()]
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
@@ -106,73 +139,83 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-def rotate(output_dir: str | Path, limit: int | None, keep: str | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, never the newest nor the best one (`keep`)."""
+def newest(output_dir: str | Path) -> Path | None:
+    """The one to go on from. It may be damaged, which `read` and `check_files` say: an older one is never taken in its place unasked."""
+    found = named_so(output_dir)
+    return found[-1] if found else None
+
+
+def where_to_go_on(damaged: Path) -> str:
+    """A sentence for whoever cannot go on from this checkpoint: the one before it that is whole. Digests those that it looks at."""
+    for earlier in reversed(named_so(damaged.parent)):
+        if _number(earlier) >= _number(damaged):
+            continue
+        try:
+            check_files(earlier, read(earlier))
+        except DamagedCheckpoint:
+            continue
+        return f"{earlier.name} before it is whole: move {damaged.name} elsewhere and resume, or give train(resume_from_checkpoint={str(earlier)!r})"
+    return "no earlier checkpoint there is whole: start over, in another output_dir or with --overwrite"
+
+
+def _number(path: Path) -> int:
+    match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+    return int(match[1]) if match else 0
+
+
+def rotate(output_dir: str | Path, limit: int | None, spared: Collection[str] = ()) -> None:
+    """Delete the oldest checkpoints until there are `limit`, but neither the newest nor those of the names in `spared`."""
     if not limit or limit <= 0:
         return
     found = checkpoints(output_dir)
-    spared = {found[-1].name} | ({Path(keep).name} if keep else set()) if found else set()
-    for path in found[: max(0, len(found) - limit)]:
-        if path.name not in spared:
+    left = len(found)
+    for path in found[:-1]:
+        if left > limit and path.name not in spared:
             remove(path)
+            left -= 1
+
+
+def tidy(output_dir: str | Path) -> None:
+    """Remove what a process left that was killed while it wrote or deleted. Only for the one that trains there now."""
+    for path in [path for pattern in LEFTOVERS for path in Path(output_dir).glob(pattern)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def abandon_later(checkpoint: Path) -> list[Path]:
+    """Rename the checkpoints that are later than the one a run goes on from: they are of another continuation. Returns their new names."""
+    renamed = []
+    for path in named_so(checkpoint.parent):
+        if _number(path) > _number(checkpoint):
+            aside = path.with_name(ABANDONED + path.name)
+            if aside.exists():
+                remove(aside)
+            path.rename(aside)
+            renamed.append(aside)
+    return renamed
 
 
 def remove(directory: Path) -> None:
     """Renamed first: what is half deleted must not look whole."""
+    shutil.rmtree(_out_of_the_way(directory), ignore_errors=True)
+
+
+def _out_of_the_way(directory: Path) -> Path:
     gone = directory.with_name(f".deleting-{directory.name}")
     if gone.exists():
         shutil.rmtree(gone)
     directory.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    return gone
 
 
-def check_resumable(checkpoint: Path, processes: int) -> None:
+def check_resumable(checkpoint: Path, manifest: Manifest, processes: int) -> None:
     """Refuse a checkpoint of more or fewer processes, and one without the optimizer: a continuation would make a new one, in silence."""
-    if len(list(checkpoint.glob("state-*.json"))) != processes:
+    names = set(manifest.files) if manifest.files is not None else {path.name for path in checkpoint.iterdir()}
+    if sum(name.startswith("state-") and name.endswith(".json") for name in names) != processes:
         raise UserError(f"{checkpoint} was written by another number of processes; resume with as many as it was started with")
-    if not (checkpoint / "optimizer.pt").is_file():
+    if "optimizer.pt" not in names:
         raise UserError(
             f"{checkpoint} holds weights without the optimizer (save_only_model), so no run can go on from it; give it as `model` to a new one"
         )
-
-
-def settings_of(args: Any, **more: Any) -> dict[str, Any]:
-    """What a continuation must have in common with the run, as JSON values. Secrets are left out: a run may go on with another token."""
-    held = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE and not name.startswith(("hub_", "push_to_hub"))}
-    return redacted(json.loads(json.dumps(held | more, default=str)), dropped=True)
-
-
-def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse a continuation under other settings, by name."""
-    saved = redacted(saved, dropped=True)  # older versions kept some of them
-    changed = [name for name in saved.keys() | now.keys() if name in saved and name in now and saved[name] != now[name]]
-    if changed:
-        listed = ", ".join(f"{name}: {_short(saved[name])} -> {_short(now[name])}" for name in sorted(changed))
-        raise UserError(
-            f"cannot resume: this run was started with other settings ({listed}). Put them back, or start a new run in another output_dir."
-        )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def rows_fingerprint(rows: Any) -> str:
-    """A digest of the data: the number of rows and up to 2,000 of them, evenly spread; of a stream the first 20."""
-    count = len(rows) if isinstance(rows, Sized) else None
-    if count is None:
-        return hashlib.sha256(repr(list(itertools.islice(rows, 20))).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    digest = hashlib.sha256(str(count).encode())
-    for index in range(0, count, max(1, count // 2000)):
-        digest.update(repr(rows[index]).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:16]
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A digest of the starting weights: every parameter's name, shape and 16 of its values."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()[:16].float().cpu().tolist()
-        digest.update(f"{name}{tuple(parameter.shape)}{values}".encode())
-    return digest.hexdigest()[:16]

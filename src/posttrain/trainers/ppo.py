@@ -31,8 +31,8 @@ from posttrain.models.head import base_model
 from posttrain.models.heads import VALUE_HEAD, add_value_head, load_reward_model, make_scores, reward_model, without_submodule
 from posttrain.models.precision import make_trainable
 from posttrain.rewards import Rubric
-from posttrain.trainers import checkpoints
 from posttrain.trainers.config import refuse
+from posttrain.trainers.fingerprint import Fingerprint, of_weights
 from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.ppo_config import PPOConfig
 from posttrain.trainers.ranks import gather_json
@@ -115,7 +115,10 @@ class PPOTrainer(OnlineTrainer):
             self._value_scores = make_scores(made)
             self.values = made.to(self.args.device)  # type: ignore[arg-type]
             base_model(self.model).add_module(VALUE_HEAD, made)
-        self._start["value_weights"] = checkpoints.weights_fingerprint(self.values)
+
+    def starting_weights(self) -> dict[str, Fingerprint]:
+        with without_submodule(self.model, VALUE_HEAD):
+            return super().starting_weights() | {"value_weights": of_weights(self.values)}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As transformers makes it; the values in groups of their own where they have their own learning rate."""

@@ -26,3 +26,21 @@ def gather_json(value: Any, device: torch.device) -> list[Any]:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return [json.loads(bytes(part[: int(size)].tolist())) for part, size in zip(parts, sizes, strict=True)]
+
+
+def highest(value: int, device: torch.device) -> int:
+    """The largest of all processes' values."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor([value], device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether it says that another process is gone. gloo, which CPUs use, raises a plain RuntimeError with its own name in it."""
+    if world_size() == 1:
+        return False
+    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or any(
+        word in str(error) for word in ("gloo", "Connection closed by peer")
+    )
