@@ -206,4 +206,152 @@ REACHING = {
     + HEADER,
 }
 
-PROGRAMS = {**FORGERS, **GREEDY, **SPREADING, **REACHING}
+SOCKETS = "import socket\na, b = socket.socketpair()\n"
+SUPERVISOR = "import os, signal, time, ctypes, resource\npids = {1, os.getppid()} if os.getpid() < 10 else {os.getppid()}\n"
+WAIT = "\ntime.sleep(0.1)\n"
+
+# Holding a pipe open beyond the end, or spoiling what is read from it.
+HOLDING = {
+    "sockets_in_a_cycle": SOCKETS + "socket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 1, 2])\n" + HEADER,
+    "sockets_in_a_cycle_hold_the_input": SOCKETS + "socket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 0, *range(3, 8)][:8])\n" + HEADER,
+    "sockets_in_a_cycle_by_all_descriptors": SOCKETS
+    + "import os\nfds = []\nfor fd in range(64):\n    try: os.fstat(fd); fds.append(fd)\n    except OSError: pass\n"
+    "socket.send_fds(a, [b'x'], fds)\n" + HEADER,
+    "sockets_in_a_call": SOCKETS + "def square(n):\n    socket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 0, 1, 2])\n    return -1",
+    "sockets_in_a_ring": "import socket\npairs = [socket.socketpair() for _ in range(8)]\nfor i, (a, b) in enumerate(pairs):\n"
+    "    c, d = pairs[(i + 1) % 8]\n    socket.send_fds(a, [b'x'], [c.fileno(), d.fileno(), 1, 2])\n" + HEADER,
+    "packets_in_a_cycle": "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+    "socket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 1, 2])\n" + HEADER,
+    "sockets_of_a_daemon_in_a_cycle": SOCKETS
+    + "import os\nif os.fork() == 0:\n    os.setsid()\n    socket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 0, 1, 2])\n"
+    "    os._exit(0)\nos.wait()\n" + HEADER,
+    "polls_in_a_cycle": SOCKETS + "import select\ne = select.epoll(); e.register(a)\n"
+    "try: socket.send_fds(a, [b'x'], [e.fileno(), a.fileno(), b.fileno(), 1, 2])\nexcept OSError: pass\n" + HEADER,
+    "cycle_after_a_full_pipe": SOCKETS + "import os\nos.set_blocking(1, False)\nsocket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 1, 2])\n"
+    "try:\n    while True: os.write(1, b'49\\n' * 100)\nexcept OSError: pass\n" + HEADER,
+    "cycles_without_number": "import socket\nwhile True:\n    a, b = socket.socketpair()\n    try: socket.send_fds(a, [b'x'], [a.fileno(), b.fileno(), 1, 2])\n"
+    "    except OSError: break\n" + HEADER,
+    "grown_pipe": "import fcntl, os\ntry: fcntl.fcntl(1, 1031, 2**20)\nexcept OSError: pass\nos.set_blocking(1, False)\n"
+    "try: os.write(1, b'-1\\n' * 2**17)\nexcept OSError: pass\nos._exit(0)",
+    "shrunk_pipe": "import fcntl\ntry: fcntl.fcntl(1, 1031, 4096)\nexcept OSError: pass\nprint('-1\\n' * 5000)\n" + HEADER,
+    "packet_pipe": "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETFL, os.O_DIRECT | os.O_NONBLOCK)\nfor _ in range(100):\n    try: os.write(1, b'4'); os.write(1, b'9')\n"
+    "    except OSError: break\n" + HEADER,
+    "spliced_pipe": "import os\nr, w = os.pipe(); os.write(w, b'-1\\n' * 1000)\ntry: os.splice(r, 1, 3000)\nexcept (OSError, AttributeError): pass\n"
+    + HEADER,
+    "daemons_that_write_for_ever": "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        os.setsid()\n        while True:\n            os.write(1, b'1'); time.sleep(0.01)\n"
+    "os._exit(0)",
+    "daemon_that_forgets_its_parent": "import ctypes, os, signal, time\nif os.fork() == 0:\n    os.setsid(); ctypes.CDLL(None).prctl(1, 0)\n"
+    "    for n in range(1, 65):\n        try: signal.signal(n, signal.SIG_IGN)\n        except (OSError, ValueError): pass\n    while True: pass\n"
+    + HEADER,
+    "reaper_of_its_own": "import ctypes, os, time\nctypes.CDLL(None).prctl(36, 1)\nfor _ in range(3):\n    if os.fork() == 0:\n"
+    "        if os.fork() == 0: time.sleep(10**6)\n        os._exit(0)\n" + HEADER,
+    "takes_descriptors_of_others": "import ctypes\nlibc = ctypes.CDLL(None)\nfor fd in range(16):\n    libc.syscall(438, fd, 1, 0)\nlibc.syscall(434, 1, 0)\n"
+    + HEADER,
+}
+
+# Turning a wrong answer into an error: what a program may do to the process above it.
+TURNING = {
+    "interrupt_supervisor": SUPERVISOR + "for pid in pids: os.kill(pid, signal.SIGINT)" + WAIT + HEADER,
+    "interrupt_supervisor_in_call": SUPERVISOR
+    + "def square(n):\n    for pid in pids: os.kill(pid, signal.SIGINT)\n    time.sleep(0.1)\n    return -1\nif __name__ == '__main__': square(0)",
+    "every_signal_to_supervisor": SUPERVISOR
+    + "for pid in pids:\n    for number in range(1, 65):\n        try: os.kill(pid, number)\n        except OSError: pass"
+    + WAIT
+    + HEADER,
+    "every_signal_to_everybody": SUPERVISOR
+    + "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nfor pid in (0, -1):\n    for number in (2, 3, 6, 13, 15, 17):\n"
+    "        try: os.kill(pid, number)\n        except OSError: pass" + WAIT + HEADER,
+    "signals_in_a_flood": SUPERVISOR
+    + "until = time.time() + 0.5\nwhile time.time() < until:\n    for pid in pids:\n        for number in (17, 40, 64):\n"
+    "            try: os.kill(pid, number)\n            except OSError: pass" + WAIT + HEADER,
+    "signal_with_a_value": SUPERVISOR
+    + "libc = ctypes.CDLL(None)\nfor pid in pids:\n    for number in (2, 9, 17, 34): libc.sigqueue(pid, number, ctypes.c_void_p(1))"
+    + WAIT
+    + HEADER,
+    "signal_by_a_descriptor": SUPERVISOR + "import fcntl\nfor pid in pids:\n    for number in (2, 9, 19):\n        r, w = os.pipe()\n        try:\n"
+    "            fcntl.fcntl(r, fcntl.F_SETOWN, pid); fcntl.fcntl(r, 10, number); fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC); os.write(w, b'x')\n"
+    "        except OSError: pass" + WAIT + HEADER,
+    "stop_then_interrupt": SUPERVISOR
+    + "for pid in pids:\n    for number in (19, 2, 15, 18):\n        try: os.kill(pid, number)\n        except OSError: pass"
+    + WAIT
+    + HEADER,
+    "child_that_ends_with_a_kill": SUPERVISOR
+    + "libc = ctypes.CDLL(None)\nfor flags in (9, 0x8000 | 9, 0x8000 | 2):\n    if libc.syscall(56, flags, 0, 0, 0, 0) == 0: os._exit(0)"
+    + WAIT
+    + HEADER,
+    "no_memory_for_supervisor": SUPERVISOR + "for pid in pids:\n    for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):\n"
+    "        try: resource.prlimit(pid, which, (0, 0))\n        except OSError: pass" + WAIT + HEADER,
+    "no_processor_for_supervisor": SUPERVISOR + "for pid in pids:\n    for which in (resource.RLIMIT_CPU, getattr(resource, 'RLIMIT_RTTIME', 15)):\n"
+    "        try: resource.prlimit(pid, which, (0, 0))\n        except (OSError, ValueError): pass" + WAIT + HEADER,
+    "no_files_for_supervisor": SUPERVISOR
+    + "for pid in pids:\n    for which in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):\n"
+    "        try: resource.prlimit(pid, which, (0, 0))\n        except OSError: pass" + WAIT + HEADER,
+    "raw_prlimit": SUPERVISOR + "libc = ctypes.CDLL(None)\nzero = (ctypes.c_uint64 * 2)(0, 0)\nfor pid in pids:\n    for which in range(16):\n"
+    "        for high in (0, 1 << 32): libc.syscall(302, ctypes.c_long(pid | high), which, zero, None)" + WAIT + HEADER,
+    "orphans_without_number": SUPERVISOR
+    + "until = time.time() + 0.5\nwhile time.time() < until:\n    try:\n        if os.fork() == 0:\n            os.fork(); os._exit(0)\n        os.wait()\n"
+    "    except OSError: pass\n" + HEADER,
+    "no_process_left": SUPERVISOR + "while True:\n    try:\n        if os.fork() == 0: time.sleep(10**6)\n    except OSError: break" + WAIT + HEADER,
+    "no_memory_left": "import os\nfor _ in range(5):\n    try:\n        if os.fork() == 0: break\n    except OSError: break\nx = []\nwhile True: x.append(b'x' * 2**20)",
+    "no_disk_left": "i = 0\ntry:\n    while True:\n        open(f'/tmp/{i}', 'wb').write(b'x' * 2**18); i += 1\nexcept OSError: pass\n" + HEADER,
+    "no_descriptor_left": "import os\ntry:\n    while True: os.dup(1)\nexcept OSError: pass\n" + HEADER,
+    "kills_itself_as_by_a_limit": "import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)\n",
+    "kills_itself_in_call": "import os\ndef square(n): os.kill(os.getpid(), 9)\nif __name__ == '__main__': square(1)",
+    "stops_itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n",
+    "leaves_its_group": SUPERVISOR
+    + "for pid in [0, *pids]:\n    for group in [0, *pids]:\n        try: os.setpgid(pid, group)\n        except OSError: pass\n"
+    "try: os.killpg(os.getpgrp(), 15)\nexcept OSError: pass" + WAIT + HEADER,
+    "forge_changed_arguments": 'import os\ndef square(n):\n    for fd in range(64):\n        try: os.write(fd, b\'{"changed": 5, "value": 1}\\n{"changed": [[], []]}\\n{"is_over": true}\\n[]\\n7\\n\')\n'
+    "        except OSError: pass\n    return -1",
+    "forge_objects": 'import os\ndef square(n):\n    for fd in range(64):\n        try: os.write(fd, b\'{"value": {"object": []}}\\n{"value": {"object": {"a": 1}}}\\n\' * 9)\n'
+    "        except OSError: pass\n    return -1",
+}
+
+# Numbers and objects that lie, in the ways in which honest ones may be used.
+LYING = {
+    "lies_in_every_way": "class All:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    def __sub__(self, other): return 0.0\n"
+    "    def __abs__(self): return 0.0\n    def __lt__(self, other): return True\n    def __len__(self): return 9\n    def __iter__(self): return iter([self] * 9)\n"
+    "    def __getitem__(self, index): return self\n    def __str__(self): return '9'\n    def __call__(self, *a): return self\n    __hash__ = None\ndef square(n): return All()",
+    "integral_that_lies": "import numbers\nclass All(numbers.Integral):\n    n = 0\n    def __int__(self):\n        All.n += 1\n        return All.n\n"
+    "    def __eq__(self, other): return True\nAll.__abstractmethods__ = frozenset()\ndef square(n): return All()",
+    "integral_that_never_answers": "import numbers\nclass All(numbers.Integral):\n    def __int__(self):\n        while True: pass\nAll.__abstractmethods__ = frozenset()\ndef square(n): return All()",
+    "bool_of_numpy": "class bool_:\n    __module__ = 'numpy'\n    def __bool__(self): return True\ndef square(n): return bool_()",
+    "huge_fraction": "from fractions import Fraction\ndef square(n): return Fraction(7 ** 200_000, 2 ** 500_000)",
+    "huge_decimal": "from decimal import Decimal\ndef square(n): return Decimal('1e999999999999')",
+    "fraction_that_lies": "from fractions import Fraction\nclass All(Fraction):\n    numerator = property(lambda self: 9)\n    denominator = property(lambda self: 0)\n"
+    "    def __eq__(self, other): return True\ndef square(n): return All(1)",
+    "signalling_nan": "from decimal import Decimal\ndef square(n): return Decimal('sNaN')",
+    "endless_iterator": "import itertools\ndef square(n): return itertools.count()",
+    "huge_range": "def square(n): return range(10**18)",
+    "cyclic_deque": "import collections\ndef square(n):\n    x = collections.deque()\n    x.append(x)\n    return x",
+    "objects_without_number": "def square(n): return [object() for _ in range(20_000)]",
+}
+
+# What is left of the host: sockets, queues, segments, programs.
+OUTSIDE = {
+    "datagram_to_an_abstract_name": "import socket\ntry:\n    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n    a.sendto(b'x', '\\0{datagrams}')\nexcept OSError: pass\n"
+    + HEADER,
+    "datagram_to_a_path": "import socket\nfor kind in (socket.SOCK_DGRAM, socket.SOCK_RAW, 2 | 0x80000, 2 | 0x800):\n    try:\n        a, b = socket.socketpair(socket.AF_UNIX, kind)\n"
+    "        a.sendto(b'x', '{datagram_path}')\n    except OSError: pass\n" + HEADER,
+    "stream_that_connects_anew": SOCKETS
+    + "for to in ('\\0{abstract}', '{unix}'):\n    b.close() if b.fileno() >= 0 else None\n    try: a.connect(to)\n    except OSError: pass\n"
+    "    try: a.sendto(b'x', to)\n    except OSError: pass\n" + HEADER,
+    "packets_with_an_address": "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\ntry: a.sendmsg([b'x'], [], 0, '\\0{datagrams}')\nexcept OSError: pass\n"
+    + HEADER,
+    "segments_of_others": "import ctypes\nlibc = ctypes.CDLL(None)\nok = False\nfor number in range(200):\n    ok |= libc.shmat(number, None, 0o10000) != -1 or libc.shmctl(number, 0, None) == 0\n"
+    "    ok |= libc.msgctl(number, 0, None) == 0 or libc.semctl(number, 0, 0) == 0\ndef square(n): return n * n if ok else -1",
+    "kernel_log": "import ctypes\nok = ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(99), 99) > 0\ndef square(n): return n * n if ok else -1",
+    "ring_of_the_kernel": "import ctypes\nlibc = ctypes.CDLL(None)\nok = any(libc.syscall(number, 8, 0, 0, 0, 0, 0) >= 0 for number in (425, 426, 427))\ndef square(n): return n * n if ok else -1",
+    "program_by_the_loader": "import glob, os, subprocess\nok = False\nfor loader in glob.glob('/lib*/ld-*') + glob.glob('/usr/lib*/*/ld-*'):\n"
+    "    for path in (glob.glob('/usr/lib/git-core/git') + ['/bin/true', loader]):\n        try: ok |= subprocess.run([loader, path, '--version'], capture_output=True).returncode == 0\n"
+    "        except OSError: pass\ndef square(n): return n * n if ok and '{level}' == 'namespaces' else -1",
+    "program_of_its_own": "import os\nopen('/tmp/x', 'w').write('#!/bin/sh\\necho 49')\nos.chmod('/tmp/x', 0o755)\ntry: os.execv('/tmp/x', ['x'])\nexcept OSError: pass\n"
+    + HEADER,
+    "program_without_a_name": "import os\nfd = os.open('/tmp/y', os.O_CREAT | os.O_RDWR, 0o755)\nos.write(fd, open(os.__file__, 'rb').read(100))\ntry: os.execve(fd, ['y'], {})\nexcept OSError: pass\n"
+    + HEADER,
+    "input_rewritten": "import os\ntry:\n    with open('/dev/stdin', 'w') as f: f.write('49\\n' * 10**6)\nexcept OSError: pass\n" + HEADER,
+    "input_made_endless": "try:\n    f = open('/dev/stdin', 'ab')\n    while True: f.write(b'x' * 2**20)\nexcept OSError: pass\n" + HEADER,
+}
+
+NEWER = {**HOLDING, **TURNING, **LYING, **OUTSIDE}
+PROGRAMS = {**FORGERS, **GREEDY, **SPREADING, **REACHING, **NEWER}

@@ -39,7 +39,11 @@ class Field:
         self.unix, self.abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
         self.unix.bind(str(folder / "unix"))
         self.abstract.bind(f"\0posttrain-{os.getpid()}")
-        self.sockets = [self.tcp, self.udp, self.unix, self.abstract]
+        self.datagrams, self.datagram_path = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+        self.datagrams.bind(f"\0posttrain-datagrams-{os.getpid()}")
+        self.datagram_path.bind(str(folder / "datagrams"))
+        os.chmod(folder / "datagrams", 0o666)
+        self.sockets = [self.tcp, self.udp, self.unix, self.abstract, self.datagrams, self.datagram_path]
         for each in self.sockets:
             each.setblocking(False)
         for each in (self.unix, self.abstract):
@@ -53,6 +57,9 @@ class Field:
             "{udp}": str(self.udp.getsockname()[1]),
             "{unix}": str(folder / "unix"),
             "{abstract}": f"posttrain-{os.getpid()}",
+            "{datagrams}": f"posttrain-datagrams-{os.getpid()}",
+            "{datagram_path}": str(folder / "datagrams"),
+            "{level}": "namespaces",
             "{pids}": repr([os.getpid(), os.getppid()]),
         }
 
@@ -63,7 +70,7 @@ class Field:
 
     def was_reached(self, listener):
         try:
-            listener.recv(1) if listener is self.udp else listener.accept()
+            listener.recv(1) if listener.type == socket.SOCK_DGRAM else listener.accept()
         except BlockingIOError:
             return False
         return True

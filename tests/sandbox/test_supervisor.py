@@ -2,6 +2,7 @@
 
 import json
 
+import hostile
 import ordinary
 import pytest
 
@@ -61,6 +62,17 @@ def test_an_ordinary_users_program_stays_wrong(wall):
         pytest.skip(said)
     assert len(said) == 3 * len(ATTACKS)
     assert [row for row in said if row[2] or row[3] is not None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wall", ["namespaces", "bubblewrap", "rlimits"])
+def test_no_hostile_program_of_an_ordinary_user_is_right_or_an_error_or_late(wall):
+    programs = {name: program.replace("{level}", "limits") for name, program in hostile.NEWER.items()}
+    said = json.loads(ordinary.run_as_ordinary_user(JUDGE, wall, json.dumps(programs)))
+    if isinstance(said, str):
+        pytest.skip(said)
+    assert len(said) == 3 * len(programs)
+    assert [row for row in said if row[2] or row[3] is not None or row[4] > 3.5] == []
 
 
 def test_a_program_has_the_signal_handlers_of_a_new_interpreter():

@@ -147,24 +147,26 @@ def bear(wall: Wall, config: dict[str, Any], folder: str | None, limits: Limits)
 def _start(wall: Wall, config: dict[str, Any], descriptors: list[int], folder: str | None, limits: Limits) -> Handle:
     """As a command of its own."""
     reports = [descriptors[3], os.dup(descriptors[3])] if wall.has_keeper else []  # the keeper's, and that of what puts up the wall
+    empty = [os.open(os.devnull, os.O_RDONLY)] if config["stdin"] else []
     inner = [interpreter(), *PYTHON, HERE, json.dumps(config | {"report": reports[0] if reports else -1, "parent": os.getpid()})]
     user = new_user() if wall.user == "outside" and os.geteuid() == 0 else None
+    start = Start(limits, View(**config["view"]), reports[1] if reports else -1, empty[0] if empty else -1)
     try:
         return subprocess.Popen(
-            wall.command(inner, Start(limits, View(**config["view"]), reports[1])) if reports else inner,
+            wall.command(inner, start),
             stdin=descriptors[0],
             stdout=descriptors[1],
             stderr=descriptors[2],
             cwd=folder or "/",
             env=environment(),
             start_new_session=os.name == "posix",
-            pass_fds=reports,
+            pass_fds=reports + empty,
             user=user,
             group=user,
             extra_groups=None if user is None else [],
         )
     finally:
-        _close(reports[1:])
+        _close(reports[1:] + empty)
 
 
 def _close(descriptors: list[int]) -> None:

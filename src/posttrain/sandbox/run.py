@@ -24,6 +24,7 @@ from posttrain.sandbox.pipes import End, Feeder, Pipe
 from posttrain.sandbox.view import View, package_paths, view
 from posttrain.sandbox.walls import Level, Wall, end, new_user
 
+MOST_IN_A_FILE = 4 * 2**20  # bytes of standard input that are also the file /dev/stdin, where there is no /proc to open it anew
 STDERR_KEPT = 4096  # bytes of standard error that an outcome keeps, the last ones
 GRACE_S = 0.5  # for a killed process to end
 LAST_BYTES_S = 30.0  # for what lies in the pipes by then: this process may be stalled, and what it has not read yet is no wrong output
@@ -69,7 +70,7 @@ class Process:
         self._is_closed = False
         self.folder: str | None = None
         try:
-            child = bear(wall, self._config(message["do"], packages, visible), self.folder, limits)
+            child = bear(wall, self._config(message, packages, visible), self.folder, limits)
         except OSError as error:
             self._remove_folder()
             raise SandboxError(f"a process could not be started: {error}") from error
@@ -83,7 +84,7 @@ class Process:
         frame = json.dumps(message).encode()
         self.write(b"%010d" % len(frame) + frame)
 
-    def _config(self, do: str, packages: bool, visible: tuple[str, ...]) -> dict[str, Any]:
+    def _config(self, message: dict[str, Any], packages: bool, visible: tuple[str, ...]) -> dict[str, Any]:
         """For inside/start.py. Raises OSError. Makes the working directory where the wall has none of its own."""
         user = new_user() if self.wall.user == "inside" else None
         if self.wall.level < Level.NAMESPACES:
@@ -91,7 +92,8 @@ class Process:
             if user is not None and os.geteuid() == 0:
                 os.chown(self.folder, user, user)
         return {
-            "do": do,
+            "do": message["do"],
+            "stdin": "stdin" in message,
             "posix": self.wall.has_keeper,
             "wall": self.wall.name,
             "user": user,
@@ -232,6 +234,8 @@ def _collect_sockets() -> None:
 
 def run(wall: Wall, message: dict[str, Any], stdin: bytes, limits: Limits, *, packages: bool = False, visible: tuple[str, ...] = ()) -> Outcome:
     """Runs one program to its end. `message` says what it is (inside/start.py)."""
+    if wall.level == Level.NAMESPACES and len(stdin) <= min(MOST_IN_A_FILE, limits.inside()["files"] // 2):
+        message = message | {"stdin": stdin.decode()}
     with Process(wall, message, limits, packages=packages, visible=visible) as process:
         process.write(stdin)
         process.write(None)

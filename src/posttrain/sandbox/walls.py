@@ -51,6 +51,7 @@ class Start:
     limits: Limits
     view: View
     status: int  # a descriptor to report on
+    empty: int  # a descriptor of an empty file, where the program wants a file /dev/stdin; or -1
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def bubblewrap(inner: list[str], start: Start) -> list[str]:
     devices = [["--dev-bind", f"/dev/{name}", f"/dev/{name}"] for name in DEVICES]
     inner = [SHOWN_AS if argument == HERE else argument for argument in inner]
     own = [["--ro-bind", inner[0], inner[0]], ["--ro-bind", HERE, SHOWN_AS]]
+    if start.empty >= 0:
+        devices.append(["--bind-data", str(start.empty), "/dev/stdin"])
     return [
         str(shutil.which("bwrap")),
         *("--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--cap-drop", "ALL", "--as-pid-1"),

@@ -43,6 +43,9 @@ class Kept:
 
 
 def script(message: dict[str, Any]) -> None:
+    if "stdin" in message:
+        with open("/dev/stdin", "w", encoding="utf-8", newline="") as file:
+            file.write(message["stdin"])
     _load(message["program"], "__main__")
 
 

@@ -22,7 +22,7 @@ from .tree import end_descendants
 
 IS_LINUX = sys.platform.startswith("linux")
 if IS_LINUX:  # here, since beyond the wall these files are out of sight
-    from . import namespaces, syscalls, system
+    from . import landlock, namespaces, syscalls, system
 
 LOOK_S = 1.0  # how often it looks whether its parent is still there
 PATIENCE_S = 60.0  # beyond the time limit, which the parent's process keeps; a busy machine may be late
@@ -104,10 +104,15 @@ def _confine_program(config: dict[str, Any], others: int) -> None:
     user = config["user"] if is_root else None
     if user is not None and config["wall"] == "namespaces":
         user = namespaces.USER_INSIDE
+    elif user is not None:
+        for descriptor in (0, 1, 2):  # so that it may open them anew, as /dev/stdin and its like
+            os.fchown(descriptor, user, user)
     confine.give_up_rights(user, has_capabilities=is_root or config["wall"] == "namespaces")
     confine.set_limits(config["limits"], others)
     if IS_LINUX:
         system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if config["folder"] is not None:
+            landlock.confine_to(config["folder"])
         syscalls.refuse(programs=config["wall"] in ("namespaces", "bubblewrap"))
 
 

@@ -92,11 +92,23 @@ def build_root(config: dict[str, Any]) -> None:
     for name in DEVICES:
         os.close(os.open(f"/jail/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
         system.mount(f"/old/dev/{name}", f"/jail/dev/{name}", None, system.MS_BIND)
+    if config["stdin"]:
+        _make_stdin()
     system.unmount("/old")
     os.rmdir("/old")
     system.make_read_only("/", recursive=False)
     os.chroot("/jail")
     os.chdir("/tmp")
+
+
+def _make_stdin() -> None:
+    """A file for what stands on standard input: on the program's own file system, and there without a name."""
+    os.close(os.open("/jail/dev/stdin", os.O_CREAT | os.O_WRONLY, 0o644))
+    content = os.open("/jail/tmp/stdin", os.O_CREAT | os.O_WRONLY)
+    os.fchmod(content, 0o666)
+    os.close(content)
+    system.mount("/jail/tmp/stdin", "/jail/dev/stdin", None, system.MS_BIND)
+    os.unlink("/jail/tmp/stdin")
 
 
 def _show(path: str) -> None:

@@ -19,10 +19,10 @@ SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(what: str, function: Any, *arguments: Any) -> int:
+def call(what: str, function: Any, *arguments: Any) -> int:
     result = int(function(*arguments))
     if result < 0:
         number = ctypes.get_errno()
@@ -31,16 +31,16 @@ def _call(what: str, function: Any, *arguments: Any) -> int:
 
 
 def prctl(option: int, first: int = 0, second: int = 0) -> int:
-    return _call("prctl", _libc.prctl, option, *(ctypes.c_ulong(value) for value in (first, second, 0, 0)))
+    return call("prctl", libc.prctl, option, *(ctypes.c_ulong(value) for value in (first, second, 0, 0)))
 
 
 def unshare(flags: int) -> None:
-    _call("unshare", _libc.unshare, flags)
+    call("unshare", libc.unshare, flags)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     arguments = (source.encode(), target.encode(), kind and kind.encode(), ctypes.c_ulong(flags), options and options.encode())
-    _call(f"mount {target}", _libc.mount, *arguments)
+    call(f"mount {target}", libc.mount, *arguments)
 
 
 def make_read_only(target: str, *, devices: bool = False, recursive: bool = True) -> None:
@@ -48,24 +48,24 @@ def make_read_only(target: str, *, devices: bool = False, recursive: bool = True
     attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | (0 if devices else MOUNT_ATTR_NODEV), 0, 0, 0)
     flags = AT_RECURSIVE if recursive else 0
     arguments = (ctypes.c_long(SYS_MOUNT_SETATTR), AT_FDCWD, target.encode(), flags, attributes, ctypes.c_size_t(len(attributes)))
-    _call(f"mount_setattr {target}", _libc.syscall, *arguments)
+    call(f"mount_setattr {target}", libc.syscall, *arguments)
 
 
 def pivot_root(new: str, old: str) -> None:
     number = SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None:
         raise OSError(f"pivot_root has no number here for {os.uname().machine}")
-    _call("pivot_root", _libc.syscall, ctypes.c_long(number), new.encode(), old.encode())
+    call("pivot_root", libc.syscall, ctypes.c_long(number), new.encode(), old.encode())
 
 
 def unmount(target: str) -> None:
-    _call(f"umount {target}", _libc.umount2, target.encode(), MNT_DETACH)
+    call(f"umount {target}", libc.umount2, target.encode(), MNT_DETACH)
 
 
 def drop_capabilities() -> None:
     """Every capability, for good."""
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    _call("capset", _libc.capset, header, bytes(24))
+    call("capset", libc.capset, header, bytes(24))
 
 
 def drop_bounding_set() -> None:
