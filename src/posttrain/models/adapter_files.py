@@ -16,6 +16,7 @@ from posttrain.errors import UserError
 from posttrain.files import read_json
 from posttrain.models.initialisation import check_initialisation
 from posttrain.models.load import vocabulary_of
+from posttrain.models.mixed import bridge
 from posttrain.models.seeding import seeded
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -62,6 +63,7 @@ def put_adapters(base: PreTrainedModel, name: str, *, is_trainable: bool, seed: 
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()  # masters, as `add_lora` makes them
+    bridge(adapted)
     return adapted
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
 from posttrain.models.initialisation import check_initialisation
+from posttrain.models.mixed import bridge
 from posttrain.models.seeding import seeded
 from posttrain.models.targets import check_targets
 
@@ -46,6 +47,7 @@ def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.f
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    bridge(adapted)
     return adapted
 
 

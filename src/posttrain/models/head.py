@@ -132,6 +132,8 @@ class _AnsweringHead(nn.Module):
         predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer, entropy_grad, expected_grad = self.question
         flat = hidden.flatten(0, 1)
         picked = flat.index_select(0, predicted_by)  # (N, D)
+        if not torch.is_autocast_enabled(picked.device.type):
+            picked = picked.to(self.head.weight.dtype)  # of a head that is trained in float32 on top of frozen 16-bit weights
         columns = linear_logprobs(
             picked,
             self.head.weight,

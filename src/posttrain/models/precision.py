@@ -17,6 +17,7 @@ from posttrain.errors import UserError
 from posttrain.models.adapter_files import base_of, is_adapter, settings_of
 from posttrain.models.head import base_model
 from posttrain.models.initialisation import changes_the_base
+from posttrain.models.mixed import bridge
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,13 @@ def make_trainable(model: nn.Module, *, keeps: Any = None) -> None:
     if not halves:
         return
     is_adapted = type(model).__module__.startswith("peft.")
+    if is_adapted and not any(
+        "lora_" in name and parameter.dtype in HALVES for name, parameter in model.named_parameters() if parameter.requires_grad
+    ):
+        for parameter in trained:  # PEFT leaves modules_to_save in the dtype of the model, its own factors it makes float32
+            parameter.data = parameter.data.float()
+        bridge(model)
+        return
     count = sum(parameter.numel() for parameter in trained if parameter.dtype is torch.bfloat16)
     if is_adapted or keeps in (torch.bfloat16, "bfloat16"):
         logger.warning(

@@ -27,6 +27,7 @@ from posttrain.models.adapter_files import is_adapter
 from posttrain.models.head import base_model
 from posttrain.models.heads import HEAD, load_reward_model, make_scores, reward_model, with_own_padding
 from posttrain.models.load import context_length, load_tokenizer
+from posttrain.models.precision import make_trainable
 from posttrain.trainers.base import MicroBatch
 from posttrain.trainers.config import BaseConfig, setting, settings
 from posttrain.trainers.offline import Example, OfflineTrainer
@@ -111,7 +112,9 @@ class RewardTrainer(OfflineTrainer):
             if peft_config is not None and is_adapter(model):
                 raise UserError(f"{model} holds adapters already: leave out peft_config to train them on, or merge them first (`posttrain export`)")
             model = load_reward_model(model, is_trainable=True, **args.loading(model, peft_config))
-        elif not (isinstance(model, nn.Module) and _has_trained_adapters(model)):
+        elif not _has_trained_adapters(model):
+            if peft_config is None:
+                make_trainable(model, keeps=(args.model_init_kwargs or {}).get("dtype"))  # before its head is drawn, which is trained too
             model = reward_model(model, seed=args.seed)
         base_model(model).config.get_text_config().pad_token_id = tokenizer.pad_token_id
         super().__init__(

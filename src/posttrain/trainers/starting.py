@@ -16,16 +16,16 @@ from posttrain.trainers.config import ADAPTER_DTYPES, BaseConfig
 
 def starting_model(model: str | PreTrainedModel, args: BaseConfig, peft_config: Any = None) -> PreTrainedModel:
     """Ready to be trained; a model that was given is changed in place. Raises UserError for what cannot be loaded, adapted or trained."""
+    started: Any = model  # a PeftModel is not a PreTrainedModel, and used like one
     if isinstance(model, str):
-        model = load_trainable(model, **args.loading(model, peft_config))
+        started = load_trainable(model, **args.loading(model, peft_config))
     else:
         prepare_model(model)
         for config in getattr(model, "peft_config", {}).values():  # of a PeftModel
             check_initialisation(getattr(config, "init_lora_weights", None), "the model's adapters have")  # None: they are no LoRA
     if peft_config is not None:
-        adapted: Any = add_lora(model, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype], seed=args.seed)
-        model = adapted
-    make_trainable(model, keeps=(args.model_init_kwargs or {}).get("dtype"))
+        started = add_lora(started, peft_config, dtype=ADAPTER_DTYPES[args.adapter_dtype], seed=args.seed)
+    make_trainable(started, keeps=(args.model_init_kwargs or {}).get("dtype"))
     if args.disable_dropout:
-        without_dropout(model)
-    return model
+        without_dropout(started)
+    return started

@@ -1,0 +1,40 @@
+"""Modules that are trained in float32 among frozen 16-bit ones: what goes in is cast to their weights, what comes out back to the stream's dtype.
+
+PEFT casts around LoRA's factors, but not around modules that are trained as a whole (modules_to_save).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from posttrain.models.head import base_model
+
+
+def bridge(model: nn.Module) -> None:
+    """Let the modules of a PeftModel that are trained as a whole have another dtype than the rest. Where the dtypes are one, nothing is cast."""
+    from peft.utils import ModulesToSaveWrapper
+
+    base = base_model(model)
+    heads = (base.get_output_embeddings(), base._modules.get("score"))  # nothing follows them: logits and scores stay in float32
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and _to_weights not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_to_weights)
+            if not any(module is head for head in heads):
+                module.register_forward_hook(_to_stream)
+
+
+def _to_weights(wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    is_off = wrapper.disable_adapters or not wrapper.active_adapters
+    dtype = _dtype(wrapper.original_module if is_off else wrapper.modules_to_save[wrapper.active_adapters[0]])
+    return tuple(value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in inputs)
+
+
+def _to_stream(wrapper: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+    return output.to(_dtype(wrapper.original_module)) if isinstance(output, torch.Tensor) else output
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
