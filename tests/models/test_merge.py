@@ -5,8 +5,9 @@ import logging
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from small import build_model, build_tokenizer
+from transformers import AutoModelForCausalLM
 
 from posttrain import SFTConfig, SFTTrainer, load_policy
 from posttrain.errors import TrainingError, UserError
@@ -30,50 +31,43 @@ def save_base(folder, **changes):
     return str(folder / "base")
 
 
-def train(model, folder, tokenizer=None, **lora):
+def train(model, folder, **lora):
     args = SFTConfig(output_dir=str(folder / "run"), use_cpu=True, save_strategy="no", learning_rate=3e-2, max_steps=3, per_device_train_batch_size=4)
     peft_config = LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM"} | lora)
-    trainer = SFTTrainer(model, args, train_dataset=ROWS, peft_config=peft_config, processing_class=tokenizer)
+    trainer = SFTTrainer(model, args, train_dataset=ROWS, peft_config=peft_config)
     trainer.train()
     trainer.save_model(str(folder / "adapter"))
     return say(trainer.model)
 
 
 @pytest.mark.parametrize(
-    "lora",
+    ("tied", "lora", "stays_tied"),
     [
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]},
-        {"target_modules": ["q_proj"], "use_dora": True},
-        {"target_modules": ["q_proj"], "use_rslora": True, "rank_pattern": {"q_proj": 2}},
-        {"target_modules": "all-linear"},
+        (True, {"target_modules": ["q_proj", "embed_tokens"]}, False),
+        (False, {"target_modules": ["q_proj", "embed_tokens"]}, False),
+        (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, False),
+        (True, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
+        (False, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}, False),
+        (True, {"target_modules": ["q_proj"], "use_dora": True}, True),
+        (False, {"target_modules": ["q_proj"], "use_rslora": True, "rank_pattern": {"q_proj": 2}}, False),
     ],
-    ids=["embedding adapted", "embedding whole", "head whole", "tokens", "dora", "rslora", "all linear"],
+    ids=["embedding, tied", "embedding", "whole embedding, tied", "whole head, tied", "tokens", "dora, tied", "rslora"],
 )
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_merged_and_exported_say_what_was_trained(tmp_path, lora, tied):
-    from transformers import AutoModelForCausalLM
-
+def test_merged_and_exported_say_what_was_trained(tmp_path, tied, lora, stays_tied):
     trained = train(save_base(tmp_path, tie_word_embeddings=tied), tmp_path, **lora)
     adapter, out = str(tmp_path / "adapter"), tmp_path / "out"
     assert torch.allclose(say(load_merged(adapter)), trained, atol=1e-4)
     export_model(adapter, out, dtype="float32")
     plain = AutoModelForCausalLM.from_pretrained(out)
     assert torch.allclose(say(plain), trained, atol=1e-4)
-    is_tied = plain.lm_head.weight is plain.model.embed_tokens.weight
-    assert is_tied == (
-        tied and (lora["target_modules"] == "all-linear" or set(lora) & {"use_dora", "use_rslora", "trainable_token_indices"} != set())
-    )
+    assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == stays_tied
 
 
 def test_new_tokens_and_resized_embeddings_come_back_with_their_adapters(tmp_path):
     base, tokenizer = save_base(tmp_path), build_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"])
     for resized in (len(tokenizer), 10):  # more rows, and fewer
-        model = build_model(build_tokenizer())
-        model.config._name_or_path = base
+        model = AutoModelForCausalLM.from_pretrained(base)
         model.resize_token_embeddings(resized)
         adapted = get_peft_model(
             model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], task_type="CAUSAL_LM")
@@ -110,7 +104,7 @@ def test_an_initialisation_that_nobody_can_make_again_is_refused(tmp_path, init)
     adapted = get_peft_model(build_model(build_tokenizer()), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     adapted.peft_config["default"].init_lora_weights = init
     with pytest.raises(UserError, match=f"init_lora_weights='{init}'"):
-        train(adapted, tmp_path)
+        SFTTrainer(adapted, SFTConfig(output_dir=str(tmp_path), use_cpu=True), train_dataset=ROWS, processing_class=build_tokenizer())
     save_base(tmp_path)
     adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     adapted.save_pretrained(tmp_path / "adapter")
@@ -136,14 +130,14 @@ def test_a_merge_in_16_bits_is_summed_in_float32_and_rounded_once(tmp_path):
 
 def test_a_merge_that_says_something_else_is_an_error(tmp_path, monkeypatch):
     adapted = add_lora(build_model(build_tokenizer()), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
-    whole = PeftModel.merge_and_unload
+    whole = adapted.merge_and_unload
 
-    def wrong(self, **kwargs):
-        merged = whole(self, **kwargs)
-        merged.lm_head.weight.data *= 2
+    def wrong(**kwargs):
+        merged = whole(**kwargs)
+        merged.lm_head.weight.data *= 20
         return merged
 
-    monkeypatch.setattr(PeftModel, "merge_and_unload", wrong, raising=False)
+    monkeypatch.setattr(adapted, "merge_and_unload", wrong, raising=False)
     with pytest.raises(TrainingError, match="merged model says something else"):
         merge_adapters(adapted)
 
@@ -160,7 +154,7 @@ def test_files_of_adapters_that_are_damaged_or_belong_elsewhere_are_a_sentence(t
     with pytest.raises(UserError, match="do not go onto"):
         load_policy(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"adapter_config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"adapter_config\.json is damaged"):
         load_policy(str(tmp_path / "adapter"))
 
 
@@ -194,7 +188,7 @@ def test_the_command_line_says_it_in_a_sentence(tmp_path):
         ("--model.lora.target_modules=[qproj]", "has no module 'qproj'. Did you mean 'q_proj'?"),
         ("--model.lora.target_modules=[embed_tokens,qproj]", "has no module 'qproj'"),
         ("--model.lora.target_modules=q_proj", "give a list: [q_proj]"),
-        ("--model.lora.r=0", "model.lora: "),
+        ("--model.lora.r=0", "`r` should be a positive integer"),
     ):
         result = CliRunner().invoke(app, ["sft", str(tmp_path / "r.yaml"), f"--sft.output_dir={tmp_path}/run", override])
         assert (result.exit_code, type(result.exception)) == (2, SystemExit), result.output

@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import ModelSection, Recipe
-from posttrain.errors import UserError
+from posttrain.errors import UserError, did_you_mean
 from posttrain.files import read_json
 from posttrain.plan.advice import refuse_what_cannot_fit
 from posttrain.plan.cards import free_memory
@@ -74,6 +74,10 @@ def job_of(kind: Kind, recipe: Recipe, args: Any, shape: Shape, prompt: int, com
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * generations
     budget = args.token_budget if total is None else max(prompt + completion, min(args.token_budget, total))
     lora_r, targets = _adapters(section)
+    known = [linear.name for linear in shape.linears]
+    for name in targets or ():
+        if name not in known:
+            raise UserError(f"the plan knows adapters on linear layers only ({', '.join(known)}), not on '{name}'.{did_you_mean(name, known)}")
     return Job(
         shape,
         prompt_length=prompt,
