@@ -1,16 +1,21 @@
 """The tasks of reasoning-gym by name: "leg_counting?size=500&seed=1". Generated here, nothing is downloaded; the same text is always the same questions.
 
 What both the rows (`data/sources.py`) and the reward (`rewards/library/reasoning_gym.py`) start from. Tasks are functions of their seed, so a row
-names its question by a number, and the scorer finds the question again as it was.
+names its question by a number, and the scorer finds the question again as it was. Some tasks also depend on the hashes of texts (word_ladder among
+five of them), which Python draws anew in each process: rows are made, and scored, in processes where PYTHONHASHSEED is 0 unless it is set.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from posttrain import lifetime
 from posttrain.errors import UserError, did_you_mean
 
 SCHEME = "reasoning-gym:"
@@ -20,6 +25,27 @@ SIZE, SEED = 500, 0
 def rows_of(source: str) -> list[dict[str, Any]]:
     """All rows of "reasoning-gym:TASK": `prompt`, `answer` (one right answer; some tasks have none or many), and where the question came from."""
     task = source.removeprefix(SCHEME)
+    if os.environ.get("PYTHONHASHSEED", "random") != "random":
+        return _made(task)
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-m", "posttrain.procedural", task]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
+        lifetime.guard(process.pid)
+        try:
+            said, _ = process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+            lifetime.release(process.pid)
+    if process.returncode:
+        raise RuntimeError(f"the process that makes the rows of {source} ended with code {process.returncode}")
+    told = json.loads(said)
+    if isinstance(told, str):
+        raise UserError(told)
+    return list(told)
+
+
+def _made(task: str) -> list[dict[str, Any]]:
     dataset = open_task(task)
     return [
         {"prompt": entry["question"], "answer": entry["answer"], "reasoning_gym_task": task, "reasoning_gym_index": index}
@@ -27,18 +53,24 @@ def rows_of(source: str) -> list[dict[str, Any]]:
     ]
 
 
+def library() -> Any:
+    """Importing it takes seconds."""
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise UserError(f"reasoning-gym is not installed ({error}): pip install 'posttrain[envs]'") from error
+    return reasoning_gym
+
+
 @functools.lru_cache(maxsize=64)
 def open_task(task: str) -> Any:
     """The library's dataset. Options are `size`, `seed` and those of the task itself. Raises UserError for what the library does not know."""
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise UserError(f"reasoning-gym is not installed ({error}): pip install 'posttrain[envs]'") from error
+    reasoning_gym = library()
+    known = reasoning_gym.factory.DATASETS
     parts = urlsplit(task)
-    if parts.path not in DATASETS:
-        some = f"it has {len(DATASETS)}, such as leg_counting, basic_arithmetic, spell_backward"
-        raise UserError(f"reasoning-gym has no task '{parts.path}'; {some}.{did_you_mean(parts.path, DATASETS)}")
+    if parts.path not in known:
+        some = f"it has {len(known)}, such as leg_counting, basic_arithmetic, spell_backward"
+        raise UserError(f"reasoning-gym has no task '{parts.path}'; {some}.{did_you_mean(parts.path, known)}")
     if parts.path == "composite":  # it scores with other tasks' scorers, which the guards would not recognise
         raise UserError(
             "the reasoning-gym task 'composite' is a mixture of tasks; give data.train a list of them: [reasoning-gym:gcd, reasoning-gym:lcm]"
@@ -65,3 +97,13 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no row
+    try:
+        json.dump(_made(sys.argv[1]), answers)
+    except UserError as error:
+        json.dump(str(error), answers)
+    answers.close()

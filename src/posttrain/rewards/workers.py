@@ -112,7 +112,8 @@ class WorkerLane:
         return process
 
     async def _spawn(self) -> Process:
-        environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        hashes = {"PYTHONHASHSEED": "0"} if os.environ.get("PYTHONHASHSEED", "random") == "random" else {}
+        environment = {**os.environ, **hashes, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "posttrain.rewards.worker"),
             stdin=subprocess.PIPE,

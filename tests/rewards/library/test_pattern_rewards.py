@@ -6,8 +6,10 @@ import time
 import pytest
 
 from posttrain.errors import UserError
+from posttrain.rewards import Rubric
 from posttrain.rewards.library.patterns import keywords, regex
 from posttrain.rewards.library.structured import json_schema, json_valid
+from posttrain.types import Group, Rollout, StopReason, Task
 
 PERSON = {
     "type": "object",
@@ -120,3 +122,14 @@ def test_numbers_that_validators_cannot_compute_with_are_wrong_not_errors():
 def test_settings_that_cannot_work_are_refused(maker):
     with pytest.raises(UserError):
         maker()
+
+
+def test_a_schema_whose_expression_runs_away_on_a_text_drops_that_text():
+    pytest.importorskip("jsonschema")
+    rubric = Rubric.from_config([{"reward": "json_schema", "schema": {"type": "string", "pattern": "^(a+)+$"}, "timeout": 3}])
+    texts = ['"aaa"', f'"{"a" * 60}b"', '"b"']
+    group = Group(Task(0, "p"), [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
+    report = rubric.score([group])
+    rubric.close()
+    assert group.rewards == [1.0, None, 0.0]
+    assert report.failures["json_schema"] == {"timed_out": 1}

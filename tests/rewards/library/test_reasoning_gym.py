@@ -1,13 +1,20 @@
 """reasoning-gym's scorers, as they are and guarded. The figures for the unguarded ones were found by asking them."""
 
+import json
 import os
+import re
+import subprocess
+import sys
+import time
 
 import pytest
 
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError
 from posttrain.procedural import open_task, question
-from posttrain.rewards.library.reasoning_gym import _is_harmless, guarded_score, reasoning_gym
+from posttrain.rewards import Rubric
+from posttrain.rewards.library.reasoning_gym import _is_harmless, _terms, guarded_score, reasoning_gym
+from posttrain.types import Group, Rollout, StopReason, Task
 
 factory = pytest.importorskip("reasoning_gym.factory")
 MANY = sorted(set(factory.DATASETS) - {"composite", "arc_agi", "rearc", "group_anagrams", "figlet_font", "intermediate_integration", "codeio"})[::3]
@@ -23,15 +30,14 @@ def gold(task, index=0):
     return question(task, index)["answer"]
 
 
-def test_rows_name_their_questions_and_are_the_same_every_time():
+def test_rows_name_their_questions_which_follow_from_the_seed():
     source = "reasoning-gym:leg_counting?size=5&seed=3&max_animals=4"
     rows = load_rows(source)
-    assert rows == load_rows(source)
     assert len(rows) == 5
     for row in rows:
         entry = question(row["reasoning_gym_task"], row["reasoning_gym_index"])
         assert (row["prompt"], row["answer"]) == (entry["question"], entry["answer"])
-    assert rows[0]["prompt"] != load_rows("reasoning-gym:leg_counting?size=5&seed=4&max_animals=4")[0]["prompt"]
+    assert rows[0]["prompt"] != question("leg_counting?size=5&seed=4&max_animals=4", 0)["question"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,12 @@ def test_rows_name_their_questions_and_are_the_same_every_time():
 )
 def test_a_task_that_is_not_there_is_refused(source, says):
     with pytest.raises(UserError, match=says):
-        load_rows(source)
+        open_task(source.removeprefix("reasoning-gym:"))
+
+
+def test_that_it_is_refused_is_heard_from_the_process_that_makes_the_rows():
+    with pytest.raises(UserError, match="Did you mean 'leg_counting'"):
+        load_rows("reasoning-gym:leg_countin")
 
 
 @pytest.mark.parametrize("name", MANY)
@@ -103,6 +114,43 @@ def test_another_right_answer_than_the_known_one_earns_all():
     )
 
 
+@pytest.mark.parametrize("answer", ["6*4*1*1", "3*8*1*1", "1*2*3*4", "24", "(5 - 1)*6*1"])
+def test_four_numbers_that_make_24_are_right_only_where_they_were_given(answer):
+    rows = [question("puzzle24?size=30&seed=1", index) for index in range(30)]
+    right = [sorted(map(int, re.findall(r"[0-9]+", answer))) == sorted(row["metadata"]["numbers"]) for row in rows]
+    assert [guarded_score(open_task("puzzle24?size=30&seed=1"), row, answer) == 1.0 for row in rows] == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_right"),
+    [("3*(9-1)*1", True), ("(9 - 1)*3/1", True), ("3*9*1-1", False), ("3*8*1*1", False), ("3*(9-1)", False), ("3*9-1**1", False)],
+)
+def test_the_numbers_of_puzzle24_are_each_used_once_and_the_result_is_exact(answer, is_right):
+    entry = {"question": "?", "answer": "1*3*(9 - 1)", "metadata": {"source_dataset": "puzzle24", "source_index": 0, "numbers": [1, 1, 3, 9]}}
+    assert (guarded_score(open_task("puzzle24?size=2&seed=1"), entry, answer) == 1.0) is is_right
+    assert (
+        guarded_score(open_task("puzzle24?size=2&seed=1"), entry | {"metadata": entry["metadata"] | {"numbers": [5, 5, 3, 2]}}, "5*5-3/2") == 0.0
+    )  # 23.5
+
+
+class Forgetful:
+    """A scorer that looks at the answer's form only, as a dataset of four questions."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"question": f"{index} + {index}?", "answer": str(2 * index), "metadata": {"source_dataset": "new", "source_index": index}}
+
+    def score_answer(self, answer, entry):
+        return 1.0 if answer.isdigit() else 0.0
+
+
+def test_an_answer_that_is_right_for_every_question_is_no_answer_to_this_one():
+    assert guarded_score(Forgetful(), Forgetful()[1], "2") == 1.0
+    assert guarded_score(Forgetful(), Forgetful()[1], "7") == 0.0
+
+
 def test_part_of_the_credit_stays_where_the_task_means_it():
     guarded, lenient = scores("rectangle_count?size=1&seed=1", 0, str(int(gold("rectangle_count?size=1&seed=1")) + 1))
     assert 0 < guarded == lenient < 1
@@ -146,3 +194,64 @@ def test_the_answer_stands_in_the_last_tag_or_is_everything():
     assert reasoning_gym()(f"<answer>{answer}", **row) == 0.0
     assert reasoning_gym(tag=None)(f" {answer}\n", **row) == 1.0
     assert reasoning_gym(tag="solution")(f"<solution>{answer}</solution>", **row) == 1.0
+
+
+BOMB = "(X+Y+Z+a+b+c)**50"
+
+
+def scored(rubric, row, *answers):
+    task = Task(0, row["prompt"], {name: value for name, value in row.items() if name != "prompt"})
+    texts = [f"<answer>{answer}</answer>" for answer in answers]
+    group = Group(task, [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
+    report = rubric.score([group])
+    return group.rewards, {kind: count for counts in report.failures.values() for kind, count in counts.items()}
+
+
+def test_a_formula_that_would_be_millions_of_terms_is_not_multiplied_out():
+    begun = time.process_time()
+    assert guarded_score(open_task("simple_integration?size=1"), question("simple_integration?size=1", 0), BOMB) == 0.0
+    assert time.process_time() - begun < 20
+    assert not _is_harmless(BOMB)
+    assert _is_harmless("(x + 1)**10/10 + C")
+
+
+@pytest.mark.parametrize(
+    ("formula", "terms"), [("x", 1), ("x + 1 - y", 3), ("(x + 1)*(y + 2)", 4), ("(x + 1)**3", 4), ("(x+y+z)**2", 6), ("sin(x + 1)**2", 3)]
+)
+def test_terms_are_counted_as_after_multiplying_out(formula, terms):
+    import ast
+
+    assert _terms(ast.parse(formula, mode="eval").body) == terms
+
+
+def test_what_runs_for_ever_is_killed_and_dropped_and_the_training_thread_goes_on():
+    rubric = Rubric.from_config([{"reward": "reasoning_gym", "guarded": False, "timeout": 4, "memory_mb": 60_000}])
+    row = load_rows("reasoning-gym:simple_integration?size=1")[0]  # the bomb has this one's variable
+    rewards, failures = scored(rubric, row, row["answer"], BOMB, row["answer"])
+    rubric.close()
+    assert rewards == [1.0, None, 1.0]
+    assert failures == {"timed_out": 1}
+
+
+def test_as_an_object_too_it_runs_in_workers():
+    assert Rubric(reasoning_gym(tag="a")).rewards[0].source.settings == {"tag": "a", "guarded": True}
+
+
+@pytest.mark.parametrize("task", ["word_ladder", "polynomial_multiplication"])
+def test_tasks_that_depend_on_hashes_are_the_same_in_every_process_and_scored_as_asked(task, monkeypatch):
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    source = f"reasoning-gym:{task}?size=4&seed=1"
+    rows = load_rows(source)
+    code = f"import json; from posttrain.data.sources import load_rows; print(json.dumps(load_rows({source!r})))"
+    assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) == rows
+    rubric = Rubric("reasoning_gym")
+    assert [scored(rubric, row, row["answer"])[0] for row in rows] == [[1.0]] * 4
+    rubric.close()
+
+
+def test_a_row_whose_answer_is_not_the_questions_stops_the_run():
+    rubric = Rubric("reasoning_gym")
+    row = load_rows("reasoning-gym:leg_counting?size=1&seed=1")[0]
+    with pytest.raises(UserError, match="Make the rows anew"):
+        scored(rubric, row | {"answer": "-1"}, "4")
+    rubric.close()

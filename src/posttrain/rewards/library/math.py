@@ -19,6 +19,7 @@ from posttrain.rewards.library.precision import agrees
 from posttrain.rewards.reward import verifier
 
 SECONDS = 10.0  # for one answer; almost all take milliseconds
+MEMORY_MB = 2048
 READ = 1_000  # characters from the end of a completion, and of a box: an answer is shorter
 DEPTH = 12  # brackets within brackets: math-verify's expressions take cubic time on what is never closed
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
@@ -45,7 +46,7 @@ def _math_verify() -> Any:
     return math_verify
 
 
-@verifier(timeout=SECONDS, on_error="drop", workers=2, prepare=_math_verify, check=_check_installed)
+@verifier(timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB, prepare=_math_verify, check=_check_installed)
 def math_answer(completion: str, answer: Any) -> bool | None:
     """True if the completion's last answer equals the column `answer`. A row without one is not scored.
 

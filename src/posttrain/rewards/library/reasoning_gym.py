@@ -2,7 +2,9 @@
 
 The library's scorers are lenient: many pay part of the credit to any text that contains the answer ("14" for "4"), one takes "nan" for right, one
 takes anything but "True" for "False", some pay for nonsense, and a few run `eval` on the text. Guarded, an answer earns what the scorer says only if
-nonsense earns less, it is finite, it is not merely a text around the right one, and nothing in it could be executed.
+nonsense earns less, it is finite, it is not merely a text around the right one, nothing in it could be executed, and it does not earn full marks
+for other questions too: one scorer (puzzle24) looks at an answer's form only. In a rubric all of it
+runs in processes that can be killed, for SymPy may compute for ever; what is not scored in time is dropped and counted.
 """
 
 from __future__ import annotations
@@ -11,16 +13,25 @@ import ast
 import functools
 import inspect
 import math
+import operator
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
-from posttrain.procedural import open_task, question
-from posttrain.rewards.reward import RewardFunction, reward
+from posttrain.errors import UserError
+from posttrain.procedural import library, open_task, question
+from posttrain.rewards.reward import RewardFunction, Source, reward
 
+SECONDS = 10.0  # for one answer; almost all take milliseconds
+MEMORY_MB = 2048
 NONSENSE = ("?", "nonsense")
 FEE = 0.05  # what several scorers pay for any answer at all
 LONGEST = 2000  # characters of an answer, unless the right one is longer
+OTHERS = 4  # questions that an answer must not be right for as well, unless it is their gold answer
+TERMS = 2000  # that an answer may have once it is multiplied out
 _RUNS_TEXT = re.compile(r"\b(eval|exec|sympify|(sympy|sp)\.parse_expr)\(")
 _FRAME = re.compile(r"[\s+.0,;:$%()'\"]*")  # what may stand around the right answer: 42.0, +42, (42)
 _NAMES = {"sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan", "exp", "log", "ln", "sqrt", "Abs", "pi", "True", "False"}
@@ -36,15 +47,21 @@ def reasoning_gym(tag: str | None = "answer", guarded: bool = True) -> RewardFun
     guarded: see the top of this file. False is the library's score as it is, exceptions and all; it executes text for some tasks.
     """
 
-    @reward(name="reasoning_gym", range=(0.0, 1.0), decides=True)
-    def score(completion: str, reasoning_gym_task: str, reasoning_gym_index: int) -> float:
+    @reward(name="reasoning_gym", range=(0.0, 1.0), decides=True, prepare=library, timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB)
+    def score(completion: str, reasoning_gym_task: str, reasoning_gym_index: int, answer: Any = None) -> float:
         dataset, entry = open_task(reasoning_gym_task), question(reasoning_gym_task, reasoning_gym_index)
-        answer = _answer(completion, tag)
+        if answer is not None and answer != entry["answer"]:
+            raise UserError(
+                f"the row says that the answer to question {reasoning_gym_index} of {reasoning_gym_task} is {str(answer)[:100]!r}, here it is "
+                f"{str(entry['answer'])[:100]!r}. Make the rows anew with this version of reasoning-gym; a column `answer` that was changed on purpose "
+                "needs another name"
+            )
+        said = _answer(completion, tag)
         if not guarded:
-            return float(dataset.score_answer(answer, entry))
-        return 0.0 if answer is None else guarded_score(dataset, entry, answer)
+            return float(dataset.score_answer(said, entry))
+        return 0.0 if said is None else guarded_score(dataset, entry, said)
 
-    return score
+    return replace(score, source=Source("reasoning_gym", {"tag": tag, "guarded": guarded}, None))
 
 
 def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:
@@ -57,9 +74,51 @@ def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:
     score = _asked(dataset, entry, answer)
     if gold and gold in answer and (score < 1.0 or not _FRAME.fullmatch(answer.replace(gold, "", 1))):
         return 0.0  # paid for containing the right answer
-    if score == 1.0 and _is_rounded_away(answer, gold):
+    if score == 1.0 and (_is_rounded_away(answer, gold) or not _is_of_this_question(dataset, entry, answer)):
         return 0.0
     return score if score > max(FEE, *(_asked(dataset, entry, text) for text in NONSENSE)) else 0.0
+
+
+def _is_of_this_question(dataset: Any, entry: dict[str, Any], answer: str) -> bool:
+    """Whether its own check says so, or some other question does not take the answer for right as well."""
+    metadata = entry.get("metadata") or {}
+    if (check := CHECKS.get(str(metadata.get("source_dataset")))) is not None:
+        return check(answer, metadata)
+    index = metadata.get("source_index")
+    if not isinstance(index, int):
+        return True
+    nearby = [dataset[(index + step) % len(dataset)] for step in range(1, 1 + min(OTHERS, len(dataset) - 1))]
+    others = [other for other in nearby if other["answer"] != entry["answer"] and other["question"] != entry["question"]]
+    return len(others) < 2 or any(_asked(dataset, other, answer) < 1.0 for other in others)
+
+
+def _makes_24(answer: str, metadata: dict[str, Any]) -> bool:
+    """The four operators on exactly the numbers that were given. The library takes any four numbers, and cuts what they make to a whole number."""
+    numbers: list[int] = []
+
+    def value(node: ast.AST) -> Fraction:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            numbers.append(node.value)
+            return Fraction(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError
+
+    try:
+        return value(ast.parse(answer.strip(), mode="eval").body) == 24 and sorted(numbers) == sorted(metadata["numbers"])
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return False
+
+
+CHECKS: dict[str, Callable[[str, dict[str, Any]], bool]] = {"puzzle24": _makes_24}  # of tasks whose scorer forgets the question
+_OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def _is_rounded_away(answer: str, gold: str | None) -> bool:
@@ -117,7 +176,7 @@ def _is_harmless(answer: str) -> bool:
     """
     try:
         tree = ast.parse(answer.strip(), mode="eval")
-        return answer.isascii() and all(_allowed(node) for node in ast.walk(tree))
+        return answer.isascii() and all(_allowed(node) for node in ast.walk(tree)) and _terms(tree.body) <= TERMS
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _is_plain(answer)
 
@@ -140,6 +199,20 @@ def _allowed(node: ast.AST) -> bool:
         small = isinstance(node.right, ast.Name) or (isinstance(node.right, ast.Constant) and _is_below(node.right.value, 51))
         return small and not any(isinstance(inner, ast.Pow) for inner in ast.walk(node.left))
     return isinstance(node, _NODES)
+
+
+def _terms(node: ast.AST) -> int:
+    """How many terms a formula has at most once it is multiplied out: (a + b)**50 has 51, six letters to the 50th three million."""
+    if isinstance(node, ast.BinOp):
+        left, right = _terms(node.left), _terms(node.right)
+        if isinstance(node.op, (ast.Add, ast.Sub)):
+            return left + right
+        if isinstance(node.op, ast.Pow):
+            power = node.right.value if isinstance(node.right, ast.Constant) and isinstance(node.right.value, int) else 1
+            return math.comb(left + power - 1, power)
+        return left * right
+    parts = node.args if isinstance(node, ast.Call) else ast.iter_child_nodes(node)
+    return max(1, sum(map(_terms, parts)))
 
 
 def _is_many(node: ast.AST) -> bool:

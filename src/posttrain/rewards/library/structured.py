@@ -1,7 +1,8 @@
 """Completions that are JSON: valid at all, or valid under a JSON schema. Nothing is fetched: a schema that refers to another address is refused.
 
 The JSON is the whole completion, or what stands in its last fenced block. Python's extensions (NaN, Infinity), numbers
-beyond floats and repeated keys are refused.
+beyond floats and repeated keys are refused. A schema's regular expressions may run for years on the text that a model finds: in a rubric schemas
+are checked in processes that can be killed, and a completion that takes too long is dropped and counted.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import functools
 import json
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError
-from posttrain.rewards.reward import RewardFunction, reward
+from posttrain.rewards.reward import RewardFunction, Source, reward
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _FENCE = re.compile(r"^```[a-z]*[ \t]*$", re.MULTILINE)
+SECONDS, MEMORY_MB = 5.0, 1024  # for one completion; almost all take less than a millisecond
 MAX_CHARACTERS = 50_000  # some schema keywords (uniqueItems) take quadratic time
 
 
@@ -44,22 +47,27 @@ def json_schema(schema: dict[str, Any] | str | None = None) -> RewardFunction:
 
     Needs the package jsonschema. A row without a schema is not scored; a schema that is not one is an error.
     """
-    fixed = None if schema is None else _validator(_text(schema))
+    fixed = None if schema is None else _text(schema)
 
-    def judged(completion: str, validator: Validator) -> float:
+    def judged(completion: str, schema: str) -> float:
         try:
-            return 1.0 if validator.is_valid(read_json(completion)) else 0.0
+            return 1.0 if _validator(schema).is_valid(read_json(completion)) else 0.0
         except (NotJSON, RecursionError, ArithmeticError):  # nested deeper, or an integer larger, than the validator can compute with
             return 0.0
 
-    if fixed is not None:
-        return reward(name="json_schema", range=(0.0, 1.0))(lambda completion: judged(completion, fixed))
+    def of_column(completion: str, schema: Any) -> float | None:
+        return None if schema is None else judged(completion, _text(schema))
 
-    def score(completion: str, schema: Any) -> float | None:
-        return None if schema is None else judged(completion, _validator(_text(schema)))
+    def of_setting(completion: str) -> float:
+        assert fixed is not None
+        return judged(completion, fixed)
 
     _import()
-    return reward(name="json_schema", range=(0.0, 1.0))(score)
+    if fixed is not None:
+        _validator(fixed)
+    marked = reward(name="json_schema", range=(0.0, 1.0), prepare=_import, timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB)
+    made = marked(of_column if fixed is None else of_setting)
+    return replace(made, source=Source("json_schema", {} if fixed is None else {"schema": fixed}, None))
 
 
 def read_json(completion: str) -> Any:
