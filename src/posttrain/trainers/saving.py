@@ -208,6 +208,9 @@ class SavingTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
+        self._find_best_here()
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
         for event in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
             self.control = event(self.args, self.state, self.control)
         return TrainOutput(self.state.global_step, 0.0, {})
@@ -224,7 +227,8 @@ class SavingTrainer(Trainer):
         try:
             held = manifest.read(found)
             unsaid = manifest.check_same(held, self._settings(), self._start())
-            checkpoints.check_resumable(found, held, self.args.world_size)
+            if held.step < self._steps_in_all():  # otherwise only the weights are read
+                checkpoints.check_resumable(found, held, self.args.world_size)
             if self.args.should_save:
                 manifest.check_files(found, held)
             if held.files is None:
@@ -247,7 +251,11 @@ class SavingTrainer(Trainer):
             return
         self.load_state_to_resume(json.loads((Path(checkpoint) / f"state-{self.args.process_index}.json").read_text()))
         self.load_tensors(Path(checkpoint))
-        if self.state.best_model_checkpoint is not None:  # it may have moved with its run
+        self._find_best_here()
+
+    def _find_best_here(self) -> None:
+        """The best checkpoint may have moved with its run."""
+        if self.state.best_model_checkpoint is not None:
             here = Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name
             self.state.best_model_checkpoint = str(here) if here.is_dir() else self.state.best_model_checkpoint
 
