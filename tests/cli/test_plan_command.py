@@ -7,11 +7,11 @@ from small import build_tokenizer
 from typer.testing import CliRunner
 
 from posttrain import SFTConfig
-from posttrain.cli.fit import longest
-from posttrain.cli.kinds import KINDS
 from posttrain.cli.main import app
+from posttrain.trainers.switches import longest
 
 HEADLINE = ["plan", "--model", "meta-llama/Llama-3.1-8B-Instruct", "--context", "20480", "--generations", "8", "--load-in-4bit", "--lora-r", "32"]
+EVERYTHING_OFF = ["--no-gradient-checkpointing", "--no-offload", "--tiles", "none", "--tokens-per-micro-batch", "4096", "--concurrent", "256"]
 RECIPE = """
 model: {{from_scratch: {{model_type: {kind}, hidden_size: {hidden}, intermediate_size: {hidden}, num_hidden_layers: {layers}, num_attention_heads: 4,
         num_key_value_heads: 2, max_position_embeddings: 256}}, tokenizer: {{vocab_size: 300}}}}
@@ -57,25 +57,42 @@ def test_the_headline_has_every_term_in_bytes_under_names_that_stay():
     assert set(found["host"]) == {"checkpoints_host", "optimizer_host"}
     assert found["peak"] == max(found["train_peak"], found["rollout_peak"])
     assert found["training"]["adapters"] == 83_886_080 * 4  # rank 32 on all linear layers of an 8B, in float32
-    assert found["fits"] is False
-    assert found["peak_then"] <= found["limit"] == 16 * 10**9
-    assert "gradient_checkpointing=true" in found["to_fit"]
+    assert found["fits"] is True
+    assert found["limit"] == 16 * 10**9
+    forced = answer(*HEADLINE, "--gpu", "16GB", "--no-gradient-checkpointing")
+    assert forced["fits"] is False
+    assert forced["peak_then"] <= 16 * 10**9
+    assert "gradient_checkpointing=true" in forced["to_fit"]
 
 
 def test_options_are_the_trainers_settings():
-    plain = answer(*HEADLINE)
+    plain = answer(*HEADLINE, *EVERYTHING_OFF)
     switched = answer(
         *HEADLINE,
-        *["--gradient-checkpointing", "--tiles", "auto", "--offload", "--adapter-dtype", "bfloat16", "--optim", "adamw_8bit", "--dtype", "bfloat16"],
+        *[
+            "--gradient-checkpointing",
+            "--tiles",
+            "2048",
+            "--offload",
+            "--adapter-dtype",
+            "bfloat16",
+            "--optim",
+            "adamw_8bit",
+            "--dtype",
+            "bfloat16",
+            "--gpu",
+            "16GB",
+        ],
     )
     assert switched["train_peak"] < plain["train_peak"] / 10
     assert switched["training"]["adapters"] * 2 == plain["training"]["adapters"]
     assert switched["host"]["checkpoints_host"] > 32 * 20480 * 4096 * 2
-    assert [saving["setting"].partition("=")[0] for saving in switched["savings"]] == ["max_concurrent_completions"]
+    assert [saving["setting"] for saving in switched["savings"]] == []
+    assert switched["memory"]["settings"] == {"max_concurrent_completions": 1}  # nobody had set it
 
 
 def test_the_text_says_what_to_change_and_how_far_a_card_reaches():
-    text = ask(*HEADLINE, "--gpu", "16GB", "--rates", "65,320").output
+    text = ask(*HEADLINE, *EVERYTHING_OFF, "--gpu", "16GB", "--rates", "65,320").output
     assert "it does not fit 14.9 GiB; with these settings it needs" in text
     assert "gradient_checkpointing=true" in text
     assert "tokens of context" in text
@@ -107,9 +124,12 @@ def test_a_recipe_brings_its_settings(recipe):
     found = answer("plan", name, "--trainer", "grpo", "--train.max_completion_length=40", "--prompt-length", "10")
     assert (found["completion_length"], found["prompt_length"], found["generations"]) == (40, 10, 2)
     assert found["training"]["context"] == 0  # this recipe trains on the CPU
-    sft = answer("plan", name, "--trainer", "sft", "--sft.max_length=256")
+    sft = answer("plan", name, "--trainer", "sft", "--context", "256")
     assert sft["rollout_peak"] == 0
     assert sft["prompt_length"] + sft["completion_length"] == 256
+    elsewhere = answer("plan", name, "--trainer", "sft", "--sft.max_length=256", "--data.train=owner/elsewhere")
+    assert elsewhere["prompt_length"] + elsewhere["completion_length"] == 256  # as long as rows may be
+    assert "the data are not here" in elsewhere["memory"]["assumed"][0]
     short = answer("plan", name, "--trainer", "sft", "--sft.max_length=256", "--prompt-length", "100")
     assert (short["prompt_length"], short["completion_length"]) == (100, 156)
 
@@ -154,12 +174,12 @@ def test_columns_that_are_not_trained_on_count_for_nothing():
     tokenizer = build_tokenizer()
     args = SFTConfig(output_dir="unused", use_cpu=True, report_to="none", max_length=None)
     row = {"prompt": "1 + 1 = ", "completion": "2"}
-    alone, beside = (longest(KINDS["sft"], rows, tokenizer, args) for rows in ([row], [row | {"source": "1 " * 6000}]))
+    alone, beside = (longest(args, rows, tokenizer) for rows in ([row], [row | {"source": "1 " * 6000}]))
     assert alone == beside
 
 
 def test_every_trainer_asks(recipe):
-    result = ask("sft", recipe(hidden=16384, layers=200), "--data.completion={answer}")
+    result = ask("sft", recipe(hidden=16384, layers=200), "--data.completion= {answer}.")
     assert result.exit_code == 2
     assert "this machine has" in result.output
 
@@ -185,3 +205,64 @@ def test_the_check_can_be_left_out(recipe, monkeypatch):
     monkeypatch.setattr(build, "make_model", make_no_model)
     result = ask("grpo", recipe(hidden=16384, layers=200), "--train.memory_check=false")
     assert "it came this far" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["grpo", "sft"])
+def test_the_plan_of_a_recipe_and_its_run_choose_the_same(recipe, monkeypatch, command):
+    """For the same device, of which little is left; and both print it."""
+    from posttrain.cli import plan
+    from posttrain.trainers import switches
+
+    words = (recipe(hidden=64, layers=3), "--data.completion= {answer}.")
+    enough = answer("plan", *words, "--trainer", command)
+    for module in (plan, switches):
+        monkeypatch.setattr(module, "free_memory", lambda device: int(enough["peak"] * 0.7))
+    planned = answer("plan", *words, "--trainer", command)["memory"]
+    assert planned["settings"]
+    line = next(line for line in ask("plan", *words, "--trainer", command).output.splitlines() if line.startswith("memory: "))
+    result = ask(command, *words, "--dry-run", f"--{'train' if command == 'grpo' else 'sft'}.memory_check=false")
+    assert result.exit_code == 0, result.output
+    assert line in result.output.splitlines()
+
+
+def test_without_a_gpu_and_a_size_the_plan_says_for_which_card_it_is(monkeypatch):
+    from posttrain.cli import plan
+
+    monkeypatch.setattr(plan, "has_gpu", lambda: False)
+    found = answer(*HEADLINE)["memory"]
+    assert found["limit"] == 16 * 10**9
+    assert "planned for 16 GB, the smallest common card that it fits" in found["assumed"][0]
+    assert [card["gb"] for card in found["cards"]] == sorted({card["gb"] for card in found["cards"]})
+    assert found["cards"][0]["settings"] == found["settings"]
+    text = ask(*HEADLINE).output
+    assert "memory: gradient checkpointing + activation offloading + one completion at once" in text
+    assert "from  48 GB: gradient checkpointing;" in text
+    largest = answer("plan", "--model", "qwen2.5-72b", "--context", "512")["memory"]
+    assert "which it does not fit" in largest["assumed"][0]
+    assert largest["fits"] is False
+
+
+def test_a_gpu_that_is_found_is_what_the_plan_is_for(monkeypatch):
+    from posttrain.cli import plan
+
+    monkeypatch.setattr(plan, "has_gpu", lambda: True)
+    monkeypatch.setattr(plan, "free_memory", lambda device: {"cuda": 23 * 2**30, "cpu": 2**30}[device])
+    found = answer(*HEADLINE)["memory"]
+    assert (found["limit"], found["assumed"], found["cards"]) == (23 * 2**30, [], [])
+    assert "activation_offloading" not in found["settings"]  # the host has no room for it
+
+
+def test_frozen_weights_are_planned_in_the_16_bits_of_their_checkpoint(tmp_path):
+    """Beside adapters, where the run computes in that precision; weights that are trained are float32."""
+    words = ("plan", "--model", "qwen2.5-0.5b", "--context", "512")
+    parameters = 494_032_768
+    assert answer(*words)["training"]["weights"] == parameters * 4
+    assert answer(*words, "--lora-r", "8")["training"]["weights"] == parameters * 2
+    assert answer(*words, "--lora-r", "8", "--dtype", "float32")["training"]["weights"] == parameters * 4
+    assert answer(*words, "--lora-r", "8", "--device", "cpu")["training"]["weights"] == parameters * 4
+    config = {"model_type": "qwen3", "num_hidden_layers": 2}
+    sizes = []
+    for dtype in ("float16", "float32", "bfloat16"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+        sizes.append(answer("plan", "--model", str(tmp_path), "--context", "64", "--lora-r", "8")["training"]["weights"])
+    assert sizes[0] == sizes[1] == 2 * sizes[2]

@@ -9,8 +9,6 @@ from peft import LoraConfig
 from small import build_model, build_tokenizer, many_ones, weights_of
 
 from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
-from posttrain.cli import fit
-from posttrain.cli.kinds import KINDS
 from posttrain.models import forward
 from posttrain.models import rows as padded
 from posttrain.trainers import base, sft
@@ -87,7 +85,7 @@ def test_the_head_is_passed_once_where_the_loss_allows_it(case, tmp_path, rows, 
     trainer = trained(name, tmp_path / "once", rows, **settings)
     ours = weights_of(trainer.model)
     assert (passes["foreseen"] > 0, passes["backward"] > 0) == ((True, False) if way is ONCE else (False, True))
-    assert fit.has_known_gradient(KINDS[name], trainer.args) == (way is ONCE)  # the plan says so beforehand
+    assert trainer.args.knows_gradient == (way is ONCE)  # the plan says so beforehand
     monkeypatch.setattr(base, "gains_by_forecast", lambda model: False)
     theirs = weights_of(trained(name, tmp_path / "twice", rows, **settings).model)
     assert torch.allclose(ours, theirs, atol=1e-6)

@@ -50,7 +50,7 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
         raise UserError(f"data.streaming: {kind.title} draws its prompts from the whole dataset; leave it out")
     raw = load_data(needed(recipe.data.train, "data.train"), streaming=recipe.data.streaming)
     tokenizer = make_tokenizer(recipe.model, raw)
-    inputs: dict[str, Any] = {"args": args, "train_dataset": fill(raw, recipe.data, tokenizer, rubric), "processing_class": tokenizer}
+    inputs: dict[str, Any] = {"train_dataset": fill(raw, recipe.data, tokenizer, rubric), "processing_class": tokenizer}
     if recipe.eval.every is not None:
         inputs["eval_dataset"] = evaluation_rows(recipe, tokenizer, rubric)
     if rubric is not None:
@@ -59,7 +59,7 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
         if not kind.is_online:
             raise UserError(f"env: {kind.title} does not play in environments; leave the section out")
         inputs["env"] = environment
-    fit.check(kind, recipe, args, inputs["train_dataset"], tokenizer)
+    inputs["args"] = args = fit.settle(recipe, args, inputs["train_dataset"], tokenizer)
     model = make_model(recipe.model, tokenizer, args)
     with _no_empty_folder(args.output_dir):
         return kind.trainer_class()(model, peft_config=lora_config(recipe.model), **inputs)
@@ -164,7 +164,7 @@ def make_engine(args: Any, tokenizer: Any) -> Engine:
     from posttrain.rollout import engines
 
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return engines.make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.max_concurrent_completions)
+    return engines.make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.most_completions)
 
 
 def make_model(section: ModelSection, tokenizer: Any, args: Any) -> str | PreTrainedModel:

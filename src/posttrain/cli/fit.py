@@ -1,6 +1,7 @@
 """From a recipe to a plan: what the settings, the model's config and the longest rows say about memory. No model is loaded.
 
-`check` is asked by every training command before the model is loaded; `memory_check: false` among the trainer's settings leaves it out.
+`settle` is asked by every training command before the model is loaded: it chooses the memory switches that nobody has set, and refuses what cannot fit
+(`memory_check: false` among the trainer's settings leaves that out).
 """
 
 from __future__ import annotations
@@ -14,38 +15,68 @@ from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError, did_you_mean
 from posttrain.files import read_json
 from posttrain.plan.advice import refuse_what_cannot_fit
-from posttrain.plan.cards import free_memory
 from posttrain.plan.estimate import nf4_bytes
-from posttrain.plan.job import AUTO_TILE_ROWS, DEFAULT_TOKENS, OPTIMIZERS, Job
+from posttrain.plan.job import loaded_dtype
 from posttrain.plan.shapes import Shape, find_shape, shape_of
 
-LOOKED_AT = 2000  # rows, for the longest
-TRAINED = ("prompt", "completion", "text", "messages", "chosen", "rejected")  # columns that become tokens
-# Setting of a trainer that is not 0 where a model that is trained whole needs a frozen copy. The others that have a reference always do.
-REFERENCE_IF = {"train": "beta", "rloo": "beta", "ppo": "kl_coef"}
-REFERENCE = ("dpo", "kto")
-PAIRS = ("dpo", "orpo", "cpo", "reward")
 
+def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:
+    """The settings with every automatic memory switch made definite. Raises UserError, with the fix, for what cannot fit this machine. What cannot be
+    foreseen is said in a line, and goes on with no switch on."""
+    from posttrain.trainers.switches import choose_for, job_of, longest, settled
 
-def check(kind: Kind, recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> None:
-    """Raises UserError, with the fix, for what cannot fit this machine. What cannot be foreseen is said in a line, and goes on."""
     device = args.device.type
-    if not args.memory_check or device not in ("cuda", "cpu") or recipe.data.streaming:
-        return
-    free = free_memory(device)
-    if free is None:
-        return
-    if device == "cpu":
-        free //= args.world_size  # processes share it; those of other machines too, but nobody trains over machines without a GPU
     try:
-        shape = shape_of_model(recipe.model, vocab=len(tokenizer))
-        job = job_of(kind, recipe, args, shape, *longest(kind, rows, tokenizer, args))
+        job = job_of(args, weights_of(recipe.model, args, vocab=len(tokenizer)), longest(args, rows, tokenizer))
     except UserError as error:
-        say(f"memory was not checked: {error}", err=True)
-        return
-    note = refuse_what_cannot_fit(job, free, "the GPU" if device == "cuda" else "this machine")
-    if note is not None:
-        say(f"warning: {note}", err=True)
+        if args.memory_check:
+            say(f"memory was not checked: {error}", err=True)
+        return settled(args, str(error))
+    choice = choose_for(args, job)
+    if args.memory_check and choice.limit is not None and not recipe.data.streaming:
+        note = refuse_what_cannot_fit(choice.job, choice.limit, "the GPU" if device == "cuda" else "this machine")
+        if note is not None:
+            say(f"warning: {note}", err=True)
+    return settled(args, choice)
+
+
+def weights_of(section: ModelSection, args: Any, vocab: int | None = None) -> Any:
+    """What the trainer will load (`trainers.switches.Weights`). vocab: of a model from scratch. Raises UserError for what is not modelled."""
+    from posttrain.trainers.switches import Weights
+
+    shape = shape_of_model(section, vocab)
+    lora_r, targets = _adapters(section)
+    known = [linear.name for linear in shape.linears]
+    for name in targets or ():
+        if name not in known:
+            raise UserError(f"the plan knows adapters on linear layers only ({', '.join(known)}), not on '{name}'.{did_you_mean(name, known)}")
+    given = section.dtype or (args.model_init_kwargs or {}).get("dtype")
+    has_frozen_weights = lora_r is not None and section.from_scratch is None
+    autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    return Weights(
+        shape,
+        str(given).removeprefix("torch.") if given else loaded_dtype(shape.dtype, autocast, has_frozen_weights),
+        lora_r,
+        targets,
+        section.load_in_4bit or _is_packed(section.name),
+        _kept(section.keep_in_16bit, shape),
+    )
+
+
+def measured(recipe: Recipe, args: Any) -> tuple[Any, int] | None:
+    """`trainers.switches.longest` of the data, and the size of the vocabulary. None: data or tokenizer are not on this machine."""
+    from posttrain.cli.build import fill, make_tokenizer
+    from posttrain.data.mixture import load_data
+    from posttrain.trainers.switches import longest
+
+    sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
+    places = [source.get("path") if isinstance(source, dict) else source for source in sources]
+    names = [recipe.model.name] if recipe.model.from_scratch is None else []
+    if recipe.data.streaming or not all(isinstance(place, str) and Path(place).exists() for place in [*places, *names]):
+        return None
+    raw = load_data(recipe.data.train or [])
+    tokenizer = make_tokenizer(recipe.model, raw)
+    return longest(args, fill(raw, recipe.data, tokenizer), tokenizer), len(tokenizer)
 
 
 def shape_of_model(section: ModelSection, vocab: int | None = None) -> Shape:
@@ -62,81 +93,6 @@ def shape_of_model(section: ModelSection, vocab: int | None = None) -> Shape:
     size = vocab if vocab is not None else section.tokenizer.vocab_size if section.tokenizer is not None else None
     config = AutoConfig.for_model(kind, **({} if size is None else {"vocab_size": size}) | settings)
     return shape_of(config.get_text_config().to_dict(), f"a {kind} from scratch")
-
-
-def job_of(kind: Kind, recipe: Recipe, args: Any, shape: Shape, prompt: int, completion: int, total: int | None = None) -> Job:
-    """The job that a trainer with these settings does. `total`: tokens of an update's rows, where they are fewer than its micro-batch may have."""
-    section, device = recipe.model, "cuda" if args.device.type == "cuda" else "cpu"
-    optim = str(getattr(args.optim, "value", args.optim))
-    if optim not in OPTIMIZERS:
-        raise UserError(f"optim={optim} is not known to the plan")
-    generations = args.num_generations if kind.is_online else 2 if kind.section in PAIRS else 1
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * generations
-    budget = args.token_budget if total is None else max(prompt + completion, min(args.token_budget, total))
-    lora_r, targets = _adapters(section)
-    known = [linear.name for linear in shape.linears]
-    for name in targets or ():
-        if name not in known:
-            raise UserError(f"the plan knows adapters on linear layers only ({', '.join(known)}), not on '{name}'.{did_you_mean(name, known)}")
-    return Job(
-        shape,
-        prompt_length=prompt,
-        completion_length=completion,
-        generations=generations,
-        rollout_size=args.generation_batch_size // args.world_size if kind.is_online else rows,
-        is_online=kind.is_online,
-        keeps_groups=kind.section in PAIRS,
-        lora_r=lora_r,
-        lora_targets=targets,
-        load_in_4bit=section.load_in_4bit or _is_packed(section.name),
-        keep_in_16bit=_kept(section.keep_in_16bit, shape),
-        dtype=section.dtype or str((args.model_init_kwargs or {}).get("dtype", "float32")),
-        adapter_dtype=args.adapter_dtype,
-        bf16=bool(args.bf16),
-        optim=optim,
-        gradient_checkpointing=args.gradient_checkpointing,
-        activation_offloading=_offloads(args, shape),
-        tile_rows=AUTO_TILE_ROWS if args.tile_rows == "auto" else args.tile_rows,
-        max_tokens_per_micro_batch=budget if budget != DEFAULT_TOKENS else None,
-        max_concurrent_completions=args.max_concurrent_completions if kind.is_online else 1,
-        has_reference=_has_reference(kind, args),
-        has_known_gradient=has_known_gradient(kind, args),
-        device=device,
-        emulates_bf16=device == "cpu" and section.dtype == "bfloat16" and not _multiplies_bf16(),
-    )
-
-
-def _offloads(args: Any, shape: Shape) -> bool:
-    from posttrain.trainers.memory import offloads
-
-    return offloads(args, layers=shape.layers, hidden=shape.hidden)
-
-
-def _multiplies_bf16() -> bool:
-    import torch
-
-    from posttrain.ops.precision import multiplies_natively
-
-    return multiplies_natively(torch.bfloat16, "cpu")
-
-
-def _has_reference(kind: Kind, args: Any) -> bool:
-    if kind.section in REFERENCE_IF:
-        return bool(getattr(args, REFERENCE_IF[kind.section]))
-    return kind.section in REFERENCE and not args.precompute_ref_log_probs
-
-
-def has_known_gradient(kind: Kind, args: Any) -> bool:
-    """What `BaseTrainer.expected_grad` will find, from the settings alone."""
-    if args.fp16:
-        return False
-    if not kind.is_online:
-        return kind.section == "sft" and args.loss_type != "dft"
-    if kind.section == "train":  # GRPO
-        kl_in_loss = args.beta != 0 and args.kl_estimator != "k1_in_reward"
-        by_entropy = args.entropy_coef != 0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1
-        return args.on_policy and not kl_in_loss and not by_entropy
-    return bool(args.on_policy)
 
 
 def _adapters(section: ModelSection) -> tuple[int | None, tuple[str, ...] | None]:
@@ -167,48 +123,6 @@ def _is_packed(name: str | None) -> bool:
     if name is None or not config.is_file():
         return "bnb-4bit" in str(name)
     return bool(read_json(config).get("quantization_config", {}).get("load_in_4bit"))
-
-
-def longest(kind: Kind, rows: Any, tokenizer: Any, args: Any) -> tuple[int, int, int | None]:
-    """Tokens of the longest prompt and of the longest completion among the first rows; with completions in the data also what an update's
-    rows have together, on average."""
-    looked_at = [rows[index] for index in range(min(LOOKED_AT, len(rows)))]
-    if not looked_at:
-        raise UserError("the data have no rows")
-    if kind.is_online:
-        row = max(looked_at, key=lambda row: _letters(row["prompt"]))
-        return max(_tokens(row["prompt"], tokenizer), 1), args.max_completion_length, None
-    looked_at = [{name: value for name, value in row.items() if name in TRAINED} for row in looked_at]
-    row = max(looked_at, key=lambda row: sum(map(_letters, row.values())))
-    prompt = _tokens(row.get("prompt"), tokenizer)
-    others = [_tokens(value, tokenizer) for name, value in row.items() if name != "prompt"]
-    letters = [sum(map(_letters, row.values())) for row in looked_at]
-    completion, limit = max([1, *others]), args.max_length
-    if limit is not None:
-        prompt = min(prompt, limit - 1)
-        completion = min(completion, limit - prompt)
-    update = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if kind is KINDS["sft"] and args.packing:
-        return max(prompt, 1), max(completion, 1), update * int(limit or 0)
-    mean = sum(letters) / len(letters) / max(*letters, 1)  # of a row, as a share of the longest
-    return max(prompt, 1), max(completion, 1), int(update * mean * (prompt + sum(others)))
-
-
-def _letters(value: Any) -> int:
-    """Of all text in a value: itself, or what its messages say."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, list):
-        return sum(_letters(inner.get("content") if isinstance(inner, dict) else inner) for inner in value)
-    return 0
-
-
-def _tokens(value: Any, tokenizer: Any) -> int:
-    if isinstance(value, str):
-        return len(tokenizer(value, add_special_tokens=False)["input_ids"])
-    if isinstance(value, list):
-        return sum(_tokens(inner.get("content") if isinstance(inner, dict) else inner, tokenizer) for inner in value)
-    return 0
 
 
 def kind_named(name: str) -> Kind:

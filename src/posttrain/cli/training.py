@@ -36,10 +36,12 @@ def dry_run(kind: Kind, recipe: Recipe) -> str:
     """Build everything and train nothing; the plan of a step and the rubric's table. Raises UserError for whatever cannot work."""
     from posttrain.cli import build
     from posttrain.trainers.online import OnlineTrainer
+    from posttrain.trainers.switches import memory_line
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = build.make_trainer(kind, recipe, default_output="runs/run", output_dir=nowhere)
-        return trainer.plan() + (f"\n{trainer.rubric.describe()}" if isinstance(trainer, OnlineTrainer) else "")
+        rubric = trainer.rubric.describe() if isinstance(trainer, OnlineTrainer) else None
+        return "\n".join(line for line in (trainer.plan(), memory_line(trainer.args), rubric) if line is not None)
 
 
 def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, overwrite: bool) -> Path:

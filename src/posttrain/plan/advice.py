@@ -63,7 +63,7 @@ SWITCHES = (
         "gradient_checkpointing=true", "one more forward", lambda job: None if job.gradient_checkpointing else job.but(gradient_checkpointing=True)
     ),
     Switch("max_tokens_per_micro_batch={0.max_tokens_per_micro_batch}", "smaller micro-batches", _with_budget),
-    Switch("tile_rows=auto", "a little slower", lambda job: None if job.tile_rows else job.but(tile_rows=AUTO_TILE_ROWS)),
+    Switch(f"tile_rows={AUTO_TILE_ROWS}", "slower", lambda job: None if job.tile_rows else job.but(tile_rows=AUTO_TILE_ROWS)),
     Switch(
         "activation_offloading=true",
         "host memory",

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shutil import which
 
 from posttrain.errors import UserError
 
-_UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
+GB = 10**9
+COMMON_CARDS = (8, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 192)  # GB of the GPUs that are sold and rented most
+_UNITS = {"GB": GB, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 
 
 def read_size(text: str) -> int:
@@ -27,12 +30,17 @@ def as_text(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that torch could use, asked without torch: by the driver's device files or its tool."""
+    return any(Path(file).exists() for file in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")) or which("nvidia-smi") is not None
+
+
 def free_memory(device: str) -> int | None:
     """Bytes that a process could still take of this machine's GPU ("cuda") or memory ("cpu"). None: it cannot be known here."""
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
+        return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
     return _available(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
 
 

@@ -27,6 +27,12 @@ OPTIMIZERS = {
 }
 
 
+def loaded_dtype(stored: str, autocast: str | None, beside_adapters: bool) -> str:
+    """Of weights whose dtype nobody has set: float32, which an optimizer can update; frozen beside adapters they stay in the 16 bits of their
+    checkpoint where that is the precision that the run computes in."""
+    return stored if beside_adapters and stored == autocast else "float32"
+
+
 @dataclass(frozen=True)
 class Job:
     """One run on one device. Lengths are the longest that may occur, since memory is decided by them."""

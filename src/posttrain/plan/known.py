@@ -13,7 +13,10 @@ _COLUMNS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attent
 
 def _rows(model_type: str, common: dict[str, Any], rows: dict[str, tuple[Any, ...]]) -> dict[str, dict[str, Any]]:
     """Each row: the columns above, then what it has of its own."""
-    return {name: {"model_type": model_type, **common, **dict(zip(_COLUMNS, row, strict=False)), **dict(*row[6:])} for name, row in rows.items()}
+    return {
+        name: {"model_type": model_type, "dtype": "bfloat16", **common, **dict(zip(_COLUMNS, row, strict=False)), **dict(*row[6:])}
+        for name, row in rows.items()
+    }
 
 
 _LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}

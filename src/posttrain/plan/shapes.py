@@ -68,6 +68,7 @@ class Shape:
     mlp_bias: bool
     max_positions: int | None  # None: the config does not say
     windows: tuple[int | None, ...]  # of each layer; None: it sees everything
+    dtype: str = "float32"  # of the weights in the checkpoint; float32 where its config does not say
 
     @property
     def family(self) -> Family:
@@ -130,7 +131,9 @@ class Shape:
 
 def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     """From the fields of a config.json (or its text_config). Raises UserError for an architecture whose memory is not modelled."""
+    dtype = config.get("dtype") or config.get("torch_dtype")
     config = config.get("text_config") or config
+    dtype = dtype or config.get("dtype") or config.get("torch_dtype")
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise UserError(f"the plan does not know the architecture of {name} ({kind}); it knows {', '.join(FAMILIES)}.{did_you_mean(kind, FAMILIES)}")
@@ -152,6 +155,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         mlp_bias=mlp_bias if family.mlp_bias is None else family.mlp_bias,
         max_positions=config.get("max_position_embeddings"),
         windows=_windows(config, layers),
+        dtype=str(dtype or "float32").removeprefix("torch."),
     )
 
 

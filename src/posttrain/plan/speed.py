@@ -30,15 +30,16 @@ def least_time(job: Job, tflops: float, bandwidth: float) -> Least:
 
 def update_flops(job: Job) -> float:
     """2 a weight and token in each direction: forward, gradients of inputs, gradients of weights where they are trained, and the forward again
-    under gradient checkpointing; attention over half of the pairs; the head over the trained tokens, its logits made again in the
+    under gradient checkpointing, the linear layers' in tiles too; attention over half of the pairs; the head over the trained tokens, its logits made again in the
     backward of one that is trained, unless its gradient is known."""
     shape, groups = job.shape, job.rows / job.generations
     parts = -(-job.generations // job.rows_in_stream)  # a split group repeats its prompt
     tokens = groups * (parts * job.prompt_length + job.generations * job.completion_length)
     targets = job.rows * job.completion_length
     again = 1 if job.gradient_checkpointing else 0
+    linear_again = 1 if job.gradient_checkpointing or (job.tile_rows is not None and job.tile_rows < job.streams[0]) else 0
     of_weights = 1 if job.lora_r is None else 0
-    linear = 2 * tokens * (shape.linear_weights * (2 + again + of_weights) + job.adapter_weights * (3 + again))
+    linear = 2 * tokens * (shape.linear_weights * (2 + linear_again + of_weights) + job.adapter_weights * (3 + linear_again))
     length = job.prompt_length + job.completion_length
     pairs = 0.0  # of all layers: a completion's queries are those of a whole row without the prompt's
     for window in shape.windows:

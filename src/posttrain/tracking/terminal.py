@@ -68,9 +68,11 @@ class TerminalView(TrainerCallback):
         self._logs: Mapping[str, float] = {}
         self._begun = (0, 0.0)  # (step, clock) when this process began to train
 
-    def plan(self, line: str) -> None:
-        """The trainer's plan, before anything is spent."""
-        self._print(Text(visible(line), style="bold"))
+    def plan(self, *lines: str | None) -> None:
+        """The trainer's plan, before anything is spent. None: that line has nothing to say."""
+        for text in lines:
+            if text is not None:
+                self._print(Text(visible(text), style="bold"))
 
     def samples(self, prompt: str, rollouts: Sequence[Rollout]) -> None:
         """One prompt and its completions, best first; each on one line, control characters written out."""

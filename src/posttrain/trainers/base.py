@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,10 +31,11 @@ from posttrain.trainers.config import BaseConfig
 from posttrain.trainers.fingerprint import of_rows
 from posttrain.trainers.inputs import named
 from posttrain.trainers.interrupt import Interrupt
-from posttrain.trainers.memory import Thrift, Update
+from posttrain.trainers.memory import MemorySwitches, Update
 from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.saving import RunDirectory, SavingTrainer
 from posttrain.trainers.starting import starting_model
+from posttrain.trainers.switches import MemoryNote, settled_for
 
 
 class MicroBatch:
@@ -78,6 +79,7 @@ class BaseTrainer(SavingTrainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         model = starting_model(model, args, peft_config)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+        args = settled_for(args, model, train_dataset, self.tokenizer)
         self.metrics = Metrics()
         self.recorder = Recorder(token_groups=args.record_tokens_of, max_token_bytes=args.record_megabytes * 2**20)
         self.view = TerminalView(note=self.recorder.note)
@@ -89,7 +91,7 @@ class BaseTrainer(SavingTrainer):
             eval_dataset=eval_dataset,
             processing_class=self.tokenizer,
             data_collator=list,  # type: ignore[arg-type]
-            callbacks=[self.recorder, RunDirectory(self), self.view, self.interrupt, *(callbacks or [])],
+            callbacks=[self.recorder, RunDirectory(self), self.view, self.interrupt, MemoryNote(self.recorder), *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -97,8 +99,7 @@ class BaseTrainer(SavingTrainer):
         for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(callback)
         self.prepare_forward(model)
-        self.thrift = Thrift(args, model)
-        self.token_budget = args.token_budget  # halved where it did not fit
+        self.use_switches()
         self._step_started: float | None = None  # None: the first step of the next log has not begun
         self._steps_before = 0  # optimizer steps done when it began
         self.rows_fingerprints = {"data": of_rows(train_dataset)}
@@ -118,6 +119,17 @@ class BaseTrainer(SavingTrainer):
     def prepare_forward(self, model: nn.Module) -> None:
         """Find out, once, how a stream goes through `model`."""
         self._logprobs = make_logprobs(model)
+
+    def use_switches(self) -> None:
+        self.switches = MemorySwitches(self.args, self.model)
+        self.token_budget = self.args.token_budget  # halved where it did not fit
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return {"token_budget": self.token_budget}
+
+    def take_chosen(self, chosen: Mapping[str, Any]) -> None:
+        self.token_budget = chosen.get("token_budget", self.token_budget)
 
     # Log-probs
 
@@ -190,8 +202,8 @@ class BaseTrainer(SavingTrainer):
         total = torch.zeros((), device=self.args.device)
         for index, batch in enumerate(batches):
             is_last = sync and index == len(batches) - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model), self.thrift.tiles(model):
-                with self.thrift.forward():
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model), self.switches.tiles(model):
+                with self.switches.forward():
                     loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
                 if not torch.isfinite(loss):
                     raise TrainingError(self._not_finite("loss", loss.item()))

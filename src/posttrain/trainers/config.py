@@ -52,6 +52,16 @@ def settings(cls: type[Config]) -> type[Config]:
 
 
 DEFAULT_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
+AUTOMATIC = "auto"
+NOT_SET: dict[str, tuple[Any, ...]] = {"max_tokens_per_micro_batch": (None,)}  # other values that leave a setting open
+# Settings that are chosen where nobody sets them (plan/choice.py), and what they are where nothing has to be saved.
+SWITCHED_OFF: dict[str, Any] = {
+    "gradient_checkpointing": False,
+    "activation_offloading": False,
+    "tile_rows": None,
+    "max_tokens_per_micro_batch": None,
+    "max_concurrent_completions": 256,
+}
 ADAPTER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_EFFECT = {  # settings of transformers that no trainer here reads: name -> (values at which that is no loss, what to do)
     "train_sampling_strategy": (
@@ -93,21 +103,70 @@ class BaseConfig(TrainingArguments):
         None, "Keywords for from_pretrained when the model is given by name, e.g. {'dtype': 'bfloat16'}."
     )
     max_tokens_per_micro_batch: int | None = setting(
-        None, "Token budget of one forward and backward. Changes memory and speed, never the result. Default: 4096, or the longest single stream."
+        None,
+        "Token budget of one forward and backward. Changes memory and speed, never the result. Default: 4096 or the longest single stream; less where "
+        "that would not fit.",
+    )
+    gradient_checkpointing: bool | str | None = setting(  # type: ignore[assignment]
+        "auto", "Keep only the input of each layer and compute the layer again in the backward. 'auto': where the job does not fit without it."
     )
     activation_offloading: bool | str = setting(
-        False,
-        "Keep what the forward saves for the backward in host memory. 'auto': on a GPU where it is a good part of the memory. No effect on a CPU.",
+        "auto",
+        "Keep what the forward saves for the backward in host memory. 'auto': where the job does not fit without it. No effect on a CPU.",
     )
     tile_rows: int | str | None = setting(
-        None, "Compute norms, MLPs and projections so many rows at a time: less memory for long streams, a little slower. 'auto': 2048."
+        "auto",
+        "Compute norms, MLPs and projections so many rows at a time: less memory for long streams, slower. None: all at once. 'auto': 2048 where the "
+        "job does not fit without it.",
     )
     adapter_dtype: str = setting(
         "float32", "Of the adapters made from peft_config: 'float32' masters, or 'bfloat16' at half the memory, where small updates may round away."
     )
     memory_check: bool = setting(True, "Commands refuse, before the model is loaded, what `posttrain plan` says cannot fit the device.")
+    # How the memory switches were chosen (trainers/switches.py). None: nothing was chosen yet; text: why nothing could be planned.
+    memory: Any = field(init=False, default=None, repr=False)
+    chosen: tuple[str, ...] = field(init=False, default=(), repr=False)  # the settings that were automatic until then
     record_tokens_of: int = setting(4, "Record per-token log-probs, ratios, entropies and KLs of this many groups a step.")
     record_megabytes: int = setting(512, "Size cap of the per-token records of a run.")
+
+    learns_from_pairs: ClassVar[bool] = False  # both completions of a prompt meet in the loss
+
+    @property
+    def holds_reference(self) -> bool:
+        """Whether a frozen copy of a model that is trained whole is held beside it."""
+        return False
+
+    @property
+    def knows_gradient(self) -> bool:
+        """What `BaseTrainer.expected_grad` will find, from the settings alone: the gradient of the log-probs does not depend on them."""
+        return False
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The settings among `SWITCHED_OFF` that nobody has set, until they are chosen."""
+        if self.memory is not None:
+            return ()
+        return tuple(name for name in SWITCHED_OFF if name in self._known() and getattr(self, name) in (AUTOMATIC, *NOT_SET.get(name, ())))
+
+    def name_checkpointing(self, value: Any) -> None:
+        """Newer versions of transformers have a second name for gradient_checkpointing, and read that one."""
+        self.gradient_checkpointing = value
+        if "activation_checkpointing" in self._known():
+            self.activation_checkpointing = value
+
+    def _asked_checkpointing(self) -> bool | str:
+        """What was asked for under either name; transformers, which knows no "auto", is told False."""
+        newer = getattr(self, "activation_checkpointing", None)  # None: not set, or a version that does not have it
+        asked = newer if newer not in (None, AUTOMATIC) else self.gradient_checkpointing
+        asked = AUTOMATIC if asked is None else asked
+        if asked not in (True, False, AUTOMATIC):
+            raise UserError(f"gradient_checkpointing={asked!r}: use True, False or 'auto'")
+        self.name_checkpointing(asked is True)
+        return asked
+
+    @classmethod
+    def _known(cls) -> set[str]:
+        return {known.name for known in fields(cls)}
 
     @property
     def token_budget(self) -> int:
@@ -138,10 +197,12 @@ class BaseConfig(TrainingArguments):
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
+        checkpoints = self._asked_checkpointing()
         super().__post_init__()
+        self.name_checkpointing(checkpoints)
         for name, lowest in self.lowest.items():
             value = getattr(self, name)
-            if value is not None and value < lowest:
+            if isinstance(value, int | float) and value < lowest:
                 raise UserError(f"{name}={value}: set it to {lowest} or more")
         for name, (harmless, why) in self.no_effect.items():
             if getattr(self, name) not in harmless:

@@ -50,6 +50,8 @@ _READERS = {"label_smoothing": SMOOTHED, "f_divergence_type": DIVERGENT, "discop
 class DPOConfig(ReferenceConfig):
     """Names and defaults are TRL's."""
 
+    learns_from_pairs: ClassVar[bool] = True
+
     loss_type: Any = setting("sigmoid", f"One loss or a list of them, added with loss_weights: {', '.join(LOSSES)}.")
     loss_weights: list[float] | None = setting(None, "A weight for each loss of loss_type. Default: 1.0 each.")
     label_smoothing: float = setting(

@@ -56,6 +56,16 @@ class GRPOConfig(OnlineConfig):
     entropy_coef_delta: float = setting(0.005, "How far the adaptive coefficient moves per optimizer step.")
     entropy_target: float = setting(0.2, "Entropy in nats per token that the adaptive coefficient aims for.")
 
+    @property
+    def holds_reference(self) -> bool:
+        return bool(self.beta)
+
+    @property
+    def knows_gradient(self) -> bool:
+        kl_in_loss = self.beta != 0 and self.kl_estimator != "k1_in_reward"
+        by_entropy = self.entropy_coef != 0 or self.use_adaptive_entropy or self.top_entropy_quantile < 1
+        return super().knows_gradient and not kl_in_loss and not by_entropy
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)

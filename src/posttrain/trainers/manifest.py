@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "num_generations_eval", "per_device_eval_batch_size", "dataloader_num_workers",
     "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_token", "project", "trackio_space_id", "skip_memory_metrics", "local_rank",
     "reward_timeout", "reward_on_error", "reward_retries", "env_on_error", "memory_check", "activation_offloading",
+    "gradient_checkpointing", "activation_checkpointing",
     "restore_callback_states_from_checkpoint",
 }  # fmt: skip
 # What a run began with, in words.

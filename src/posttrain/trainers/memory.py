@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from posttrain.errors import TrainingError, first_sentence
-from posttrain.models.head import base_model
 from posttrain.models.load import is_quantised
 from posttrain.models.tiles import check_tiles, tiled
 from posttrain.ops.offload import offloading
+from posttrain.plan.job import AUTO_TILE_ROWS
 
 if TYPE_CHECKING:
     from posttrain.trainers.base import BaseTrainer
@@ -26,20 +26,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WHERE = "out of memory in an update"
-AUTO_TILE_ROWS = 2048
-AUTO_OFFLOAD_SHARE = 20  # "auto": checkpoints of more than one part in so many of the device's memory are offloaded
 
 
-class Thrift:
-    """The switches of one run: `activation_offloading` and `tile_rows`, made definite."""
+class MemorySwitches:
+    """Those of one run that its forward and backward need: `activation_offloading` and `tile_rows`, which are definite by then (switches.py)."""
 
     def __init__(self, args: BaseConfig, model: nn.Module) -> None:
         self.device = args.device
-        self.tile_rows: int | None = AUTO_TILE_ROWS if args.tile_rows == "auto" else args.tile_rows  # type: ignore[assignment]
+        self.tile_rows: int | None = args.tile_rows  # type: ignore[assignment]
         if self.tile_rows is not None:
-            check_tiles(model, strict=args.tile_rows != "auto")
-        config = base_model(model).config.get_text_config()
-        self.offloads = offloads(args, layers=config.num_hidden_layers, hidden=config.hidden_size)
+            check_tiles(model, strict="tile_rows" not in args.chosen)
+        self.offloads = bool(args.activation_offloading)
 
     def forward(self) -> AbstractContextManager[object]:
         """Around the forward of a micro-batch only."""
@@ -48,17 +45,6 @@ class Thrift:
     def tiles(self, model: nn.Module) -> AbstractContextManager[object]:
         """Around the forward of a micro-batch and its backward."""
         return nullcontext() if self.tile_rows is None else tiled(model, self.tile_rows)
-
-
-def offloads(args: BaseConfig, *, layers: int, hidden: int) -> bool:
-    """`activation_offloading` made definite for a model of so many layers, which checkpoint `hidden` numbers a token."""
-    if args.activation_offloading != "auto":
-        return bool(args.activation_offloading)
-    if args.device.type != "cuda":
-        return False
-    properties = torch.cuda.get_device_properties(args.device)
-    checkpoints = layers * hidden * args.token_budget * (2 if args.bf16 or args.fp16 else 4)  # bytes
-    return not properties.is_integrated and checkpoints * AUTO_OFFLOAD_SHARE > properties.total_memory
 
 
 class Update:
@@ -106,7 +92,7 @@ class Update:
         return smaller
 
     def _advice(self) -> str:
-        return advice(self.trainer.args, self.trainer.thrift, self.trainer.model)
+        return advice(self.trainer.args, self.trainer.switches, self.trainer.model)
 
 
 @contextmanager
@@ -118,12 +104,12 @@ def caught(errors: list[str]) -> Iterator[None]:
         errors.append(first_sentence(error))
 
 
-def advice(args: BaseConfig, thrift: Thrift, model: nn.Module) -> str:
+def advice(args: BaseConfig, switches: MemorySwitches, model: nn.Module) -> str:
     """What is left to switch on, in the order of what it costs."""
     left = [
         (not args.gradient_checkpointing, "gradient_checkpointing=True"),
-        (thrift.tile_rows is None, "tile_rows='auto'"),
-        (not thrift.offloads and args.device.type != "cpu", "activation_offloading=True"),
+        (switches.tile_rows is None, f"tile_rows={AUTO_TILE_ROWS}"),
+        (not switches.offloads and args.device.type != "cpu", "activation_offloading=True"),
         (not str(args.optim).endswith("8bit"), "optim='adamw_8bit'"),
         (type(model).__module__.split(".")[0] != "peft", "LoRA (model.lora, or peft_config)"),
         (not is_quantised(model), "4-bit weights (load_in_4bit) beside adapters"),

@@ -78,6 +78,10 @@ class ReferenceConfig(OfflineConfig):
     ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the synced reference.")
     ref_model_sync_steps: int = setting(512, "Optimizer steps between two syncs of the reference.")
 
+    @property
+    def holds_reference(self) -> bool:
+        return not self.precompute_ref_log_probs
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sync_ref_model and self.precompute_ref_log_probs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Scoring
 from posttrain.rollout.engines import make_engine
 from posttrain.rollout.episodes import Stage
+from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.inputs import as_rubric, check_trains, named, place_reward_models, sized
@@ -94,12 +95,6 @@ class OnlineTrainer(BaseTrainer):
             raise UserError(
                 f"the dataset has {len(tasks)} prompts, but one rollout takes {args.prompts_per_generation}; add rows or lower generation_batch_size"
             )
-        self.engine = make_engine(
-            args.engine,
-            self.tokenizer,
-            autocast_dtype=_AUTOCAST[self.accelerator.mixed_precision],
-            max_slots=args.max_concurrent_completions,
-        )
         self.record = RolloutRecord(self.recorder)
         self.reward_log = RewardLog(self.recorder)
         self.buffer: GenerationBatch | None = None
@@ -107,10 +102,24 @@ class OnlineTrainer(BaseTrainer):
         self.reference: Reference | None = None  # None: nothing is compared with it
         self.num_tokens = 0  # trained tokens of the update in progress, over all processes
 
+    def use_switches(self) -> None:
+        super().use_switches()
+        dtype = _AUTOCAST[self.accelerator.mixed_precision]
+        self.engine = make_engine(self.args.engine, self.tokenizer, autocast_dtype=dtype, max_slots=self.args.most_completions)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return super().chosen | ({"completions_at_once": self.engine.max_slots} if isinstance(self.engine, LocalEngine) else {})
+
+    def take_chosen(self, chosen: Mapping[str, Any]) -> None:
+        super().take_chosen(chosen)
+        if isinstance(self.engine, LocalEngine):
+            self.engine.max_slots = chosen.get("completions_at_once", self.engine.max_slots)
+
     def _make_stage(self) -> Stage | None:
+        args = self.args
         if self.environment is None:
             return None
-        args = self.args
         limits: dict[str, Any] = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens, "on_error": args.env_on_error}
         return make_stage(self.environment, self.tokenizer, self.sampling.stop_token_ids, **limits, **(args.chat_template_kwargs or {}))
 
@@ -178,8 +187,7 @@ class OnlineTrainer(BaseTrainer):
     def _play(self, tasks: list[Task], prompt_ids: list[list[int]], generations: int, step: int, scoring: Scoring, attempt: int = 0) -> list[Group]:
         if not tasks:
             return []
-        module = self.accelerator.unwrap_model(self.model_wrapped)
-        with self.engine.serving(module, version=step):
+        with self.engine.serving(self.accelerator.unwrap_model(self.model_wrapped), version=step):
             return play(
                 tasks,
                 prompt_ids,
@@ -384,11 +392,9 @@ class OnlineTrainer(BaseTrainer):
         args = self.args
         rollout = f"{args.prompts_per_generation} prompts x {args.num_generations} completions per rollout"
         updates = args.updates_per_rollout
-        longest = max(map(len, self.prompt_ids))
-        tokens = args.prompts_per_generation * (longest + args.num_generations * self.sampling.max_new_tokens)
-        budget = args.token_budget
+        tokens = args.prompts_per_generation * (max(map(len, self.prompt_ids)) + args.num_generations * self.sampling.max_new_tokens)
         return (
             f"{rollout} = {args.generation_batch_size} · {updates:g} update{'s' if updates != 1 else ''} per rollout · "
-            f"at most {tokens:,} tokens, {-(-tokens // budget)} micro-batches of {budget:,} · {self.state.max_steps or args.max_steps} steps · "
+            f"at most {tokens:,} tokens, {-(-tokens // args.token_budget)} micro-batches of {args.token_budget:,} · {self.state.max_steps or args.max_steps} steps · "
             f"reward {self.rubric.span()}"
         )

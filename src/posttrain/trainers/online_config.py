@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.policy import ON_ERROR, FailurePolicy
 from posttrain.rollout.stopping import check_sampling
-from posttrain.trainers.config import BaseConfig, setting, settings
+from posttrain.trainers.config import AUTOMATIC, SWITCHED_OFF, BaseConfig, setting, settings
 from posttrain.types import Sampling
 
 _NO_VLLM = "rollouts run on the model itself (engine 'local'); the vLLM engine is not built yet, so leave this setting out"
@@ -98,7 +98,9 @@ class OnlineConfig(BaseConfig):
     engine: str = setting(
         "local", "'local' decodes with the training module itself; 'hf' calls transformers' generate (slow, for models that 'local' refuses)."
     )
-    max_concurrent_completions: int = setting(256, "Rows the local engine decodes at once; more wait in line.")
+    max_concurrent_completions: int | str = setting(
+        "auto", "Rows the local engine decodes at once; more wait in line. 'auto': 256, or as many as there is memory for."
+    )
     zero_signal_groups: str = setting(
         "keep",
         "Groups whose rewards are all equal. 'keep': they stay in the denominators (and cost no forward where their gradient is exactly 0); "
@@ -128,6 +130,8 @@ class OnlineConfig(BaseConfig):
             raise UserError(f"num_generations={self.num_generations}: {self.why_so_many}; set it to {self.fewest_generations} or more")
         self._check_sampling()
         self._resolve_turns()
+        if self.max_concurrent_completions != AUTOMATIC and not isinstance(self.max_concurrent_completions, int):
+            raise UserError(f"max_concurrent_completions={self.max_concurrent_completions!r}: use a number, 1 or more, or 'auto'")
         if self.engine not in ("local", "hf"):
             raise UserError(f"engine={self.engine!r}: use 'local' or 'hf'")
         if self.zero_signal_groups not in ("keep", "drop", "resample"):
@@ -186,6 +190,15 @@ class OnlineConfig(BaseConfig):
     def reward_policy(self) -> FailurePolicy:
         """What counts for rewards that do not say what is to happen when they break. Raises UserError."""
         return FailurePolicy(self.reward_timeout, self.reward_on_error, self.reward_retries)
+
+    @property
+    def most_completions(self) -> int:
+        """`max_concurrent_completions`, or what it is where memory is not short."""
+        return int(SWITCHED_OFF["max_concurrent_completions"] if self.max_concurrent_completions == AUTOMATIC else self.max_concurrent_completions)
+
+    @property
+    def knows_gradient(self) -> bool:
+        return not self.fp16 and self.on_policy
 
     @property
     def prompts_per_generation(self) -> int:

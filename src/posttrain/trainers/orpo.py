@@ -36,6 +36,8 @@ __all__ = ["CPOConfig", "CPOTrainer", "ORPOConfig", "ORPOTrainer"]
 class ORPOConfig(OfflineConfig):
     """Names and defaults are TRL's."""
 
+    learns_from_pairs: ClassVar[bool] = True
+
     beta: float = setting(0.1, "Weight of the odds ratio beside the NLL (lambda in the paper).")
 
 
@@ -43,6 +45,8 @@ class ORPOConfig(OfflineConfig):
 @dataclass
 class CPOConfig(OfflineConfig):
     """Names and defaults are TRL's."""
+
+    learns_from_pairs: ClassVar[bool] = True
 
     beta: float = setting(0.1, "How much a difference of log-probs counts. SimPO's are means over tokens: 2.0 to 2.5 is usual there.")
     loss_type: str = setting("sigmoid", f"{', '.join(CPO_LOSSES)}, or alphapo: simpo with alpha and without the NLL.")

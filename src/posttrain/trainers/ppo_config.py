@@ -74,6 +74,10 @@ class PPOConfig(OnlineConfig):
         True, "After a completion that was cut, count the value of what would have come. Off: being cut is an end like any other, as in TRL."
     )
 
+    @property
+    def holds_reference(self) -> bool:
+        return bool(self.kl_coef)
+
     def __post_init__(self) -> None:
         if self.num_iterations not in (1, self.num_ppo_epochs):
             raise UserError("num_iterations is called num_ppo_epochs in PPO; set only that")

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 class RewardConfig(BaseConfig):
     """per_device_train_batch_size counts pairs."""
 
+    learns_from_pairs: ClassVar[bool] = True
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
         **{name: REFUSED[name] for name in ("dataset_num_proc", "pad_to_multiple_of", "router_aux_loss_coef", "pad_token")},
         "chat_template_path": (None, "set tokenizer.chat_template, and give the tokenizer as processing_class"),

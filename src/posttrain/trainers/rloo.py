@@ -49,6 +49,10 @@ class RLOOConfig(OnlineConfig):
         False, "Completions cut at max_completion_length teach nothing; they stay in their siblings' baseline."
     )
 
+    @property
+    def holds_reference(self) -> bool:
+        return bool(self.beta)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta < 0:

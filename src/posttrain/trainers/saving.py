@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from posttrain.trainers.config import BaseConfig
 from posttrain.trainers.fingerprint import Fingerprint, of_weights
 from posttrain.trainers.interrupt import Interrupt
 from posttrain.trainers.ranks import gather_json, is_lost_process
+from posttrain.trainers.switches import as_stored, memory_line
 
 
 class SavingTrainer(Trainer):
@@ -49,6 +50,12 @@ class SavingTrainer(Trainer):
     def chosen(self) -> dict[str, Any]:
         """JSON values that were chosen by itself and change the bits. A checkpoint holds them: `manifest.read(checkpoint).chosen`."""
         return {}
+
+    def take_chosen(self, chosen: Mapping[str, Any]) -> None:
+        """Take back what `chosen` gave."""
+
+    def use_switches(self) -> None:
+        """Take the memory switches from the settings."""
 
     def state_to_resume(self) -> dict[str, Any]:
         """JSON state beyond weights, optimizer, scheduler and counters."""
@@ -171,7 +178,7 @@ class SavingTrainer(Trainer):
         self._start()
         self._resuming_from, self._rng_restored_from = self._find_checkpoint(resume_from_checkpoint), None
         if self.args.should_save and self.is_world_process_zero():
-            self.view.plan(self.plan())
+            self.view.plan(self.plan(), memory_line(self.args))
         try:
             result = self._train(self._resuming_from, **kwargs)
             self.interrupt.agree(self.args.device)
@@ -226,6 +233,7 @@ class SavingTrainer(Trainer):
         verdict, unsaid = None, []
         try:
             held = manifest.read(found)
+            as_stored(self, held)
             unsaid = manifest.check_same(held, self._settings(), self._start())
             if held.step < self._steps_in_all():  # otherwise only the weights are read
                 checkpoints.check_resumable(found, held, self.args.world_size)

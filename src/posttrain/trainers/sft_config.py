@@ -54,6 +54,10 @@ class SFTConfig(BaseConfig):
         None, "With the template plain or chatml: text that opens every reply, e.g. '<start_working_out>', so that the model need not write it."
     )
 
+    @property
+    def knows_gradient(self) -> bool:
+        return not self.fp16 and self.loss_type != "dft"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.packing_strategy == "wrapped":
