@@ -17,6 +17,9 @@ from transformers import TrainingArguments
 
 from posttrain.losses.policy import OBJECTIVES
 from posttrain.losses.preference import LOSSES
+from posttrain.plan import Job, find_shape
+from posttrain.plan.cards import GB
+from posttrain.plan.choice import AUTOMATIC, Choice, choose
 from posttrain.trainers.config import BaseConfig
 from posttrain.trainers.dpo import DPOConfig
 from posttrain.trainers.grpo_config import GRPOConfig
@@ -30,6 +33,11 @@ from posttrain.trainers.rloo import RLOOConfig
 from posttrain.trainers.sft_config import SFTConfig
 
 FOLDER = Path(__file__).parent
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "LoRA": {"lora_r": 32, "dtype": "bfloat16"},
+    "QLoRA": {"lora_r": 32, "dtype": "bfloat16", "load_in_4bit": True},
+}
 
 
 def settings_of(cls: type) -> str:
@@ -92,6 +100,29 @@ def beside_trl(name: str) -> str:
     return "\n".join([f"The same name and default: {', '.join(same)}.", "", *table])
 
 
+CARDS = (8, 16, 24, 40, 80)  # GB
+CASES = [(model, method, tokens) for model in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.1-8b") for method in METHODS for tokens in (1024, 8192)]
+LETTERS = dict(zip(AUTOMATIC, "COTMR", strict=True))
+
+
+def choices() -> str:
+    """Which memory switches are chosen on which card, and how much longer an update takes."""
+    head = f"| model | method | tokens | {' | '.join(f'{size} GB' for size in CARDS)} |"
+    rows = []
+    for model, method, tokens in CASES:
+        job = Job(find_shape(model), 512, tokens - 512, **METHODS[method])
+        cells = [_chosen(choose(job, AUTOMATIC, size * GB)) for size in CARDS]
+        rows.append(f"| {model} | {method} | {tokens:,} | {' | '.join(cells)} |")
+    return "\n".join([head, "|---|---|---:" + "|---" * len(CARDS) + "|", *rows])
+
+
+def _chosen(choice: Choice) -> str:
+    if not choice.fits:
+        return "x"
+    letters = "".join(LETTERS[name] for name in choice.settings) or "-"
+    return letters + (f" ({choice.update_time:.1f}x)" if choice.update_time > 1.005 else "")
+
+
 # Page -> marker -> table.
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "grpo.md": {
@@ -114,6 +145,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "ppo.md": {"ppo-settings": lambda: settings_of(PPOConfig), "refused": lambda: refused(PPOConfig, OnlineConfig)},
     "rloo.md": {"rloo-settings": lambda: settings_of(RLOOConfig)},
     "kto.md": {"kto-settings": lambda: settings_of(KTOConfig)},
+    "plan.md": {"choices": choices},
     "orpo.md": {"orpo-settings": lambda: settings_of(ORPOConfig), "cpo-settings": lambda: settings_of(CPOConfig)},
 }
 

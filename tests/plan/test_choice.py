@@ -44,7 +44,7 @@ def test_what_is_switched_on_by_card(case):
             assert choice.plan.peak <= size * GIB * (1 - HEADROOM)
 
 
-@pytest.mark.parametrize("size", [18, 18.5, 20, 23, 30, 44])
+@pytest.mark.parametrize("size", [18.5, 19.5, 20.5, 23, 30, 44])
 def test_no_cheaper_set_of_switches_fits(size):
     """Against every set there is, one by one."""
     plain = job("llama-3.1-8b", "lora", 2048)
