@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 
 from posttrain.text import redacted_message, shown
@@ -51,6 +52,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, a quota or a limit on file sizes refuses to take more."""
+    return isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in ("ENOSPC", "EDQUOT", "EFBIG")
 
 
 def first_sentence(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from posttrain.cli.recipe import Recipe
 from posttrain.cli.values import nearest
-from posttrain.errors import EnvError, RewardError, TrainingError, UserError
+from posttrain.errors import EnvError, RewardError, TrainingError, UserError, is_full
 from posttrain.text import redacted_message, shown
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
@@ -37,7 +37,8 @@ def sentences() -> Iterator[None]:
     except tuple(EXIT_CODES) as error:
         if os.environ.get("POSTTRAIN_TRACEBACK") == "1":
             raise
-        say(f"error: {' '.join(redacted_message(str(error)).split())}", err=True)
+        hint = "; free some space and run this again" if is_full(error) else ""
+        say(f"error: {' '.join(redacted_message(str(error)).split())}{hint}", err=True)
         raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from error
     except KeyboardInterrupt as error:
         say("interrupted", err=True)

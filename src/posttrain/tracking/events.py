@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from posttrain.errors import TrainingError, UserError
 from posttrain.text import encodable, redacted, redacted_message
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
-from posttrain.tracking.lock import WriterLock
+from posttrain.tracking.lock import WriterLock, is_refused
 from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION
 from posttrain.types import Group, Rollout
 
@@ -87,6 +87,8 @@ class RunStore:
             self._prepare()
         except sqlite3.DatabaseError as error:
             self.close()
+            if is_refused(error):
+                raise TrainingError(f"cannot write {self.path} ({error}): free some space, then start again") from error
             raise UserError(f"{self.path} cannot be used as a run store ({error}): move it away, or choose another output_dir") from error
         self._token_bytes: int = self._db.execute("SELECT coalesce(sum(token_bytes), 0) FROM steps").fetchone()[0]
 

@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from posttrain.errors import UserError
+from posttrain.errors import TrainingError, UserError
 from posttrain.tracking.schema import LOCK_NAME
 
 PATIENCE = 1.0  # seconds: who looks whether it is held holds it up for a moment
@@ -27,6 +27,8 @@ class WriterLock:
         try:
             self._db = _locked(path)
         except sqlite3.Error as error:
+            if is_refused(error):
+                raise TrainingError(f"cannot write {path} ({error}): free some space, then start again") from error
             raise in_use(store) if _is_held(error) else UserError(f"{path} cannot be locked ({error}): choose another output_dir") from error
         _OURS[path] = self
 
@@ -54,6 +56,11 @@ def is_written(store: Path) -> bool:
 
 def in_use(store: Path) -> UserError:
     return UserError(f"{store.parent}: another training writes here. Wait until it has ended, or choose another output_dir")
+
+
+def is_refused(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that the disk takes no more."""
+    return any(words in str(error) for words in ("is full", "disk I/O error"))
 
 
 def _locked(path: Path) -> sqlite3.Connection:

@@ -29,11 +29,20 @@ LEFTOVERS = (
 
 
 @contextlib.contextmanager
-def whole(target: Path, *, main: bool = True) -> Iterator[Path]:
-    """A directory to write into that becomes `target` on leaving, or vanishes if anything was raised.
+def whole(target: Path) -> Iterator[Path]:
+    """A directory to write into that becomes `target` on leaving, or vanishes if anything was raised. Raises OSError where the disk refuses."""
+    try:
+        with _staged(target, main=True) as staging:
+            yield staging
+    except Exception as error:
+        if isinstance(error, OSError) or not is_failed_write(error):
+            raise
+        raise OSError(f"could not write {target}: {reason(error)}") from error
 
-    Every process may write into it; `main` makes, flushes and renames it.
-    """
+
+@contextlib.contextmanager
+def _staged(target: Path, *, main: bool) -> Iterator[Path]:
+    """Every process may write into it; `main` makes, flushes and renames it."""
     staging = target.parent / f".writing-{target.name}"
     try:
         if main:
@@ -54,9 +63,12 @@ def whole(target: Path, *, main: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written_whole(target: Path, *, main: bool) -> Iterator[Path]:
-    """As `whole`, in a run's directory. Raises TrainingError when the disk is full or refuses."""
+    """As `whole`, in a run's directory: every process may write into it; `main` makes, flushes and renames it.
+
+    Raises TrainingError when the disk is full or refuses.
+    """
     try:
-        with whole(target, main=main) as staging:
+        with _staged(target, main=main) as staging:
             yield staging
     except Exception as error:
         if not is_failed_write(error):

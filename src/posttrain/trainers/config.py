@@ -74,6 +74,7 @@ _NO_EFFECT = {  # settings of transformers that no trainer here reads: name -> (
     "torch_empty_cache_steps": ((None,), "not built; a smaller max_tokens_per_micro_batch bounds the memory"),
     "label_smoothing_factor": ((0.0,), "only SFT smooths its targets (DPO and CPO have label_smoothing); leave it out"),
     "neftune_noise_alpha": ((None, 0.0), "only SFT adds noise to embeddings; leave it out"),
+    "enable_jit_checkpoint": ((False,), "SIGTERM finishes the step and saves it anyway; leave it out"),
 }
 _SHARDED = "sharding over devices is not built yet; use plain data parallelism (`accelerate launch`), or one device"
 
@@ -97,6 +98,9 @@ class BaseConfig(TrainingArguments):
     report_to: Any = setting("none", "Other trackers (wandb, tensorboard, trackio). The run's own record is always kept.")
     remove_unused_columns: bool = setting(False, "Columns are kept: rewards may ask for them.")
     logging_nan_inf_filter: bool = setting(False, "Must stay off: a loss that is not finite stops training instead of being hidden.")
+    restore_callback_states_from_checkpoint: bool = setting(
+        True, "Callbacks that count, such as early stopping, go on where they were. False: they begin anew, as transformers has it."
+    )
     disable_dropout: bool = setting(False, "Set every dropout in the model to 0.")
     trust_remote_code: bool = setting(False, "Run code that a model repository ships. Off unless you trust its author.")
     model_init_kwargs: dict[str, Any] | None = setting(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from transformers import SchedulerType
+
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.policy import ON_ERROR, FailurePolicy
 from posttrain.rollout.stopping import check_sampling
@@ -125,6 +127,7 @@ class OnlineConfig(BaseConfig):
     log_unique_prompts: bool = setting(False, "Print at most one completion per prompt.")
 
     def __post_init__(self) -> None:
+        self._resolve_best()
         super().__post_init__()
         if self.num_generations < self.fewest_generations:
             raise UserError(f"num_generations={self.num_generations}: {self.why_so_many}; set it to {self.fewest_generations} or more")
@@ -140,6 +143,20 @@ class OnlineConfig(BaseConfig):
         if self.env_on_error not in ON_ERROR:
             raise UserError(f"env_on_error={self.env_on_error!r}: use 'stop' or 'drop'.{did_you_mean(str(self.env_on_error), ON_ERROR)}")
         self._resolve_batch()
+
+    def _resolve_best(self) -> None:
+        """The best model is the one with the highest reward; an evaluation here has no loss, which transformers would ask for."""
+        by_plateau = self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise UserError(
+                f"metric_for_best_model={self.metric_for_best_model!r}: an evaluation of completions has no loss; use 'reward', or leave it out"
+            )
+        if (self.load_best_model_at_end or by_plateau) and self.metric_for_best_model is None:
+            self.metric_for_best_model = "reward"
+        if by_plateau and "mode" not in (self.lr_scheduler_kwargs or {}):
+            raise UserError(
+                "lr_scheduler_type='reduce_lr_on_plateau' waits for a value to fall, and a reward rises: give lr_scheduler_kwargs={'mode': 'max'}"
+            )
 
     def _check_sampling(self) -> None:
         """What is drawn in the end: generation_kwargs may say it too."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from posttrain.errors import UserError
+from posttrain.errors import TrainingError, UserError
 
 FILE = "reference.safetensors"
 
@@ -37,11 +37,15 @@ def load(path: Path, key: dict[str, str]) -> list[list[float]]:
 
 
 def save(path: Path, key: dict[str, str], logps: list[list[float]]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Whole or not at all. Raises TrainingError where the disk refuses."""
     beside = path.with_name(f".writing-{path.name}")
-    save_file({"logps": torch.tensor(logps, dtype=torch.float64)}, str(beside), metadata=key)
-    os.replace(beside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"logps": torch.tensor(logps, dtype=torch.float64)}, str(beside), metadata=key)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise TrainingError(f"could not write {path}: {error}. Free some space and start again") from error
 
 
 def digest_of_data(token_ids: Iterable[object]) -> str:

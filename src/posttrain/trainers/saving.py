@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging as transformers_logging
 
-from posttrain.errors import EnvError, RewardError, TrainingError, UserError
+from posttrain.errors import EnvError, RewardError, TrainingError, UserError, is_full
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
 from posttrain.trainers import best, checkpoints, hub, manifest
@@ -191,6 +191,14 @@ class SavingTrainer(Trainer):
             raise TrainingError(
                 "another process of this training ended, so this one cannot go on (what the other one said tells why); "
                 + (f"resume from {last.name}" if last else "nothing is saved yet, so start it again")
+            ) from error
+        except OSError as error:
+            if not is_full(error):
+                raise
+            last = checkpoints.last_checkpoint(str(self.args.output_dir))
+            raise TrainingError(
+                f"could not write {error.filename or 'the output'}: {error.strerror}. Free some space and resume; "
+                + (f"{last.name} is whole" if last else "no checkpoint exists yet")
             ) from error
         finally:
             self.interrupt.restore()
