@@ -1,5 +1,6 @@
 """Programs end with the process that started them, however that ends; and pipes end with programs, whoever holds them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -90,6 +91,48 @@ def test_nothing_is_left_at_the_weakest_level_but_what_a_program_hides():
         sibling = int(parent.stdout.readline().split()[1])
         started = [pid for pid in descendants(parent.pid) if pid != sibling]
         assert started
+        parent.kill()
+        try:
+            assert not left_of(started, patience_s=10)
+        finally:
+            os.kill(sibling, signal.SIGKILL)
+
+
+@NEEDS_LINUX
+def test_a_command_that_judges_elsewhere_ends_when_nobody_reads_its_verdicts():
+    job = Job("import time\ntime.sleep(100)", [InputOutput("", "")], limits=Limits(wall_s=100))
+    command = [sys.executable, "-m", "posttrain.sandbox", "process"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as there:
+        there.stdin.write(json.dumps(job.to_json()).encode() + b"\n")
+        there.stdin.flush()
+        until = time.monotonic() + 20
+        while len(descendants(there.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        started = [there.pid, *descendants(there.pid)]
+        there.stdout.close()
+        assert not left_of(started, patience_s=10)
+
+
+# What runs beyond the start of a program, told that it is on another system, where the kernel does not say that a parent has ended.
+ELSEWHERE = """
+import posttrain.sandbox.birth as birth, posttrain.sandbox.walls as walls
+boot = "import sys; sys.platform = 'darwin'; " + walls.BOOT
+birth.PYTHON = ("-S", "-s", "-X", "utf8", "-c", boot)
+walls.IS_LINUX = False
+"""
+
+
+@NEEDS_LINUX
+@pytest.mark.parametrize("wall", ["rlimits", "process"])
+def test_a_program_ends_with_its_parent_also_where_the_kernel_does_not_say_so(wall):
+    if ordinary.interpreter() is None:
+        pytest.skip("an ordinary user has no Python here")
+    with ordinary.start_as_ordinary_user(ELSEWHERE + PARENT, wall, "print(1, flush=True)\nwhile True: pass") as parent:
+        said = parent.stdout.readline().split()
+        assert said[:1] == ["up"], (said, parent.stderr.read() if not said else "")
+        sibling = int(said[1])
+        started = [pid for pid in descendants(parent.pid) if pid != sibling]
+        assert len(started) == (2 if wall == "rlimits" else 1), "the supervisor and the program, without a fork server"
         parent.kill()
         try:
             assert not left_of(started, patience_s=10)

@@ -93,3 +93,30 @@ def test_what_a_program_reaches_and_what_still_works(wall):
         reached.pop("files")
         reached.pop("environment")
     assert not any(reached.values()), reached
+
+
+def test_a_flood_of_directories_holds_no_verdict_up_and_is_removed():
+    script = """
+import json, os, tempfile, time, threading
+from posttrain.sandbox import InputOutput, Isolation, Job, Limits, Sandbox
+from posttrain.sandbox.walls import WALLS
+from posttrain.sandbox.levels import failure_of
+if os.geteuid() == 0 or failure_of(WALLS["rlimits"]):
+    print(json.dumps(None))
+    raise SystemExit
+tempfile.tempdir = tempfile.mkdtemp()
+sandbox = Sandbox("process")
+sandbox.isolation = Isolation(WALLS["rlimits"])
+program = "import os\\nwhile True:\\n    os.mkdir('d'); os.chdir('d')"
+verdict = sandbox.judge(Job(program, [InputOutput("", "1")], limits=Limits(wall_s=2, cpu_s=1)))
+for thread in threading.enumerate():
+    if "remover" in thread.name: thread.join()
+print(json.dumps([verdict.passed, verdict.error, verdict.seconds, os.listdir(tempfile.tempdir)]))
+os.rmdir(tempfile.tempdir)
+"""
+    said = json.loads(ordinary.run_as_ordinary_user(script))
+    if said is None:
+        pytest.skip("no such isolation here")
+    passed, error, seconds, left = said
+    assert (passed, error, left) == (False, None, [])
+    assert seconds < 3

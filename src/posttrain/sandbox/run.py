@@ -217,12 +217,20 @@ class Process:
         return Outcome("signal" if code < 0 else "exit", abs(code), stdout, stderr, seconds, cpu_s)
 
     def _remove_folder(self) -> None:
+        """At once where the program left nothing; a flood of files takes longer than a verdict may."""
         if self.folder is not None:
             try:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            except RecursionError:  # the program nested directories deeper than Python's stack
-                subprocess.run(["rm", "-rf", "--", self.folder], check=False, capture_output=True)
+                os.rmdir(self.folder)
+            except OSError:
+                threading.Thread(target=_remove, args=(self.folder,), name="posttrain-sandbox-remover").start()
             self.folder = None
+
+
+def _remove(folder: str) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # the program nested directories deeper than Python's stack
+        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
 def _collect_sockets() -> None:

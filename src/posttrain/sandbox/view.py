@@ -141,7 +141,10 @@ def _standard_library() -> list[str]:
 def _needed_libraries() -> list[str]:
     """Files, as the kernel names them: without symbolic links."""
     command = [interpreter(), "-I", "-S", "-c", LOADER]
-    done = subprocess.run(command, capture_output=True, timeout=HELPER_S, check=False, cwd="/", env={"LC_ALL": "C.UTF-8"})
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=HELPER_S, check=False, cwd="/", env={"LC_ALL": "C.UTF-8"})
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"the libraries that Python needs were not found within {HELPER_S:g} s") from error
     if done.returncode != 0:
         raise OSError(f"the libraries that Python needs were not found: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}")
     return [path for path in json.loads(done.stdout) if os.path.isfile(path)]
