@@ -162,6 +162,12 @@ def test_a_number_of_numpy_is_what_it_equals():
     assert [result.passed for result in verdict.results] == [True, True, True, False]
 
 
+@pytest.mark.parametrize("program", ["square = 5", "square = None", "x = 1", "square = [lambda: 1]", "import math as square"])
+def test_a_name_that_is_not_what_the_tests_take_it_for_is_wrong_and_no_error(sandbox, program):
+    """The tests hand it back to the program, which may have named anything so."""
+    assert results(sandbox, [Asserts("assert apply(square, 3) == 9")], program + "\ndef apply(f, x): return f(x)") == [False]
+
+
 LIAR = """
 class Liar:
     def __eq__(self, other): return True
@@ -255,6 +261,10 @@ def test_tests_after_the_first_failure_are_not_run_when_only_all_count(sandbox):
         ("def check(candidate):\n    assert candidate(1) == 2", "never called the program"),
         ("assert add(lambda: 1) == 2", "cannot be sent"),
         ("import sys, os\nos._exit(0)", "before they called"),
+        (
+            "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[]\\n{\"result\": true}\\nx\\n')\n    except OSError: pass\nassert add(1) == 2",
+            "wrote to",
+        ),
     ],
 )
 def test_tests_that_cannot_judge_are_an_error_and_no_failure(sandbox, source, cause):

@@ -177,9 +177,9 @@ class Named(Remote):
         return self._wire.ask({"of": 0, "get": self._name})
 
 
-def _number_of(value: Any) -> dict[str, int]:
-    if isinstance(value, Named):
-        value = value._found()
+def _number_of(value: Any) -> Any:
+    if isinstance(value, Named):  # may name anything, also plain data
+        return encode(value._found(), _number_of)
     if isinstance(value, Remote):
         return {"object": value._number}
     raise NotPlain(f"an object of the class {type(value).__name__}")
