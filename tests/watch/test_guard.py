@@ -40,7 +40,18 @@ def test_this_machine_is_answered(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example:8377", "127.0.0.1.evil.example", "localhost.evil.example:8377", "", "169.254.1.1", "evil.example#@localhost"]
+    "host",
+    [
+        "evil.example:8377",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8377",
+        "",
+        "169.254.1.1",
+        "evil.example#@localhost",
+        "[::1",
+        "[",
+        "]::1[",
+    ],
 )
 def test_a_name_that_was_made_to_point_here_is_refused(host):
     sent, status, _ = ask({"host": host})
@@ -49,7 +60,7 @@ def test_a_name_that_was_made_to_point_here_is_refused(host):
     assert ask({"host": host}, kind="websocket")[0] == [{"type": "websocket.close", "code": 1008}]
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null", "https://127.0.0.1.evil.example:8377"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null", "https://127.0.0.1.evil.example:8377", "http://[::1"])
 def test_another_site_is_refused_also_by_websocket(origin):
     assert ask({"host": "localhost:8377", "origin": origin})[1] == 403
     assert ask({"host": "localhost:8377", "origin": origin}, kind="websocket")[0] == [{"type": "websocket.close", "code": 1008}]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -46,12 +47,14 @@ def read_section(path: str, values: Any, sections: Mapping[str, type]) -> Any:
             filled[key] = read_section(where, {} if value is None else value, sections)
         else:
             filled[key] = typed(value, known[key], where)
+            if isinstance(filled[key], float) and not math.isfinite(filled[key]):
+                raise UserError(f"{where} must be a finite number, not {value}")
     return cls(**filled)
 
 
 def read_settings(path: str, values: Mapping[str, Any], cls: Any, title: str) -> dict[str, Any]:
     """Keywords for a trainer's config. Names that the config knows and refuses pass: it says itself why."""
-    known = _fields(cls)
+    known = vars(cls).get("types") or _fields(cls)  # as written: a parser of scripts may have changed the fields
     for key in values:
         if key not in known and key not in cls.refused:
             raise UserError(f"{path}.{key} is not a setting of {title}.{nearest(str(key), known, f'{path}.')}")

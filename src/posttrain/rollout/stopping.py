@@ -5,6 +5,7 @@ The tokens are the truth: a stop string ends a completion with the token whose t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def check_sampling(sampling: Sampling, tokenizer: Any) -> None:
     """Refuse, in a sentence, settings that no engine can draw from."""
     wrong = [
         (sampling.max_new_tokens < 1, f"max_new_tokens is {sampling.max_new_tokens}; a completion has at least 1 token"),
-        (sampling.temperature < 0, f"temperature is {sampling.temperature}; it must be 0 (greedy) or more"),
+        (not 0 <= sampling.temperature < math.inf, f"temperature is {sampling.temperature}; it must be a finite number, 0 (greedy) or more"),
         (sampling.top_k < 0, f"top_k is {sampling.top_k}; it must be 0 (off) or more"),
         (not 0 < sampling.top_p <= 1, f"top_p is {sampling.top_p}; it must be above 0 and at most 1 (off)"),
         (sampling.min_p is not None and not 0 <= sampling.min_p <= 1, f"min_p is {sampling.min_p}; it must lie between 0 and 1, or be None (off)"),

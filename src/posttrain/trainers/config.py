@@ -19,6 +19,7 @@ from posttrain.models.load import with_new_names
 from posttrain.models.precision import beside_adapters
 from posttrain.ops.precision import multiplies_natively
 from posttrain.text import redacted
+from posttrain.trainers import checks
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -45,8 +46,11 @@ def settings(cls: type[Config]) -> type[Config]:
             harmless, why = cls.refused[name]
             if kwargs.pop(name) != harmless:
                 raise UserError(f"{name}: {why}")
-        construct(self, *args, **kwargs)
+        construct(self, *args, **checks.checked(cls, kwargs))
 
+    cls.kinds = checks.kinds_of(cls)
+    cls.types = {known.name: str(known.type) for known in fields(cls) if known.init}
+    checks.as_text_for_parsers(cls)
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 
@@ -76,6 +80,7 @@ _NO_EFFECT = {  # settings of transformers that no trainer here reads: name -> (
     "neftune_noise_alpha": ((None, 0.0), "only SFT adds noise to embeddings; leave it out"),
     "enable_jit_checkpoint": ((False,), "SIGTERM finishes the step and saves it anyway; leave it out"),
 }
+_NOT_TAKEN = ("remove_unused_columns", "logging_nan_inf_filter", "report_to")  # defaults of transformers that a trainer here has otherwise
 _SHARDED = "sharding over devices is not built yet; use plain data parallelism (`accelerate launch`), or one device"
 
 
@@ -85,6 +90,8 @@ class BaseConfig(TrainingArguments):
     """Defaults that differ from transformers', and settings of the run directory."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {}
+    types: ClassVar[dict[str, str]] = {}  # setting -> its annotation, as it is written
+    kinds: ClassVar[dict[str, frozenset[str]]] = {}  # setting -> what its annotation names
     no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = _NO_EFFECT
     # The least value of a setting, where one is given.
     lowest: ClassVar[dict[str, float]] = {"max_tokens_per_micro_batch": 1, "record_tokens_of": 0, "record_megabytes": 0}
@@ -95,7 +102,7 @@ class BaseConfig(TrainingArguments):
         None,
         "bf16 autocast over the loaded weights. Default: on where a GPU supports it. A processor that only emulates bf16 computes in float32 instead.",
     )
-    report_to: Any = setting("none", "Other trackers (wandb, tensorboard, trackio). The run's own record is always kept.")
+    report_to: str | list[str] | None = setting("none", "Other trackers (wandb, tensorboard, trackio). The run's own record is always kept.")
     remove_unused_columns: bool = setting(False, "Columns are kept: rewards may ask for them.")
     logging_nan_inf_filter: bool = setting(False, "Must stay off: a loss that is not finite stops training instead of being hidden.")
     restore_callback_states_from_checkpoint: bool = setting(
@@ -195,6 +202,8 @@ class BaseConfig(TrainingArguments):
         return given
 
     def __post_init__(self) -> None:
+        for name, value in checks.checked(type(self), {name: getattr(self, name) for name in self.kinds}).items():
+            setattr(self, name, value)
         if self.model_init_kwargs is not None:
             self.model_init_kwargs = with_new_names(self.model_init_kwargs)
         if self.bf16 is None:
@@ -227,6 +236,22 @@ class BaseConfig(TrainingArguments):
             raise UserError(f"adapter_dtype={self.adapter_dtype!r}: use {' or '.join(map(repr, ADAPTER_DTYPES))}")
         if self.auto_find_batch_size:
             raise UserError("auto_find_batch_size would change the batch in silence; set max_tokens_per_micro_batch, which changes memory only")
+
+
+def as_config(args: TrainingArguments | None, cls: type[Config]) -> Config:
+    """A trainer's settings from what a script hands over: none, the trainer's own, or transformers' TrainingArguments, whose fields are taken.
+
+    Of those, what must stay off here is taken only where it was changed. Raises UserError for another trainer's settings.
+    """
+    if args is None:
+        return cls()
+    if isinstance(args, cls):
+        return args
+    if isinstance(args, BaseConfig) or not isinstance(args, TrainingArguments):
+        raise UserError(f"args is a {type(args).__name__}; this trainer takes a {cls.__name__}, or transformers' TrainingArguments")
+    own = {known.name: known.default for known in fields(TrainingArguments) if known.init}
+    left = {name for name in _NOT_TAKEN if getattr(args, name) == own[name]}
+    return cls(**{name: getattr(args, name) for name in own.keys() & cls.kinds.keys() if name not in left})
 
 
 def refuse(reasons: dict[str, str], given: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from posttrain.losses.preference import (
     preference_loss,
 )
 from posttrain.losses.transport import Transport
-from posttrain.trainers.config import setting, settings
+from posttrain.trainers.config import as_config, setting, settings
 from posttrain.trainers.offline import Example, OfflineTrainer
 from posttrain.trainers.offline_config import ReferenceConfig, check_choice
 from posttrain.trainers.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
@@ -52,7 +52,7 @@ class DPOConfig(ReferenceConfig):
 
     learns_from_pairs: ClassVar[bool] = True
 
-    loss_type: Any = setting("sigmoid", f"One loss or a list of them, added with loss_weights: {', '.join(LOSSES)}.")
+    loss_type: list[str] | str = setting("sigmoid", f"One loss or a list of them, added with loss_weights: {', '.join(LOSSES)}.")
     loss_weights: list[float] | None = setting(None, "A weight for each loss of loss_type. Default: 1.0 each.")
     label_smoothing: float = setting(
         0.0, "The share of labels that are thought to be wrong: for sigmoid (conservative DPO), robust, exo_pair (above 0), aot and aot_unpaired."
@@ -137,7 +137,7 @@ class DPOTrainer(OfflineTrainer):
     ) -> None:
         super().__init__(
             model,
-            args or DPOConfig(),
+            as_config(args, DPOConfig),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -22,7 +22,7 @@ from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_t
 from posttrain.losses.kl import k1_penalty
 from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions
 from posttrain.trainers.base import MicroBatch
-from posttrain.trainers.config import refuse
+from posttrain.trainers.config import as_config, refuse
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.ranks import gather_json
@@ -70,7 +70,7 @@ class GRPOTrainer(OnlineTrainer):
         super().__init__(
             model,
             reward_funcs,
-            args or GRPOConfig(),
+            as_config(args, GRPOConfig),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -24,7 +24,7 @@ from posttrain.data.stream import PackItem, split
 from posttrain.errors import UserError, at_row
 from posttrain.losses.kto import LOSSES, estimated_kl
 from posttrain.trainers.base import MicroBatch
-from posttrain.trainers.config import setting, settings
+from posttrain.trainers.config import as_config, setting, settings
 from posttrain.trainers.offline import Example, OfflineTrainer
 from posttrain.trainers.offline_config import ReferenceConfig, check_choice
 from posttrain.trainers.ranks import gather_json
@@ -109,7 +109,7 @@ class KTOTrainer(OfflineTrainer):
     ) -> None:
         super().__init__(
             model,
-            args or KTOConfig(),
+            as_config(args, KTOConfig),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from posttrain.data.stream import PackItem
 from posttrain.errors import UserError
 from posttrain.losses.reference_free import CPO_LOSSES, OF_MEANS, CPOOptions, log_odds_ratio, orpo, shaped_rewards
-from posttrain.trainers.config import setting, settings
+from posttrain.trainers.config import as_config, setting, settings
 from posttrain.trainers.offline import Example, OfflineTrainer
 from posttrain.trainers.offline_config import OfflineConfig, check_choice
 from posttrain.trainers.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
@@ -97,7 +97,7 @@ class ReferenceFreeTrainer(OfflineTrainer):
     ) -> None:
         super().__init__(
             model,
-            args or self.config_class(),
+            as_config(args, self.config_class),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -31,7 +31,7 @@ from posttrain.models.head import base_model
 from posttrain.models.heads import VALUE_HEAD, add_value_head, load_reward_model, make_scores, reward_model, without_submodule
 from posttrain.models.precision import make_trainable
 from posttrain.rewards import Rubric
-from posttrain.trainers.config import refuse
+from posttrain.trainers.config import as_config, refuse
 from posttrain.trainers.fingerprint import Fingerprint, of_weights
 from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.ppo_config import PPOConfig
@@ -87,7 +87,7 @@ class PPOTrainer(OnlineTrainer):
         super().__init__(
             model,
             _with_reward_model(reward_funcs, reward_model),
-            args or PPOConfig(),
+            as_config(args, PPOConfig),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

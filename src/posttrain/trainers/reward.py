@@ -29,7 +29,7 @@ from posttrain.models.heads import HEAD, load_reward_model, make_scores, reward_
 from posttrain.models.load import context_length, load_tokenizer
 from posttrain.models.precision import make_trainable
 from posttrain.trainers.base import MicroBatch
-from posttrain.trainers.config import BaseConfig, setting, settings
+from posttrain.trainers.config import BaseConfig, as_config, setting, settings
 from posttrain.trainers.offline import Example, OfflineTrainer
 from posttrain.trainers.offline_config import REFUSED
 
@@ -105,7 +105,7 @@ class RewardTrainer(OfflineTrainer):
         compute_metrics: Any = None,
         quantization_config: Any = None,
     ) -> None:
-        args = args or RewardConfig()
+        args = as_config(args, RewardConfig)
         name = model if isinstance(model, str) else model.config._name_or_path
         loaded = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         tokenizer = with_own_padding(loaded)

@@ -18,7 +18,7 @@ from posttrain.errors import UserError
 from posttrain.losses.kl import k1_penalty
 from posttrain.losses.policy import RLOO, PolicyOptions
 from posttrain.losses.rloo import leave_one_out
-from posttrain.trainers.config import refuse, setting, settings
+from posttrain.trainers.config import as_config, refuse, setting, settings
 from posttrain.trainers.online import OnlineTrainer
 from posttrain.trainers.online_config import OnlineConfig
 from posttrain.trainers.stage import as_environment
@@ -44,7 +44,7 @@ class RLOOConfig(OnlineConfig):
     epsilon: float = setting(0.2, "Lower clip of a completion's ratio, and the upper one unless epsilon_high is set.")
     epsilon_high: float | None = setting(None, "Upper clip.")
     normalize_advantages: bool = setting(False, "Standardise advantages over the whole rollout.")
-    reward_clip_range: Any = setting(None, "[low, high]: rewards are held within it, before the reference's part.")
+    reward_clip_range: list[float] | None = setting(None, "[low, high]: rewards are held within it, before the reference's part.")
     mask_truncated_completions: bool = setting(
         False, "Completions cut at max_completion_length teach nothing; they stay in their siblings' baseline."
     )
@@ -95,7 +95,7 @@ class RLOOTrainer(OnlineTrainer):
         super().__init__(
             model,
             reward_funcs,
-            args or RLOOConfig(),
+            as_config(args, RLOOConfig),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -25,7 +25,7 @@ from posttrain.models.load import context_length, load_model, load_tokenizer, st
 from posttrain.models.smoothing import mean_minus_target
 from posttrain.models.templates import grow_embeddings, set_chat_template, set_eos_token
 from posttrain.trainers.base import BaseTrainer, MicroBatch
-from posttrain.trainers.config import refuse
+from posttrain.trainers.config import as_config, refuse
 from posttrain.trainers.inputs import named
 from posttrain.trainers.loader import EndlessBatches, example_loader, stream_loader
 from posttrain.trainers.ranks import gather_json
@@ -82,7 +82,7 @@ class SFTTrainer(BaseTrainer):
         formatting_func: Callable[[Any], Any] | None = None,
     ) -> None:
         refuse(_REFUSED, locals())
-        args = args or SFTConfig()
+        args = as_config(args, SFTConfig)
         self.is_streaming = _is_stream(train_dataset, args)
         model, tokenizer = _with_template(
             model, args, processing_class, has_adapters=peft_config is not None or (isinstance(model, str) and is_adapter(model))

@@ -51,10 +51,14 @@ class Guard:
 
     def _refusal(self, headers: dict[str, str]) -> str | None:
         host = headers.get("host", "")
-        if self.hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
-            return "this page is not served under that name"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        try:
+            name, site = urlsplit(f"//{host}").hostname or "", None if origin is None else urlsplit(origin).netloc
+        except ValueError:  # "[::1" and its like are no address
+            return "this page is not served under that name"
+        if self.hosts is not None and name not in self.hosts:
+            return "this page is not served under that name"
+        if site is not None and site != host:
             return "this page answers no other site"
         return None
 
