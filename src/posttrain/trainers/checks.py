@@ -49,12 +49,13 @@ def as_text_for_parsers(cls: Any) -> None:
         kinds = _KINDS.findall(str(field.type))
         if field.name not in cls.__annotations__ or not field.init:
             continue
-        if "bool" in kinds and "str" in kinds:
+        if "str" in kinds and {*kinds} & {"bool", "int", "float"}:
             cls.__annotations__[field.name] = "str | None"
+        if "str" in kinds and "bool" in kinds:
             field.metadata = MappingProxyType({**field.metadata, "nargs": "?", "const": True})  # also as a bare --name
-        elif {"list", "str", "None"} <= {*kinds}:
+        if {"list", "str", "None"} <= {*kinds}:
             cls.__annotations__[field.name] = "list[str] | None"
-        elif kinds[:1] in (["dict"], ["Any"]):
+        if kinds[:1] in (["dict"], ["Any"]):
             cls.__annotations__[field.name] = "str | None"
 
 
