@@ -10,6 +10,7 @@ import pytest
 from posttrain.errors import UserError
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Sandbox, strongest
 from posttrain.sandbox.birth import Forked
+from posttrain.sandbox.view import package_paths
 from posttrain.sandbox.walls import Level
 
 pytestmark = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
@@ -155,6 +156,7 @@ def test_a_number_that_python_calls_equal_is_right(sandbox, value):
     assert results(sandbox, [Asserts("assert square(4) == 16"), Asserts("assert square(4) == 17")], program) == [True, False]
 
 
+@pytest.mark.skipif(not any(os.path.isdir(f"{path}/numpy") for path in package_paths()), reason="numpy is not installed beside this interpreter")
 def test_a_number_of_numpy_is_what_it_equals():
     program = "import numpy as np\ndef f(k): return [np.int64(16), np.float32(0.5), np.bool_(True), np.array([16, 17])][k]"
     tests = [Call("f", [0], 16), Call("f", [1], 0.5), Call("f", [2], True), Call("f", [3], [16, 17])]
