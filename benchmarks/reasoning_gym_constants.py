@@ -10,6 +10,7 @@ usage: reasoning_gym_constants.py [--rows N] [TASK ...]
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import signal
 import sys
@@ -65,7 +66,7 @@ def same(text: str, gold: str | None) -> bool:
     return plain[0] == plain[1] != ""
 
 
-def within(seconds: float, score: Callable[[], float]) -> float | None:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """None: it took longer."""
 
     def stop(*_: Any) -> None:
@@ -74,19 +75,27 @@ def within(seconds: float, score: Callable[[], float]) -> float | None:
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        return float(score())
+        return call()
     except TooSlow:
         return None
-    except Exception:
-        return 0.0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def tried(score: Callable[[], float]) -> float:
+    """0 where the scorer raises: that is not asked here."""
+    try:
+        return float(score())
+    except Exception:
+        return 0.0
 
 
 def asked(name: str, size: int) -> dict[str, Any]:
     """kind of text -> rows that it earned full marks in, unguarded and guarded."""
     task = f"{name}?size={size}&seed=11"
-    dataset, rows = open_task(task), [question(task, index) for index in range(size)]
+    dataset, rows = open_task(task), [within(20.0, functools.partial(question, task, index)) for index in range(size)]
+    if None in rows:
+        raise RuntimeError("a question takes longer than 20 s to make")
     paid: dict[str, list[int]] = {}
     slow = 0
     for row, entry in enumerate(rows):
@@ -94,7 +103,7 @@ def asked(name: str, size: int) -> dict[str, Any]:
             if same(text, entry["answer"]):
                 continue
             for which, score in enumerate((lambda: dataset.score_answer(text, entry), lambda: guarded_score(dataset, entry, text))):  # noqa: B023
-                got = within(2.0, score)
+                got = within(2.0, lambda: tried(score))  # noqa: B023
                 slow += got is None
                 if got is not None and got >= 1.0:
                     paid.setdefault(kind, [0, 0])[which] += 1

@@ -249,15 +249,6 @@ def test_a_reward_without_a_timeout_stays_on_the_callers_thread():
     assert seen == {threading.get_ident()}
 
 
-def test_an_interrupt_in_a_reward_reaches_the_caller_and_scoring_works_afterwards():
-    def interrupts(completion):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Rubric(interrupts).score([group(["a"])])
-    assert scored(Rubric(lambda completion: 1.0), group(["a"]))[0] == [1.0]
-
-
 # Async
 
 

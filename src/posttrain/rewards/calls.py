@@ -6,7 +6,7 @@ N completions of a batch, in order of groups and then of rollouts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from posttrain.rewards.reward import NOT_COLUMNS, OFFERED, RewardFunction
@@ -61,6 +61,7 @@ class Call:
     notes: Notes = field(default_factory=Notes)  # of the attempt that counted
     scores: Scores = field(default_factory=list)  # one per row, once it is settled
     retried: int = 0
+    changed: list[str] = field(default_factory=list)  # what was changed in this process while it ran
 
     @property
     def failures(self) -> list[Failure]:
@@ -75,10 +76,29 @@ class Call:
         return f"prompts {', '.join(ids[:5])}{' and others' if len(ids) > 5 else ''}"
 
     def arguments(self, notes: Notes) -> dict[str, Any]:
-        """The keywords of one attempt, which logs into `notes`."""
+        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: what a reward does to them, nobody else sees."""
         loggers = {"log_metric": notes.log_metric, "log_extra": notes.log_extra}
-        return self.offered | {name: logger for name, logger in loggers.items() if name in self.offered and name in OFFERED[self.reward.shape]}
+        given = {name: own(value) for name, value in self.offered.items()}
+        return given | {name: logger for name, logger in loggers.items() if name in self.offered and name in OFFERED[self.reward.shape]}
 
+
+def own(value: Any, depth: int = 50) -> Any:
+    """A copy of lists, dicts and groups within each other; what else they hold (texts, tensors, images) is the same."""
+    kind = type(value)
+    if kind in _PLAIN or not depth:
+        return value
+    if kind is list or kind is tuple:
+        if _PLAIN.issuperset(map(type, value)):  # token ids: thousands
+            return kind(value)
+        return kind([each if type(each) in _PLAIN else own(each, depth - 1) for each in value])
+    if kind is dict:
+        return {name: each if type(each) in _PLAIN else own(each, depth - 1) for name, each in value.items()}
+    if isinstance(value, (Group, Rollout, Task)):
+        return replace(value, **{each.name: own(getattr(value, each.name), depth - 1) for each in fields(value)})
+    return value
+
+
+_PLAIN = {str, int, float, bool, type(None)}
 
 Rows = Iterable[tuple[list[tuple[Task, Rollout]], bool, dict[str, Any]]]
 

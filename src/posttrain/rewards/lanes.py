@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from posttrain.rewards.answers import raised, scores_of, timed_out
 from posttrain.rewards.calls import Call, Notes, Scores
+from posttrain.rewards.surroundings import Surroundings
 from posttrain.waiting import UserLoop, new_loop
 
 
@@ -29,13 +30,22 @@ class Attempt:
     notes: Notes = field(default_factory=Notes)
     scores: Scores = field(default_factory=list)
     answer: Any = None  # of a call that has not been judged yet
+    changed: list[str] = field(default_factory=list)
 
-    def invoke(self) -> None:
-        """Call the function. Its answer may still have to be awaited."""
+    def invoke(self, around: Surroundings | None = None) -> None:
+        """Call the function. Its answer may still have to be awaited. Whatever it raises is its failure, unless a signal came meanwhile."""
         try:
             self.answer = _whole(self.call.reward.function(**self.call.arguments(self.notes)))
-        except (Exception, SystemExit) as error:  # sys.exit() in a reward ends no training
+        except BaseException as error:  # sys.exit() in a reward ends no training
+            if not isinstance(error, Exception) and around is not None and around.was_signalled:
+                raise
             self.scores = raised(self.call, error)
+
+    def invoke_elsewhere(self) -> None:
+        """The same beside training."""
+        around = Surroundings(whole=False)
+        self.invoke()
+        self.changed = around.differences(restore=False)
 
     def judge(self) -> None:
         if not self.scores:
@@ -110,11 +120,15 @@ class LocalLane:
     async def run(self, attempts: list[Attempt], seconds: float | None) -> None:
         async with self._one_at_a_time:
             if seconds is None:
-                await asyncio.wrap_future(self._executor().do(functools.partial(_invoke_all, attempts)))
+                whole = self.here is not None
+                await asyncio.wrap_future(self._executor().do(functools.partial(_invoke_all, attempts, whole=whole)))
             else:
                 for attempt in attempts:
                     await self._invoke(attempt, seconds)
-        await asyncio.gather(*(self._await(attempt, seconds) for attempt in attempts if inspect.isawaitable(attempt.answer)))
+        if awaited := [attempt for attempt in attempts if inspect.isawaitable(attempt.answer)]:
+            around = Surroundings(whole=False)
+            await asyncio.gather(*(self._await(attempt, seconds) for attempt in awaited))
+            awaited[0].changed += around.differences(restore=False)
         for attempt in attempts:
             attempt.judge()
 
@@ -132,7 +146,7 @@ class LocalLane:
 
     async def _invoke(self, attempt: Attempt, seconds: float) -> None:
         tried = Attempt(attempt.call)  # a call that is left behind may still write into it
-        future = asyncio.wrap_future(self._executor().do(tried.invoke))
+        future = asyncio.wrap_future(self._executor().do(tried.invoke_elsewhere))
         done, _ = await asyncio.wait([future], timeout=seconds)
         if not done:
             attempt.scores = timed_out(attempt.call, seconds)
@@ -142,7 +156,7 @@ class LocalLane:
         elif (error := future.exception()) is not None:  # of a kind that `invoke` does not know
             attempt.scores = raised(attempt.call, error)
         else:
-            attempt.notes, attempt.scores, attempt.answer = tried.notes, tried.scores, tried.answer
+            attempt.notes, attempt.scores, attempt.answer, attempt.changed = tried.notes, tried.scores, tried.answer, tried.changed
 
     async def _await(self, attempt: Attempt, seconds: float | None) -> None:
         outcome = await self._loop.run(_read(attempt.answer), seconds)
@@ -155,9 +169,16 @@ class LocalLane:
             attempt.scores = raised(attempt.call, error)
 
 
-def _invoke_all(attempts: list[Attempt]) -> None:
-    for attempt in attempts:
-        attempt.invoke()
+def _invoke_all(attempts: list[Attempt], *, whole: bool) -> None:
+    """whole: on the thread that trains, which gets its surroundings back."""
+    around = Surroundings(whole=whole)
+    try:
+        for attempt in attempts:
+            attempt.invoke(around)
+    finally:
+        changed = around.differences(restore=whole)
+        for attempt in attempts[:1]:
+            attempt.changed = changed
 
 
 @functools.cache

@@ -27,6 +27,7 @@ class Report(Notes):
 
     failures: dict[str, Counter[str]] = field(default_factory=dict)  # reward -> completions without a score by kind (KINDS), and "retried"
     traces: dict[str, str] = field(default_factory=dict)  # reward -> its first failure: the message, and the traceback if there is one
+    changed: dict[str, list[str]] = field(default_factory=dict)  # reward -> what was changed in this process while it ran
     broken: list[str] = field(default_factory=list)  # for each completion over which a reward or its environment broke: how
 
     def add(self, name: str, call: Call) -> None:
@@ -38,6 +39,8 @@ class Report(Notes):
             counts["retried"] = call.retried
         if counts:
             self.failures.setdefault(name, Counter()).update(counts)
+        if call.changed:
+            self.changed[name] = list(dict.fromkeys([*self.changed.get(name, []), *call.changed]))
         for failure in call.failures[:1]:
             self.traces.setdefault(name, f"{failure.message}\n{failure.trace}".rstrip())
 
@@ -144,6 +147,7 @@ async def _settle(lane: Lane, calls: list[Call], policy: FailurePolicy) -> None:
         await lane.run(attempts, policy.seconds)
         for attempt in attempts:
             attempt.call.scores, attempt.call.notes = attempt.scores, attempt.notes
+            attempt.call.changed += attempt.changed
         calls = [call for call in calls if call.failures and not call.failures[0].is_fatal]
         if not calls or not left:
             return

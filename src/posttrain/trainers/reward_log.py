@@ -28,6 +28,9 @@ class RewardLog:
         if broken:
             metrics.count("episodes/dropped", len(broken))
         traces = [("reward", name, trace) for name, trace in report.traces.items()] + [("env", "", trace) for trace in broken[:1]]
+        for name, changed in report.changed.items():
+            told = f"while reward '{name}' ran, there changed: {', '.join(changed)}. A reward should leave its process as it was"
+            traces.append(("reward", f"{name} changed", told))
         for part in gather_json(traces, device):
             for kind, name, trace in part:
                 if (kind, name) not in self._told:
