@@ -27,6 +27,10 @@ class UserError(_Shown, ValueError):
     """The user's input cannot work: a recipe, a dataset, a reward, a model path. The message names the cause and the fix."""
 
 
+class NothingToLearn(UserError):
+    """A row that can teach nothing: none of its tokens is trained. Such rows are left out and counted; where all are, it is an error."""
+
+
 class RewardError(_Shown, RuntimeError):
     """A reward broke (raised, returned NaN or the wrong length). Never a silent zero."""
 
@@ -45,7 +49,7 @@ def at_row(number: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"row {number}: {error}") from error
+        raise type(error)(f"row {number}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

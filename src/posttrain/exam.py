@@ -71,6 +71,7 @@ def answers(
     max_turn_tokens: int | None = None,
     reward_policy: FailurePolicy = BASE,
     env_on_error: str = "stop",
+    skip_special_tokens: bool = True,
     on_report: Callable[[Report], None] | None = None,
     **chat_template_kwargs: Any,
 ) -> list[Group]:
@@ -85,6 +86,7 @@ def answers(
         prompt_ids = [encode_task(tokenizer, task, chat_template_kwargs) for task in tasks]
     else:
         limits: dict[str, Any] = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens, "on_error": env_on_error}
+        limits["skip_special_tokens"] = skip_special_tokens
         stage = make_stage(environment, tokenizer, sampling.stop_token_ids, **limits, **chat_template_kwargs)
     with rubric.scoring(default=reward_policy) as scoring:
         with engine.serving(model, version=0):
@@ -96,7 +98,7 @@ def answers(
                 num_generations=num_generations,
                 seed=seed,
                 step=step,
-                decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+                decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens),
                 on_group=scoring.add,
                 stage=stage,
             )

@@ -105,7 +105,7 @@ def test_the_preview_is_what_the_trainer_trains(preview, tmp_path):
     recipe = read_recipe(str(tmp_path / "recipe.yaml"))
     tokenizer = make_tokenizer(recipe.model, rows)
     args = SFTConfig(output_dir=str(tmp_path / "run"), use_cpu=True, assistant_only_loss=True)
-    trainer = SFTTrainer(make_model(recipe.model, tokenizer, 0), args, train_dataset=rows, processing_class=tokenizer)
+    trainer = SFTTrainer(make_model(recipe.model, tokenizer, args), args, train_dataset=rows, processing_class=tokenizer)
     (piece,) = found["shown"][0]
     assert piece["ids"] == list(trainer.examples[0].ids)
     assert piece["trained"] == list(map(bool, trainer.examples[0].trained))

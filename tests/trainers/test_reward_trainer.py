@@ -175,7 +175,7 @@ def test_an_implicit_prompt_is_found(make):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "1+1=", "chosen": "2", "rejected": "2"}, "are the same, so there is nothing to prefer"),
+        ({"prompt": "1+1=", "chosen": "2", "rejected": "2"}, "are the same within max_length=1024, so there is nothing to prefer"),
         ({"prompt": "1+1=", "chosen": "2"}, "a reward model needs rows with the columns"),
         ({"prompt": "1+1=", "chosen": "2", "rejected": ""}, "its rejected is empty"),
         ({"prompt": "1+1=", "chosen": "2", "rejected": [{"role": "assistant", "content": "3"}]}, "use one kind for both"),

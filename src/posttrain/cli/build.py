@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 # Settings of online trainers that say how completions are drawn and scored.
 DRAWING = (
-    *("max_completion_length", "temperature", "top_k", "top_p", "min_p", "generation_kwargs", "chat_template_kwargs"),
+    *("max_completion_length", "temperature", "top_k", "top_p", "min_p", "generation_kwargs", "chat_template_kwargs", "skip_special_tokens"),
     *("max_turns", "max_turn_tokens", "max_tool_calling_iterations", "env_on_error", "engine", "max_concurrent_completions"),
     *("reward_weights", "reward_timeout", "reward_on_error", "reward_retries"),
 )

@@ -198,6 +198,7 @@ def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubri
         "max_turn_tokens": args.max_turn_tokens,
         "reward_policy": args.reward_policy,
         "env_on_error": args.env_on_error,
+        "skip_special_tokens": args.skip_special_tokens,
         "on_report": reports.append,
         **(args.chat_template_kwargs or {}),
     }

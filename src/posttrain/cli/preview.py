@@ -19,7 +19,8 @@ from posttrain.data.convert import maybe_extract_prompt
 from posttrain.data.examples import ExampleMaker
 from posttrain.data.formats import PREFERENCE, FormatCheck, template_keywords
 from posttrain.data.mixture import load_data
-from posttrain.errors import UserError
+from posttrain.data.replies import check_spoken_by_the_assistant, without_repetition
+from posttrain.errors import NothingToLearn, UserError
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Preview:
     ended: int = 0  # runs of trained tokens that hold a stop token
     runs: int = 0  # pieces with trained tokens
     cut: int = 0
+    useless: list[str] = field(default_factory=list)  # why, of each row that can teach nothing and is left out
     longest: int = 0  # tokens of a row's longest reading: its prompt with one completion
 
     def add(self, pieces: list[Piece]) -> None:
@@ -79,12 +81,16 @@ def preview(recipe: Recipe, kind: Kind, count: int, before: Sequence[Mapping[str
     found = Preview(kind, tokenizer, stop_ids_of(recipe.model.name, tokenizer))
     encode = _encoder(kind, found, settings)
     for row in fill(raw, recipe.data, tokenizer):
-        pieces = encode(row)
+        try:
+            pieces = encode(row)
+        except NothingToLearn as error:
+            found.useless.append(str(error))
+            continue
         found.add(pieces)
         if len(found.shown) < count:
             found.shown.append(pieces)
     if not found.rows:
-        raise UserError("the data have no rows")
+        raise UserError(f"no row can teach anything; the first: {found.useless[0]}" if found.useless else "the data have no rows")
     return found
 
 
@@ -174,9 +180,10 @@ def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -
     check = FormatCheck(trainer.formats, kind.title)
 
     def encode(row: dict[str, Any]) -> list[Piece]:
-        number = check.seen
+        number, row = check.seen, without_repetition(row)
         is_pair = "chosen" in check(row).texts
         row = maybe_extract_prompt(row)
+        check_spoken_by_the_assistant(row, f"row {number}")
         options = {"stop_ids": found.stop_ids, **template_keywords(row)}
         if is_pair:
             prompt, *completions = encode_preference(found.tokenizer, row["prompt"], row["chosen"], row["rejected"], **options)
@@ -218,6 +225,8 @@ def report(found: Preview) -> list[str]:
         if not without
         else f"a stop token is trained in {found.ended / found.runs:.1%} of the completions; {without:,} do not teach where to stop"
     )
+    if found.useless:
+        lines.append(f"{len(found.useless):,} further rows can teach nothing and are left out; the first: {found.useless[0]}")
     if found.cut:
         lines.append(f"{found.cut:,} completions are cut at max_length")
     return lines

@@ -96,6 +96,7 @@ def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None)
             max_turn_tokens=args.max_turn_tokens,
             reward_policy=args.reward_policy,
             env_on_error=args.env_on_error,
+            skip_special_tokens=args.skip_special_tokens,
             **(args.chat_template_kwargs or {}),
         )
     finally:

@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.chat import all_stops, check_whole, encode_continuation, no_end, render, shared_beginning, split_reply, token_ids
-from posttrain.errors import UserError
+from posttrain.data.messages import is_silenced
+from posttrain.errors import NothingToLearn, UserError
 from posttrain.types import Message
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def encode_conversation(
 ) -> tuple[list[int], list[bool]]:
     """([S], [S]) ids of a whole conversation, and which of them are trained: all, or what the assistant itself would write, stop tokens included.
 
-    `first_turn`: the messages before it are read only. A tokenizer's own stop token and `stop_ids` both end a reply.
-    Raises UserError where the assistant's part cannot be told apart, or a reply has no end.
+    `first_turn`: the messages before it are read only. A reply with `weight` 0 is read only, too. A tokenizer's own stop token and `stop_ids` both end
+    a reply. Raises UserError where the assistant's part cannot be told apart, or a reply has no end; NothingToLearn where no reply is trained.
     """
     stops = all_stops(tokenizer, stop_ids)
     if messages[-1]["role"] == "assistant" and len(messages) > 1:
@@ -36,20 +37,26 @@ def encode_conversation(
     else:
         whole = render(tokenizer, messages, **chat_template_kwargs)
         check_whole(tokenizer, messages, chat_template_kwargs)
-    if not assistant_only:
+    silenced = [place for place, message in enumerate(messages) if is_silenced(message)]
+    if not assistant_only and not silenced:
         ids = token_ids(tokenizer, whole)
         if not stops.intersection(ids):
             raise UserError(no_end(tokenizer, whole))
         return ids, [True] * len(ids)
+    if not assistant_only and any(messages[place]["role"] != "assistant" for place in silenced):
+        raise UserError("a message that is not the assistant's has weight 0; set assistant_only_loss=True, so that only replies are trained")
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place >= first_turn]
+    if assistant_only and turns and set(turns) <= set(silenced):
+        raise NothingToLearn("every reply has weight 0, so none of its tokens is trained; remove the row")
     ids, trained, at = [], [], 0
-    for start, end in assistant_spans(tokenizer, messages, whole, stops, first_turn, **chat_template_kwargs):
-        for text, is_trained in ((whole[at:start], False), (whole[start:end], True)):
-            piece = encode_continuation(tokenizer, text) if at or is_trained else token_ids(tokenizer, text)
+    for turn, (start, end) in zip(turns, assistant_spans(tokenizer, messages, whole, stops, first_turn, **chat_template_kwargs), strict=True):
+        for text, is_reply in ((whole[at:start], False), (whole[start:end], True)):
+            piece = encode_continuation(tokenizer, text) if at or is_reply else token_ids(tokenizer, text)
             ids += piece
-            trained += [is_trained] * len(piece)
+            trained += [turn not in silenced if is_reply else not assistant_only] * len(piece)
         at = end
     rest = encode_continuation(tokenizer, whole[at:])
-    return [*ids, *rest], [*trained, *[False] * len(rest)]
+    return [*ids, *rest], [*trained, *[not assistant_only] * len(rest)]
 
 
 def assistant_spans(

@@ -15,7 +15,9 @@ from posttrain.data.chat import all_stops, encode_example, encode_text, ended
 from posttrain.data.conversation import encode_conversation
 from posttrain.data.convert import as_messages, maybe_convert_to_chatml
 from posttrain.data.formats import MESSAGES, PROMPT_COMPLETION, TEXT, Format, FormatCheck, is_conversational, template_keywords
-from posttrain.errors import UserError, at_row
+from posttrain.data.messages import is_silenced
+from posttrain.data.replies import without_repetition
+from posttrain.errors import NothingToLearn, UserError, at_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ class ExampleMaker:
 
     def __call__(self, row: Mapping[str, Any]) -> Example:
         number = self.check.seen
-        row = maybe_convert_to_chatml(row)
+        row = without_repetition(maybe_convert_to_chatml(row))
         if self.options.text_field != "text" and self.options.text_field in row:
             row = {**row, "text": row[self.options.text_field]}
         format = self.check(row)
@@ -85,13 +87,13 @@ class ExampleMaker:
         if not isinstance(prompt, str):
             reply = as_messages(completion)
             others = any(message["role"] != "assistant" for message in reply)  # results of tools, say: the model does not write them
-            if others or self.options.assistant_only:
+            if others or self.options.assistant_only or any(map(is_silenced, reply)):
                 first = len(prompt) if completion_only else 0
                 return encode_conversation(self.tokenizer, [*prompt, *reply], assistant_only=True, first_turn=first, stop_ids=stops, **kwargs)
         before, after = encode_example(self.tokenizer, prompt, completion, stop_ids=stops, **kwargs)
         limit = self.options.max_length
         if limit is not None and len(before) >= limit:
-            raise UserError(f"its prompt has {len(before)} tokens, which leaves no room for its completion within max_length={limit}")
+            raise NothingToLearn(f"its prompt has {len(before)} tokens, which leaves no room for its completion within max_length={limit}")
         return [*before, *after], [not completion_only] * len(before) + [True] * len(after)
 
     def _cut(self, ids: list[int], trained: list[bool], number: int) -> Example:
@@ -99,7 +101,7 @@ class ExampleMaker:
         example = Example(array("i", ids[:limit]), bytes([False, *trained[1:limit]]), number)
         if not example.targets:
             cut = "" if limit is None or len(ids) <= limit else f" within max_length={limit} (it has {len(ids)})"
-            raise UserError(f"none of its tokens is trained{cut}; lengthen max_length or remove the row")
+            raise NothingToLearn(f"none of its tokens is trained{cut}; lengthen max_length or remove the row")
         return example
 
 

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.given import features_of, read, rows_of
+from posttrain.data.messages import check_encodable, texts_of
 from posttrain.errors import UserError, did_you_mean
-from posttrain.procedural import SCHEME, rows_of
+from posttrain.procedural import SCHEME
+from posttrain.procedural import rows_of as procedural_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,13 +32,13 @@ def load_rows(source: str | Path) -> Rows | Dataset:
     """All rows of `source`. Raises UserError for a path that does not exist, a row that cannot be read (with its line), or no rows."""
     path = Path(source).expanduser()
     if path.is_dir():
-        rows: Rows | Dataset = _saved_directory(path)
+        rows: Rows | Dataset = rows_of(_saved_directory(path))
     elif path.is_file():
         rows = list(_file_rows(path))
     elif str(source).startswith(SCHEME):
-        rows = rows_of(str(source))
+        rows = procedural_rows(str(source))
     else:
-        rows = _hub(str(source))
+        rows = rows_of(_hub(str(source)))
     if len(rows) == 0:
         raise UserError(f"{source} has no rows")
     return rows
@@ -61,7 +64,8 @@ def stream_rows(source: str | Path) -> RowStream:
     if path.is_file():
         return RowStream(lambda: _file_rows(path))
     loaded: Any = _saved_directory(path) if path.is_dir() else _hub(str(source), streaming=True)
-    return RowStream(lambda: loaded)
+    rows = rows_of(loaded)
+    return RowStream(lambda: rows)
 
 
 def column_names(rows: Rows | Dataset) -> list[str]:
@@ -119,8 +123,10 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        file = pyarrow.parquet.ParquetFile(path)
+        features = features_of(file.schema_arrow)
+        for batch in file.iter_batches():
+            yield from read(batch.to_pylist(), features)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from error
 
@@ -136,7 +142,13 @@ READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        parsed = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            for inner in texts_of(parsed):
+                check_encodable(inner)
+        return parsed
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text.strip() else ""
         raise UserError(f"{place}{line} is not valid JSON: {error.msg} at column {error.colno}") from error

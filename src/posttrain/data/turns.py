@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _STAND_IN = "XstandXinX"  # letters alone: no template and no JSON writes it differently
+_ANSWER = "YanswersY"
 _CALL_ID = "call00000"  # nine letters and digits, as Mistral's templates want
 _THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
@@ -36,11 +37,12 @@ class TurnTokens:
         *,
         tools: Sequence[dict[str, Any]] = (),
         parse: Callable[[str], Message] | None = None,
+        skip_special_tokens: bool = True,
         **chat_template_kwargs: Any,
     ) -> None:
         self.tokenizer = tokenizer
         self.stops = tuple(stop_token_ids)
-        self.parse = parse
+        self.parse, self.skips = parse, skip_special_tokens
         self.template: dict[str, Any] = chat_template_kwargs | ({"tools": list(tools)} if tools else {})
         self._stop_texts = [str(tokenizer.decode([id])) for id in self.stops]
         special = sorted({re.escape(token) for token in _special_tokens(tokenizer)}, key=lambda text: (-len(text), text))
@@ -63,7 +65,10 @@ class TurnTokens:
         """What the policy said: its content without special tokens, and its tool calls where there are tools."""
         ids = list(token_ids[:-1]) if token_ids and token_ids[-1] in self.stops else list(token_ids)
         if self.parse is None:
-            return {"role": "assistant", "content": str(self.tokenizer.decode(ids, skip_special_tokens=True))}
+            return {
+                "role": "assistant",
+                "content": str(self.tokenizer.decode(ids if self.skips else list(token_ids), skip_special_tokens=self.skips)),
+            }
         return {"role": "assistant", **self.parse(str(self.tokenizer.decode(ids, skip_special_tokens=False)))}
 
     def between(self, token_ids: Sequence[int], messages: list[Message]) -> list[int]:
@@ -75,8 +80,11 @@ class TurnTokens:
 
     def check(self, role: str) -> None:
         """Raises UserError, with the reason, for a template that cannot go on after a message of `role` without rewriting what stands before."""
-        new: list[Message] = [{"role": role, "content": "x", **_call_of(role)}]
-        self._behind(new)
+        new: list[Message] = [{"role": role, "content": _ANSWER, **_call_of(role)}]
+        if _ANSWER not in self._behind(new):
+            raise UserError(
+                f"the model's chat template drops what a message of '{role}' says, so the model would never see it; set one that writes it"
+            )
         turns: list[Message] = [{"role": "user", "content": "x"}, _spoken(new), *new]
         once = _THOUGHT.sub("", render(self.tokenizer, turns, **self.template))
         twice = _THOUGHT.sub("", render(self.tokenizer, [*turns, _spoken(new), *new], **self.template))

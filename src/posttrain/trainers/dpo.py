@@ -158,6 +158,10 @@ class DPOTrainer(OfflineTrainer):
             discopop_tau=args.discopop_tau,
         )
 
+    @property
+    def learns_from_chosen(self) -> bool:
+        return "sft" in self.args.loss_type
+
     def encode(self, rows: list[Any]) -> list[Example]:
         return encode_pairs(self, rows)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from posttrain.data.given import rows_of
 from posttrain.envs.environment import Environment
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
@@ -49,12 +50,15 @@ def place_reward_models(rubric: Rubric, device: torch.device) -> None:
 def sized(dataset: Any, name: str) -> Any:
     if dataset is None:
         raise UserError(f"{name} is missing: give rows with a column 'prompt'")
+    dataset = rows_of(dataset, name)
     if not hasattr(dataset, "__len__"):
         raise UserError(f"{name} is a stream of unknown length, which is not built yet; pass a list of its rows, e.g. list(dataset.take(10_000))")
     return dataset
 
 
 def named(eval_dataset: Any) -> dict[str, Any]:
+    """Evaluation data by name: several where a mapping of datasets is given, a DatasetDict included."""
     if eval_dataset is None:
         return {}
-    return eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    parts = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    return {name: rows_of(part, "eval_dataset") for name, part in parts.items()}

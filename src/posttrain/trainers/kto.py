@@ -9,6 +9,7 @@ processes, so no micro-batch changes it. A row's y' is the completion of the nex
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,6 +32,8 @@ from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.reference import ReferenceLogps
 
 __all__ = ["KTOConfig", "KTOTrainer"]
+
+logger = logging.getLogger(__name__)
 
 OWN, OTHER = slice(0, 1), slice(1, 2)  # of an example's completions: the row's, and the mismatched one
 
@@ -128,9 +131,24 @@ class KTOTrainer(OfflineTrainer):
         if "chosen" in rows[0]:
             rows = unpair_preference_dataset(rows)
         examples = [self._encode_row(row, number % given) for number, row in enumerate(rows)]  # both halves of a pair are its row
+        self._count_useless(examples)
         if self.args.needs_kl:
             self._add_mismatched(examples)
         return examples
+
+    def _count_useless(self, examples: list[Example]) -> None:
+        """Says how many completions can teach nothing: they are called good and bad, or their weight is 0. Raises UserError where all are such."""
+        weights = {True: self.args.desirable_weight, False: self.args.undesirable_weight}
+        labels: dict[tuple[tuple[int, ...], tuple[int, ...]], set[bool]] = {}
+        for example in examples:
+            labels.setdefault((tuple(example.prompt_ids), tuple(example.completions[0])), set()).add(example.is_good)
+        both = sum(len(labels[tuple(e.prompt_ids), tuple(e.completions[0])]) == 2 for e in examples)
+        unweighted = sum(not weights[e.is_good] for e in examples)
+        for count, why in ((both, "are called good and bad, both"), (unweighted, "have weight 0 (desirable_weight, undesirable_weight)")):
+            if count == len(examples):
+                raise UserError(f"all completions {why}, so nothing can be learned from them (max_length={self.args.max_length})")
+            if count:
+                logger.warning("%d of %d completions %s: they teach nothing", count, len(examples), why)
 
     def _encode_row(self, row: Any, number: int) -> Example:
         with at_row(number):

@@ -5,6 +5,7 @@ It knows no loss: a subclass says which columns it reads (`formats`, `encode`), 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from posttrain.data.convert import maybe_extract_prompt
 from posttrain.data.formats import Format, template_keywords, validate_rows
+from posttrain.data.given import rows_of
+from posttrain.data.replies import check_spoken_by_the_assistant, without_repetition
 from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import UserError
 from posttrain.models.forward import StreamLogprobs
@@ -29,6 +32,8 @@ from posttrain.trainers.metrics import Metrics
 from posttrain.trainers.offline_config import OfflineConfig
 from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.reference import ReferenceLogps
+
+logger = logging.getLogger(__name__)
 
 REFUSED_ARGUMENTS = {
     "data_collator": "rows become streams without padding; leave it out",
@@ -101,9 +106,42 @@ class OfflineTrainer(BaseTrainer):
     # Rows
 
     def _checked(self, dataset: Any) -> list[Any]:
-        rows = list(dataset) if dataset is not None else []
+        given = rows_of(dataset)
+        if given is not None and not hasattr(given, "__len__"):
+            raise UserError(
+                f"{self.title} takes no stream of rows, since its rows are encoded before training; give a list: list(dataset.take(10_000))"
+            )
+        rows = list(given or [])
+        rows = [without_repetition(row) if isinstance(row, Mapping) else row for row in rows]
         validate_rows(rows, self.formats, self.title)
-        return [maybe_extract_prompt(row) for row in rows]
+        extracted = [maybe_extract_prompt(row) for row in rows]
+        for number, row in enumerate(extracted):
+            check_spoken_by_the_assistant(row, f"row {number}")
+        return extracted
+
+    def to_compare(self, pairs: list[Example]) -> list[Example]:
+        """The pairs whose completions differ, within max_length. The others have a gradient of 0, of which Adam would make steps out of rounding.
+
+        They are left out and counted, or only counted where the chosen one teaches by itself (`learns_from_chosen`). Raises UserError where all are.
+        """
+        equal = [number for number, pair in enumerate(pairs) if pair.completions[0] == pair.completions[1]]
+        if not equal:
+            return pairs
+        limit = f" within max_length={self.args.max_length}" if self.args.max_length is not None else ""
+        if len(equal) == len(pairs):
+            raise UserError(
+                f"in every pair `chosen` and `rejected` are the same{limit}, so there is nothing to prefer; give others, or raise max_length"
+            )
+        rest = "they teach by `chosen` alone" if self.learns_from_chosen else "they can teach nothing and are left out"
+        logger.warning(
+            "in %d of %d pairs `chosen` and `rejected` are the same%s: %s (the first is row %d)", len(equal), len(pairs), limit, rest, equal[0]
+        )
+        return pairs if self.learns_from_chosen else [pair for pair in pairs if pair.completions[0] != pair.completions[1]]
+
+    @property
+    def learns_from_chosen(self) -> bool:
+        """Whether the loss imitates the chosen completion besides comparing it."""
+        return False
 
     def template_options(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Keywords of the chat template that come with a row, and the tokens that may end its completions."""

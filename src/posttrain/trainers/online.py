@@ -26,7 +26,6 @@ from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
 from posttrain.rewards import Scoring
 from posttrain.rollout.engines import make_engine
-from posttrain.rollout.episodes import Stage
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.base import BaseTrainer, MicroBatch
@@ -38,7 +37,7 @@ from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.recording import RolloutRecord
 from posttrain.trainers.reward_log import RewardLog
 from posttrain.trainers.rollout_log import note_groups
-from posttrain.trainers.stage import first_prompts, make_stage
+from posttrain.trainers.stage import first_prompts, stage_for
 from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, policy_batches, weighted_rows
 from posttrain.types import Group, Task
 
@@ -88,7 +87,7 @@ class OnlineTrainer(BaseTrainer):
         )
         place_reward_models(self.rubric, self.args.device)
         self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
-        self.stage = self._make_stage()
+        self.stage = stage_for(self.environment, self.tokenizer, self.sampling.stop_token_ids, args)
         self.prompt_ids = self._encode(tasks)
         self.eval_prompt_ids = {name: self._encode(eval_tasks) for name, eval_tasks in self.eval_tasks.items()}
         if len(tasks) < args.prompts_per_generation:
@@ -116,20 +115,13 @@ class OnlineTrainer(BaseTrainer):
         if isinstance(self.engine, LocalEngine):
             self.engine.max_slots = chosen.get("completions_at_once", self.engine.max_slots)
 
-    def _make_stage(self) -> Stage | None:
-        args = self.args
-        if self.environment is None:
-            return None
-        limits: dict[str, Any] = {"max_turns": args.max_turns, "max_turn_tokens": args.max_turn_tokens, "on_error": args.env_on_error}
-        return make_stage(self.environment, self.tokenizer, self.sampling.stop_token_ids, **limits, **(args.chat_template_kwargs or {}))
-
     def _encode(self, tasks: Sequence[Task]) -> list[list[int]]:
         """Prompt ids, once for the whole run. Raises UserError for a prompt that leaves no room for a completion."""
-        limit = context_length(self.model)
         if self.stage is not None and self.environment is not None:
             encoded = first_prompts(self.environment, self.stage, tasks)
         else:
             encoded = [encode_task(self.tokenizer, task, self.args.chat_template_kwargs) for task in tasks]
+        limit = context_length(self.model)
         for task, ids in zip(tasks, encoded, strict=True):
             if limit is not None and len(ids) + self.sampling.max_new_tokens > limit:
                 raise UserError(
@@ -202,7 +194,7 @@ class OnlineTrainer(BaseTrainer):
             )
 
     def _text(self, token_ids: list[int]) -> str:
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=self.args.skip_special_tokens))
 
     def _score(self, groups: list[Group], scoring: Scoring, metrics: Metrics) -> None:
         try:

@@ -94,6 +94,9 @@ class OnlineConfig(BaseConfig):
         None, f"Overrides for sampling: {', '.join(_SAMPLING_KEYS)}. Stop tokens are added to the model's own."
     )
     chat_template_kwargs: dict[str, Any] | None = setting(None, "Keywords for the chat template, e.g. {'enable_thinking': False}.")
+    skip_special_tokens: bool = setting(
+        True, "Leave special tokens out of the text that rewards and environments read; False shows them, the stop token included."
+    )
     max_turns: int | None = setting(None, "With an environment: how often the policy may speak in an episode. Default: as often as fits.")
     max_turn_tokens: int | None = setting(None, "With an environment: tokens of one turn. Default: what is left of max_completion_length.")
     max_tool_calling_iterations: int | None = setting(None, "Turns that may call tools: max_turns - 1 under TRL's name. Set one of the two.")

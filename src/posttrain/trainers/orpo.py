@@ -110,6 +110,10 @@ class ReferenceFreeTrainer(OfflineTrainer):
     nll_weight: float
     of_means: bool  # completions are compared by the mean log-prob of their tokens, otherwise by the sum
 
+    @property
+    def learns_from_chosen(self) -> bool:
+        return self.nll_weight != 0
+
     def compare(self, logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss (n,) and rewards (n, 2) of n pairs, from the log-probs (n, 2) of chosen and rejected."""
         raise AssertionError(f"{type(self).__name__} does not say how it compares")

@@ -46,7 +46,7 @@ def encode_pairs(trainer: OfflineTrainer, rows: list[Mapping[str, Any]]) -> list
             prompt_ids, *pair = encode_preference(trainer.tokenizer, row["prompt"], row["chosen"], row["rejected"], **trainer.template_options(row))
         room = trainer.room(prompt_ids, number)
         examples.append(Example(prompt_ids, [completion[:room] for completion in pair]))
-    return examples
+    return trainer.to_compare(examples)
 
 
 def pair_parts(examples: list[Example], max_tokens: int) -> list[list[PackItem]]:

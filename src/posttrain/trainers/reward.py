@@ -136,6 +136,9 @@ class RewardTrainer(OfflineTrainer):
     # Rows
 
     def encode(self, rows: list[Any]) -> list[Example]:
+        return self.to_compare(self._pairs(rows))
+
+    def _pairs(self, rows: list[Any]) -> list[Example]:
         limits = [limit for limit in (self.args.max_length, context_length(self.model)) if limit is not None]
         pairs: list[Example] = []
         cut = 0
@@ -158,15 +161,13 @@ class RewardTrainer(OfflineTrainer):
             if chosen[0] != rejected[0]:
                 raise UserError("`chosen` and `rejected` begin differently, so they have no prompt in common; give a column prompt")
             ids = chosen[:1], chosen[1:], rejected[1:]
-        if ids[1] == ids[2]:
-            raise UserError("`chosen` and `rejected` are the same, so there is nothing to prefer; leave the row out")
         return ids
 
     # The loss
 
     def score(self, rows: list[Mapping[str, Any]]) -> list[tuple[float, float]]:
         """(score of chosen, score of rejected) of every pair, in eval mode, without a gradient."""
-        pairs = self.encode(self._checked(rows))
+        pairs = self._pairs(self._checked(rows))
         scores: dict[int, float] = {}
         with self.frozen(self.model_wrapped) as module:
             for part in split([PackItem(pair.prompt_ids, pair.completions) for pair in pairs], self.token_budget):

@@ -72,7 +72,7 @@ class ModelReward:
 
     def _item(self, prompt: Any, completion: Any, ids: list[int], keywords: dict[str, Any], number: int) -> PackItem:
         text = completion if isinstance(completion, str) else str(completion[-1]["content"])
-        if self.tokenizer.decode(ids, skip_special_tokens=True) == text:
+        if text in (self.tokenizer.decode(ids, skip_special_tokens=skips) for skips in (True, False)):
             prompt_ids = encode_prompt(self.tokenizer, prompt, **keywords)
         else:
             prompt_ids, ids = encode_example(self.tokenizer, prompt, completion, **keywords)

@@ -6,6 +6,7 @@ loss = -sum log p(token | tokens before) / trained tokens of the whole update. E
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from posttrain.data.examples import Example, ExampleMaker, bins, pieces
+from posttrain.data.given import rows_of
 from posttrain.data.stream import PackItem, pack, split
-from posttrain.errors import UserError
+from posttrain.errors import NothingToLearn, UserError
 from posttrain.losses.sft import LOSSES, nll, smoothed_nll
 from posttrain.models.adapter_files import is_adapter
 from posttrain.models.embedding_noise import embedding_noise
@@ -32,6 +34,8 @@ from posttrain.trainers.ranks import gather_json
 from posttrain.trainers.sft_config import SFTConfig
 
 __all__ = ["SFTConfig", "SFTTrainer"]
+
+logger = logging.getLogger(__name__)
 
 Bin = list[Example]  # what a batch counts: one example, or with packing several
 _REFUSED = {
@@ -83,6 +87,7 @@ class SFTTrainer(BaseTrainer):
     ) -> None:
         refuse(_REFUSED, locals())
         args = as_config(args, SFTConfig)
+        train_dataset = rows_of(train_dataset)
         self.is_streaming = _is_stream(train_dataset, args)
         model, tokenizer = _with_template(
             model, args, processing_class, has_adapters=peft_config is not None or (isinstance(model, str) and is_adapter(model))
@@ -121,15 +126,26 @@ class SFTTrainer(BaseTrainer):
         return ExampleMaker(self.tokenizer, self.args.examples, stop_token_ids(self.model, self.tokenizer))
 
     def _encoded(self, rows: Any, maker: ExampleMaker) -> list[Example]:
-        examples = [maker(self._formatted(row)) for row in rows]
+        examples, useless = [], []
+        for row in rows:
+            try:
+                examples.append(maker(self._formatted(row)))
+            except NothingToLearn as error:
+                useless.append(error)
         if not examples:
-            raise UserError("the data are empty: SFT needs at least one row")
+            raise UserError(f"no row can teach anything; the first: {useless[0]}" if useless else "the data are empty: SFT needs at least one row")
+        if useless:
+            logger.warning("%d of %d rows can teach nothing and are left out; the first: %s", len(useless), len(useless) + len(examples), useless[0])
         return examples
 
     def _formatted(self, row: Any) -> Any:
         if self._formatting_func is None:
             return row
         made = self._formatting_func(row)
+        if isinstance(made, list):  # as functions for whole batches return
+            if len(made) != 1:
+                raise UserError(f"formatting_func is asked about one row and returned {len(made)} things; return the row's text, or another row")
+            made = made[0]
         return {"text": made} if isinstance(made, str) else made
 
     def _binned(self, examples: list[Example]) -> list[Bin]:
@@ -159,9 +175,18 @@ class SFTTrainer(BaseTrainer):
         return stream_loader(EndlessBatches(self._stream_of_bins, size=size, seed=seed, shuffle=self.args.shuffle_dataset))
 
     def _stream_of_bins(self) -> Iterator[Bin]:
-        maker = self._new_maker()
+        maker, taught = self._new_maker(), False
+        useless: NothingToLearn | None = None
         for row in self.train_dataset:
-            yield [maker(self._formatted(row))]
+            try:
+                yield [maker(self._formatted(row))]
+                taught = True
+            except NothingToLearn as error:
+                if useless is None:
+                    logger.warning("a row of the stream can teach nothing and is left out, as all such rows will be: %s", error)
+                useless = error
+        if useless is not None and not taught:
+            raise UserError(f"no row of the stream can teach anything; the last: {useless}")
 
     def window(self, micro_steps: list[list[Bin]]) -> list[MicroBatch]:
         mine = [

@@ -47,14 +47,25 @@ def make_stage(
     max_turns: int | None = None,
     max_turn_tokens: int | None = None,
     on_error: str = "stop",
+    skip_special_tokens: bool = True,
     **chat_template_kwargs: Any,
 ) -> Stage:
     """Raises UserError for a chat template that cannot carry a conversation of several turns, or knows no tools."""
     parse = find_parser(tokenizer, environment.call_format) if environment.tools else None
-    chat = TurnTokens(tokenizer, stop_token_ids, tools=environment.tools, parse=parse, **chat_template_kwargs)
+    chat = TurnTokens(
+        tokenizer, stop_token_ids, tools=environment.tools, parse=parse, skip_special_tokens=skip_special_tokens, **chat_template_kwargs
+    )
     if tokenizer.chat_template:  # without one, the first prompt says so
         chat.check(environment.role)
     return Stage(environment.make, chat, max_turns, max_turn_tokens, on_error)
+
+
+def stage_for(environment: Environment | None, tokenizer: Any, stop_token_ids: Sequence[int], args: Any) -> Stage | None:
+    """The stage of an online trainer with these settings; None without an environment."""
+    if environment is None:
+        return None
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("max_turns", "max_turn_tokens", "skip_special_tokens")}
+    return make_stage(environment, tokenizer, stop_token_ids, on_error=args.env_on_error, **options, **(args.chat_template_kwargs or {}))
 
 
 def first_prompts(environment: Environment, stage: Stage, tasks: Sequence[Task]) -> list[list[int]]:
