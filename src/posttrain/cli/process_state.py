@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ def restored() -> Iterator[None]:
 
     CUDA reads some variables once, when it is first used: these stay until the process ends.
     """
-    variables, dtype, precision = dict(os.environ), torch.get_default_dtype(), torch.backends.fp32_precision
+    backends: Any = torch.backends  # whose fp32_precision (TF32) torch does not declare
+    variables, dtype, precision = dict(os.environ), torch.get_default_dtype(), backends.fp32_precision
     deterministic, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     try:
@@ -26,5 +28,5 @@ def restored() -> Iterator[None]:
         os.environ.update(variables)
         torch.set_default_dtype(dtype)
         torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-        torch.backends.fp32_precision = precision
+        backends.fp32_precision = precision
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
