@@ -50,6 +50,23 @@ def test_what_is_kept_is_not_quantised_and_nothing_else(directory):
     assert not is_quantised(load_model(str(directory)))
 
 
+def test_packed_weights_are_the_same_after_an_evaluation_and_after_they_were_saved(directory):
+    model = load_model(str(directory), **in_4bit(str(directory), has_adapters=True)).train()
+    ids = torch.tensor([[1, 2, 3, 4]])
+
+    def says():
+        with torch.enable_grad():
+            return model.train()(ids).logits.detach()
+
+    before, packed = says(), {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, before)
+    assert torch.equal(says(), before)
+    model.state_dict()
+    assert torch.equal(says(), before)
+    assert all(torch.equal(parameter, packed[name]) for name, parameter in model.named_parameters())
+
+
 def test_names_are_taken_as_they_are(directory):
     assert names_to_keep(str(directory), ["a", "b"]) == ["a", "b"]
     assert names_to_keep(str(directory), None) == names_to_keep(str(directory), 0) == []

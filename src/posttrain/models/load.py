@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from posttrain.errors import UserError
 from posttrain.models.head import base_model
+from posttrain.models.quantise import keep_packing
 from posttrain.models.seeding import seeded
 from posttrain.ops.attention import install
 
@@ -98,6 +99,7 @@ def prepare_model(model: nn.Module) -> None:
     """
     base = base_model(model)
     _check_kind(type(base).__name__, base.config)
+    keep_packing(base)
     if base._supports_sdpa and getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is None:
         install(base)
     else:

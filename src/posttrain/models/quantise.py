@@ -7,11 +7,13 @@ of bytes is spent. Weights are read one by one from the safetensors files; the m
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from posttrain.errors import UserError
 from posttrain.files import read_json
@@ -37,6 +39,18 @@ def in_4bit(name: str, *, has_adapters: bool, keep_in_16bit: int | Sequence[str]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True, **skipped
     )
     return {"quantization_config": quantised}
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights as they were packed when they were loaded. On a CPU with AVX512 bitsandbytes packs them anew at the first evaluation, and back when
+    they are saved, and rounds their scales each time: a run would depend on when it was saved, and a resumed one would be another."""
+    if "bitsandbytes" not in sys.modules:
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def worst_in_4bit(directory: str | Path, budget: int) -> list[str]:
