@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
+VENV_NEWEST ?= .venv-newest
 VENV_TRL ?= .venv-trl
 VENV_WHEEL ?= .venv-wheel
 # Where torch comes from; empty means pip's own index.
@@ -12,7 +13,7 @@ SELECTED = tests/ops tests/losses tests/models tests/rollout tests/tracking test
 # Two workers share the machine, so each test process computes with one thread; demo and bench take all cores.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: venv demo test test-slow test-oldest check format bench docs wheel-test clean
+.PHONY: venv demo test test-slow test-oldest test-newest test-portable check format bench docs wheel-test clean
 
 venv: $(VENV)/.ready
 
@@ -46,6 +47,22 @@ test-slow: $(VENV)/.ready
 
 test-oldest: $(VENV_OLDEST)/.ready
 	$(PYTEST) $(VENV_OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not long" $(wildcard $(SELECTED))
+
+# With whatever is newest on the index, constraints aside: made anew at every call.
+test-newest:
+	rm -rf $(VENV_NEWEST)
+	$(PYTHON) -m venv $(VENV_NEWEST)
+	$(VENV_NEWEST)/bin/python -m pip install -q $(PIP_TORCH)
+	$(VENV_NEWEST)/bin/python -m pip install -q --upgrade -e '.[dev]'
+	$(PYTEST) $(VENV_NEWEST)/bin/python -m pytest -q -n 2 --dist worksteal
+
+# What must hold on every system, in the Python that is active: also on Windows, where an environment has no bin.
+PORTABLE = tests/test_platforms.py tests/test_text.py tests/test_floors.py tests/cli/test_strange_text.py tests/cli/test_recipe.py tests/cli/test_values.py \
+	tests/tracking tests/watch tests/losses tests/data tests/trainers/test_settings.py tests/trainers/test_sft.py tests/trainers/test_grpo_step.py
+test-portable:
+	$(PYTHON) -m pip install -q -c constraints.txt $(PIP_TORCH)
+	$(PYTHON) -m pip install -q -c constraints.txt -e '.[dev]'
+	$(PYTEST) $(PYTHON) -m pytest -q -m "not slow and not gpu and not long and not browser" $(PORTABLE)
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .

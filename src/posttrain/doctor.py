@@ -173,7 +173,11 @@ def waiting(environ: Mapping[str, str]) -> Finding:
 
 
 def _memory() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if os.name == "posix":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    import psutil  # comes with accelerate
+
+    return float(psutil.virtual_memory().total / 2**30)
 
 
 def kernels() -> Iterator[Finding]:

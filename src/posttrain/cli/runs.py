@@ -110,7 +110,7 @@ def model_of(target: str) -> str:
 
     path = Path(target).expanduser()
     if not path.exists():
-        if target.startswith((".", "/", "~")) or target.count("/") > 1:
+        if target.startswith((".", "/", "~")) or target.count("/") > 1 or "\\" in target:
             near = did_you_mean(path.name, [found.name for found in path.parent.iterdir()]) if path.parent.is_dir() else ""
             raise UserError(f"there is no model or run at {target}.{near}")
         return target

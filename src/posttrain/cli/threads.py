@@ -36,9 +36,9 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """The cores that a container may use, rounded up, from its cgroup (version 2, then 1); None: no quota is set. torch knows of none."""
     try:
         if (root / "cpu.max").is_file():
-            quota, period = (root / "cpu.max").read_text().split()
+            quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8").strip() for name in ("quota", "period"))
     except (OSError, ValueError):
         return None
     return math.ceil(int(quota) / int(period)) if quota.isdigit() and int(quota) > 0 else None

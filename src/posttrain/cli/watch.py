@@ -110,7 +110,10 @@ def _end_with_parent() -> None:
 
     def listen() -> None:
         sys.stdin.buffer.read()
-        os.kill(os.getpid(), signal.SIGINT)
+        if os.name == "posix":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:  # where `kill` ends a process as it stands
+            signal.raise_signal(signal.SIGINT)
 
     if os.name == "posix":
         os.nice(5)  # the training comes first

@@ -48,13 +48,15 @@ def _available(meminfo: Path, group: Path) -> int | None:
     """What the kernel calls available, and no more than a container's limit leaves."""
     if not meminfo.is_file():
         return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
     if found is None:
         return None
     available = int(found[1]) * 1024
     limit, used = group / "memory.max", group / "memory.current"
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        cached = re.search(r"^inactive_file (\d+)$", stat.read_text(), re.MULTILINE) if (stat := group / "memory.stat").is_file() else None
-        held = int(used.read_text()) - (int(cached[1]) if cached else 0)  # the kernel gives its cache of files back
-        available = max(0, min(available, int(limit.read_text()) - held))
+    if limit.is_file() and used.is_file() and limit.read_text(encoding="utf-8").strip() != "max":
+        cached = (
+            re.search(r"^inactive_file (\d+)$", stat.read_text(encoding="utf-8"), re.MULTILINE) if (stat := group / "memory.stat").is_file() else None
+        )
+        held = int(used.read_text(encoding="utf-8")) - (int(cached[1]) if cached else 0)  # the kernel gives its cache of files back
+        available = max(0, min(available, int(limit.read_text(encoding="utf-8")) - held))
     return available

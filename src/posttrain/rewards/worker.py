@@ -70,7 +70,7 @@ def _load(name: str, settings: dict[str, Any], folder: str | None, index: int | 
         loaded.prepare()
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # where memory runs out the system ends this process, not the trainer
-            Path("/proc/self/oom_score_adj").write_text("800")
+            Path("/proc/self/oom_score_adj").write_text("800", encoding="utf-8")
         if memory_mb is not None:
             _limit_memory(memory_mb * 2**20)
     return loaded
@@ -80,7 +80,9 @@ def _limit_memory(more: int) -> None:
     """A MemoryError for what goes beyond `more` bytes. Only private memory counts: not what libraries reserve or map from files."""
     import resource
 
-    held = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    held = next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmData")
+    )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = held + more if hard == resource.RLIM_INFINITY else min(held + more, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

@@ -169,7 +169,7 @@ def memory() -> dict[str, float]:
     """GiB that the process has in main memory now (where the system tells it), and the most that tensors have held on the GPU so far."""
     held = {}
     if os.path.exists("/proc/self/statm"):
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="utf-8") as file:
             held["memory/process_gib"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
     if torch.cuda.is_available():
         held["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -116,7 +116,7 @@ def reason(error: BaseException) -> str:
 def _flush(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("rb" if os.name == "posix" else "r+b") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())
     _flush_directory(directory)
 

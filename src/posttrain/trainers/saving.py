@@ -117,7 +117,7 @@ class SavingTrainer(Trainer):
             self._save_optimizer_and_scheduler(str(staging))
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
-        (staging / f"state-{self.args.process_index}.json").write_text(json.dumps(self.state_to_resume()))
+        (staging / f"state-{self.args.process_index}.json").write_text(json.dumps(self.state_to_resume()), encoding="utf-8")
         self._name_best(target)
         if self.args.should_save:
             self.state.stateful_callbacks = self._states_of_callbacks()  # type: ignore[assignment]
@@ -265,7 +265,7 @@ class SavingTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.load_state_to_resume(json.loads((Path(checkpoint) / f"state-{self.args.process_index}.json").read_text()))
+        self.load_state_to_resume(json.loads((Path(checkpoint) / f"state-{self.args.process_index}.json").read_text(encoding="utf-8")))
         self.load_tensors(Path(checkpoint))
         self._find_best_here()
 
