@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from small import build_model, build_tokenizer, many_ones, weights_of
+from transformers import TrainingArguments
 
 from posttrain import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from posttrain.plan import plan
 from posttrain.tracking.reader import RunReader
 from posttrain.trainers import switches
-from posttrain.trainers.config import SWITCHED_OFF
+from posttrain.trainers.config import SWITCHED_OFF, as_config
 
 SETTINGS = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6, "max_steps": 3, "learning_rate": 1e-2, "seed": 3}
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(4)]
@@ -186,3 +187,9 @@ def test_both_names_of_gradient_checkpointing_are_explicit(name, value):
 def test_what_is_no_choice_is_a_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         config(**settings)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "auto"), ({"gradient_checkpointing": True}, True)])
+def test_settings_of_transformers_leave_open_what_they_do_not_switch_on(tmp_path, given, expected):
+    args = as_config(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given), SFTConfig)
+    assert args.gradient_checkpointing == expected

@@ -57,6 +57,7 @@ def settings(cls: type[Config]) -> type[Config]:
 
 DEFAULT_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
 AUTOMATIC = "auto"
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # one setting, by its older and its newer name
 NOT_SET: dict[str, tuple[Any, ...]] = {"max_tokens_per_micro_batch": (None,)}  # other values that leave a setting open
 # Settings that are chosen where nobody sets them (plan/choice.py), and what they are where nothing has to be saved.
 SWITCHED_OFF: dict[str, Any] = {
@@ -251,6 +252,7 @@ def as_config(args: TrainingArguments | None, cls: type[Config]) -> Config:
         raise UserError(f"args is a {type(args).__name__}; this trainer takes a {cls.__name__}, or transformers' TrainingArguments")
     own = {known.name: known.default for known in fields(TrainingArguments) if known.init}
     left = {name for name in _NOT_TAKEN if getattr(args, name) == own[name]}
+    left |= {name for name in CHECKPOINTING if name in own and not getattr(args, name)}  # which nobody has set there, or has left at its default
     return cls(**{name: getattr(args, name) for name in own.keys() & cls.kinds.keys() if name not in left})
 
 
