@@ -32,8 +32,9 @@ WAYS = {"float32, no autocast": ("float32", False), "float32, bf16 autocast": ("
 
 
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    quiet = {"output_dir": str(folder / "run"), "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "lr_scheduler_type": "constant"}
-    return quiet | {"per_device_train_batch_size": 32} | changes
+    quiet: dict[str, Any] = {"output_dir": str(folder / "run"), "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
+    quiet |= {"lr_scheduler_type": "constant", "use_cpu": not torch.cuda.is_available(), "per_device_train_batch_size": 32}
+    return quiet | changes
 
 
 def make_checkpoint(folder: Path) -> str:

@@ -18,6 +18,7 @@ from posttrain.models.load import is_quantised, load_tokenizer, stop_token_ids
 from posttrain.models.merge import load_trainable
 from posttrain.models.precision import HALVES, beside_adapters, default_autocast
 from posttrain.models.quantise import in_4bit
+from posttrain.models.vocabulary import check_ids
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.types import Group, Prompt, Sampling, Task
@@ -56,6 +57,7 @@ class Policy:
         tasks = [Task(number, prompt) for number, prompt in enumerate(_listed(prompts))]
         ids = [encode_prompt(self.tokenizer, task.prompt, **({} if isinstance(task.prompt, str) else chat_template_kwargs or {})) for task in tasks]
         stops = (*stop_token_ids(self.model, self.tokenizer), *sampling.pop("stop_token_ids", ()))
+        check_ids(self.model, self.tokenizer, ids)
         settings = Sampling(**{"max_new_tokens": 256, "stop_token_ids": stops, **sampling})
         held = base_model(self.model).dtype
         mixed = held in HALVES and any(parameter.dtype is torch.float32 for parameter in self.model.parameters())  # adapters

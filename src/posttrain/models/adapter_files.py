@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from posttrain.errors import UserError
 from posttrain.files import read_json
 from posttrain.models.initialisation import check_initialisation
-from posttrain.models.load import vocabulary_of
 from posttrain.models.mixed import bridge
 from posttrain.models.seeding import seeded
+from posttrain.models.vocabulary import vocabulary_of
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SCORES = "SEQ_CLS"  # PEFT's word for the adapters of a classifier

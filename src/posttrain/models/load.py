@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
+from posttrain.models.adapter_files import base_of, is_adapter
 from posttrain.models.head import base_model
 from posttrain.models.quantise import keep_packing
 from posttrain.models.seeding import seeded
@@ -28,6 +29,7 @@ _OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
 # Keywords of from_pretrained under their former names. A default of ours would stand beside the old name and win.
 _NEW_NAMES = {"torch_dtype": "dtype", "use_auth_token": "token"}
 _WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")  # which files: the config's too
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")  # of transformers: code from the hub
 
 
@@ -117,8 +119,10 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
+    """The tokenizer beside a model, or for adapters that have none beside them their model's. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
     check_exists(name)
+    if is_adapter(name) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
+        name = base_of(name)
     with explained(f"a tokenizer from '{name}'"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
@@ -153,12 +157,6 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
     other = [key for key in _OTHER_INPUTS if getattr(config, key, None) is not None]
     if other:
         raise UserError(f"'{name}' takes more than text ({config.model_type} has a {other[0]}); load its text model on its own")
-
-
-def vocabulary_of(model: nn.Module) -> int:
-    """Rows of the embedding: ids from there on do not exist."""
-    embedding: Any = base_model(model).get_input_embeddings()
-    return int(embedding.weight.shape[0])
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.adapter_files import base_of, is_adapter, put_adapters
 from posttrain.models.head import base_model
-from posttrain.models.load import load_model, prepare_model, stop_token_ids, vocabulary_of
+from posttrain.models.load import load_model, prepare_model, stop_token_ids
+from posttrain.models.vocabulary import vocabulary_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import UserError
 from posttrain.models.forward import StreamLogprobs
 from posttrain.models.load import context_length, stop_token_ids
+from posttrain.models.vocabulary import check_ids
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.config import refuse
 from posttrain.trainers.inputs import named
@@ -87,8 +89,13 @@ class OfflineTrainer(BaseTrainer):
             peft_config=peft_config,
         )
         self.references: ReferenceLogps | None = None  # whoever needs one sets it
-        self.train_dataset: list[Example] = self.encode(rows)
-        self.eval_examples = {name: self.encode(part) for name, part in eval_rows.items()}
+        self.train_dataset: list[Example] = self._encoded(rows)
+        self.eval_examples = {name: self._encoded(part) for name, part in eval_rows.items()}
+
+    def _encoded(self, rows: list[Any]) -> list[Example]:
+        examples = self.encode(rows)
+        check_ids(self.model, self.tokenizer, ([*e.prompt_ids, *chain(*e.completions)] for e in examples))
+        return examples
 
     # What subclasses say
 
@@ -213,7 +220,9 @@ class OfflineTrainer(BaseTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The loss and the metrics of training over a whole dataset, or over each of several named ones."""
-        given = self.eval_examples if eval_dataset is None else {name: self.encode(self._checked(part)) for name, part in named(eval_dataset).items()}
+        given = (
+            self.eval_examples if eval_dataset is None else {name: self._encoded(self._checked(part)) for name, part in named(eval_dataset).items()}
+        )
         if not given:
             raise UserError("there is no eval_dataset; give one to the trainer or to evaluate()")
         logs: dict[str, float] = {}

@@ -24,6 +24,7 @@ from posttrain.errors import RewardError, UserError
 from posttrain.losses.policy import Objective, PolicyOptions, Terms, policy_terms
 from posttrain.models.adapters import Reference, reference_for
 from posttrain.models.load import context_length, stop_token_ids
+from posttrain.models.vocabulary import check_ids
 from posttrain.rewards import Scoring
 from posttrain.rollout.engines import make_engine
 from posttrain.rollout.local.engine import LocalEngine
@@ -122,6 +123,7 @@ class OnlineTrainer(BaseTrainer):
         else:
             encoded = [encode_task(self.tokenizer, task, self.args.chat_template_kwargs) for task in tasks]
         limit = context_length(self.model)
+        check_ids(self.model, self.tokenizer, encoded)
         for task, ids in zip(tasks, encoded, strict=True):
             if limit is not None and len(ids) + self.sampling.max_new_tokens > limit:
                 raise UserError(

@@ -26,6 +26,7 @@ from posttrain.models.forward import StreamLogprobs, logprobs
 from posttrain.models.load import context_length, load_model, load_tokenizer, stop_token_ids
 from posttrain.models.smoothing import mean_minus_target
 from posttrain.models.templates import grow_embeddings, set_chat_template, set_eos_token
+from posttrain.models.vocabulary import check_ids
 from posttrain.trainers.base import BaseTrainer, MicroBatch
 from posttrain.trainers.config import as_config, refuse
 from posttrain.trainers.inputs import named
@@ -136,6 +137,7 @@ class SFTTrainer(BaseTrainer):
             raise UserError(f"no row can teach anything; the first: {useless[0]}" if useless else "the data are empty: SFT needs at least one row")
         if useless:
             logger.warning("%d of %d rows can teach nothing and are left out; the first: %s", len(useless), len(useless) + len(examples), useless[0])
+        check_ids(self.model, self.tokenizer, (example.ids for example in examples))
         return examples
 
     def _formatted(self, row: Any) -> Any:
@@ -179,7 +181,9 @@ class SFTTrainer(BaseTrainer):
         useless: NothingToLearn | None = None
         for row in self.train_dataset:
             try:
-                yield [maker(self._formatted(row))]
+                example = maker(self._formatted(row))
+                check_ids(self.model, self.tokenizer, [example.ids])
+                yield [example]
                 taught = True
             except NothingToLearn as error:
                 if useless is None:
