@@ -72,10 +72,10 @@ def test_tools_and_keywords_of_the_row_reach_the_template(tokenizer):
     import copy
 
     made = copy.deepcopy(tokenizer)
-    made.chat_template = "{{ mood }} {{ tools[0].name }}"
+    made.chat_template = "{{ mood }} {{ tools[0].name }} {{ messages[0].content }}"
     row = {"messages": [USER], "tools": '[{"name": "add"}]', "chat_template_kwargs": {"mood": "glad"}}
-    assert convert.apply_chat_template(row, made, mood="sad") == {"text": "glad add"}
-    assert convert.apply_chat_template({"messages": [USER]}, made, tools=[{"name": "sub"}], mood="sad") == {"text": "sad sub"}
+    assert convert.apply_chat_template(row, made, mood="sad") == {"text": "glad add 2+2?"}
+    assert convert.apply_chat_template({"messages": [USER]}, made, tools=[{"name": "sub"}], mood="sad") == {"text": "sad sub 2+2?"}
 
 
 PAIRS = [{"prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "a"}, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "source": "b"}]
@@ -103,3 +103,15 @@ def test_unpaired_data_stay_as_they_are():
 def test_mixed_kinds_have_no_common_prompt():
     with pytest.raises(UserError, match="column `chosen` holds messages, `rejected` holds text"):
         convert.extract_prompt({"chosen": [USER, FOUR], "rejected": "5"})
+
+
+def test_what_the_template_drops_is_refused_in_text_too():
+    from posttrain.data.tokenizer import train_bpe
+
+    tokenizer = train_bpe(["what"] * 3, 300)
+    ask, tools = {"role": "user", "content": "what"}, [{"type": "function", "function": {"name": "f"}}]
+    for row in ({"messages": [ask, {"role": "assistant", "content": "what"}]}, {"prompt": [ask]}):
+        with pytest.raises(UserError, match="drops the tools"):
+            convert.apply_chat_template({**row, "tools": tools}, tokenizer)
+    with pytest.raises(UserError, match="weight 0, which text cannot say"):
+        convert.apply_chat_template({"messages": [ask, {"role": "assistant", "content": "what", "weight": 0}]}, tokenizer)

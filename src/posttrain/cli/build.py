@@ -131,7 +131,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, list):
         for inner in value:
-            yield from _texts(inner.get("content", inner.get("value")) if isinstance(inner, dict) else inner)
+            yield from _texts(inner.get("content", inner.get("value", inner.get("text"))) if isinstance(inner, dict) else inner)
 
 
 def fill(raw: Any, data: DataSection, tokenizer: Any, rubric: Rubric | None = None) -> Rows:

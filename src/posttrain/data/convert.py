@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.chat import opening, render, split_reply
+from posttrain.data.chat import check_whole, opening, render, split_reply
 from posttrain.data.formats import (
     IMPLICIT_PREFERENCE,
     MESSAGES,
@@ -22,6 +22,7 @@ from posttrain.data.formats import (
     kind_of,
     template_keywords,
 )
+from posttrain.data.messages import is_silenced
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -145,15 +146,23 @@ def _templated(row: Row, tokenizer: PreTrainedTokenizerBase, tools: list[Any] | 
         raise UserError("apply_chat_template takes conversations, but this row holds text; use maybe_apply_chat_template for data that may be either")
     options = template_keywords(row, {**kwargs, "tools": tools} if tools else kwargs)
     new = {name: value for name, value in row.items() if name not in ("messages", "tools", "chat_template_kwargs")}
+    if any(is_silenced(message) for name in format.texts if isinstance(row[name], list) for message in row[name]):
+        raise UserError("a message has weight 0, which text cannot say; give the messages to the trainer, with assistant_only_loss=True")
     if format is MESSAGES:
-        return {**new, "text": render(tokenizer, row["messages"], **options)}
+        return {**new, "text": _whole(tokenizer, row["messages"], options)}
     if format is PROMPT_ONLY:
-        return {**new, "prompt": render(tokenizer, row["prompt"], **(opening(row["prompt"]) | options))}
+        return {**new, "prompt": _whole(tokenizer, row["prompt"], opening(row["prompt"]) | options)}
     if format is IMPLICIT_PREFERENCE:
-        return {**new, **{name: render(tokenizer, row[name], **options) for name in format.replies}}
+        return {**new, **{name: _whole(tokenizer, row[name], options) for name in format.replies}}
     split = {name: split_reply(tokenizer, row["prompt"], as_messages(row[name]), **options) for name in format.replies}
     shortest = min((prompt for prompt, _ in split.values()), key=len)  # templates that open a reply with a thought may write it for one only
     return {**new, "prompt": shortest, **{name: (prompt + reply)[len(shortest) :] for name, (prompt, reply) in split.items()}}
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, messages: list[Any], options: dict[str, Any]) -> str:
+    text = render(tokenizer, messages, **options)
+    check_whole(tokenizer, messages, options)
+    return text
 
 
 def _extracted(row: Row) -> dict[str, Any]:
