@@ -1,7 +1,7 @@
 """The command line. Each command reads its input, calls the library and prints; whatever can go wrong becomes one sentence on stderr.
 
-Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input cannot work, 130 Ctrl-C; what checks something exits with 1 when that fails
-(`probe` also with 3: nothing to learn). POSTTRAIN_TRACEBACK=1 shows tracebacks.
+Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input cannot work, 130 Ctrl-C, 143 SIGTERM and 129 SIGHUP (the step is saved);
+what checks something exits with 1 when that fails (`probe` also with 3: nothing to learn). POSTTRAIN_TRACEBACK=1 shows tracebacks.
 """
 
 from __future__ import annotations
