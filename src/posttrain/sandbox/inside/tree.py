@@ -8,14 +8,19 @@ import time
 
 PATIENCE_S = 5.0  # for killed processes to be gone: giving back much memory takes a busy machine a while
 
+LOOKS = 5  # in a row that find nobody
+
 
 def end_descendants(of: int) -> None:
-    """Kills every process below `of`, which adopts those whose parents die first. Stopped before killed, so that none can fork away."""
+    """Kills every process below `of`, which adopts those whose parents die first. Stopped before killed, so that none can fork away.
+
+    One look that finds nobody proves nothing: a process may fork and end while it is being listed. A process that asks for itself knows from the
+    kernel when it has no child left.
+    """
     until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
+    looks_in_vain = 0
+    while time.monotonic() < until and looks_in_vain < LOOKS:
         found = descendants(of)
-        if not found:
-            return
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in found:
                 try:
@@ -28,6 +33,8 @@ def end_descendants(of: int) -> None:
                     pass
             except ChildProcessError:
                 return
+        else:
+            looks_in_vain = 0 if found else looks_in_vain + 1
         time.sleep(0.001)
 
 
