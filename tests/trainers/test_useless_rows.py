@@ -159,3 +159,8 @@ def test_a_user_who_speaks_in_a_completion_is_refused_by_row(tmp_path, chatter):
             train_dataset=rows,
             processing_class=chatter,
         )
+
+
+def test_half_a_character_is_refused_by_its_row(tmp_path, chatter):
+    with pytest.raises(UserError, match="row 1: text holds half a character"):
+        sft(tmp_path, chatter, [{"text": "four"}, {"text": "a \ud83d b"}])

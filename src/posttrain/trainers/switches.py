@@ -24,6 +24,7 @@ from posttrain.plan.cards import free_memory
 from posttrain.plan.choice import Choice, choose
 from posttrain.plan.job import DEFAULT_TOKENS, OPTIMIZERS, Job
 from posttrain.plan.shapes import Shape, shape_of
+from posttrain.text import encodable
 from posttrain.tracking.recorder import Recorder
 from posttrain.trainers.config import SWITCHED_OFF, BaseConfig
 from posttrain.trainers.online_config import OnlineConfig
@@ -147,15 +148,15 @@ def _letters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Sequence):
-        return sum(_letters(inner.get("content") if isinstance(inner, dict) else inner) for inner in value)
+        return sum(_letters(inner.get("content", inner.get("text")) if isinstance(inner, dict) else inner) for inner in value)
     return 0
 
 
 def _tokens(value: Any, tokenizer: Any) -> int:
     if isinstance(value, str):
-        return len(tokenizer(value, add_special_tokens=False)["input_ids"])
+        return len(tokenizer(encodable(value), add_special_tokens=False)["input_ids"])  # what cannot be encoded is refused by its row
     if isinstance(value, Sequence):
-        return sum(_tokens(inner.get("content") if isinstance(inner, dict) else inner, tokenizer) for inner in value)
+        return sum(_tokens(inner.get("content", inner.get("text")) if isinstance(inner, dict) else inner, tokenizer) for inner in value)
     return 0
 
 
