@@ -108,7 +108,8 @@ if TYPE_CHECKING:
     from posttrain.errors import RewardError, UserError
     from posttrain.ops import linear_logprobs
     from posttrain.policy import Policy, load_policy
-    from posttrain.rewards import Rubric, reward, verifier
+    from posttrain.rewards.reward import reward, verifier
+    from posttrain.rewards.rubric import Rubric
     from posttrain.rollout.local.engine import LocalEngine
     from posttrain.trainers.dpo import DPOConfig, DPOTrainer
     from posttrain.trainers.grpo import GRPOConfig, GRPOTrainer
