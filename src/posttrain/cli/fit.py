@@ -99,13 +99,15 @@ def _adapters(section: ModelSection) -> tuple[int | None, tuple[str, ...] | None
     """Rank and target layers; None: no adapters, all linear layers."""
     if section.lora is not None:
         targets = section.lora.target_modules
-        return section.lora.r, tuple(targets) if isinstance(targets, list) else None
+        return section.lora.r, tuple(dict.fromkeys(str(name).rpartition(".")[2] for name in targets)) if isinstance(targets, list) else None
     config = Path(section.name or "") / "adapter_config.json"
     if section.name is None or not config.is_file():
         return None, None
     saved = read_json(config)
     targets = saved["target_modules"]
-    return saved["r"], tuple(targets) if isinstance(targets, list) else None
+    return saved["r"], tuple(dict.fromkeys(name.rpartition(".")[2] for name in targets)) if isinstance(
+        targets, list
+    ) else None  # paths, for all-linear
 
 
 def _kept(given: int | list[str] | None, shape: Shape) -> int:
