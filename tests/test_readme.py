@@ -152,6 +152,7 @@ def test_its_measured_block_shows_what_was_measured(monkeypatch):
     sides = [
         {
             "side": "posttrain",
+            "date": "2026-01-01",
             "case": case,
             "steps_s": [5.0] * 3,
             "step_s": 5.0,

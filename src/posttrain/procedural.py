@@ -15,8 +15,8 @@ import sys
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from posttrain import lifetime
 from posttrain.errors import UserError, did_you_mean
+from posttrain.lifetime import guard, release
 
 SCHEME = "reasoning-gym:"
 SIZE, SEED = 500, 0
@@ -30,13 +30,13 @@ def rows_of(source: str) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-m", "posttrain.procedural", task]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
-        lifetime.guard(process.pid)
+        guard(process.pid)
         try:
             said, _ = process.communicate()
         finally:
             process.kill()
             process.wait()
-            lifetime.release(process.pid)
+            release(process.pid)
     if process.returncode:
         raise RuntimeError(f"the process that makes the rows of {source} ended with code {process.returncode}")
     told = json.loads(said)

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from posttrain import lifetime
 from posttrain.cli.options import say, sentences
 from posttrain.errors import UserError, did_you_mean
+from posttrain.lifetime import guard, release
 
 Watch = Annotated[bool, typer.Option("--watch", help="Show the training on a local web page while it runs.")]
 NEEDS = "the live page needs NiceGUI: pip install 'posttrain[watch]'"
@@ -91,7 +91,7 @@ def watching(directories: Sequence[str], wanted: bool) -> Iterator[None]:
         raise UserError(NEEDS)
     command = [sys.executable, "-m", "posttrain.cli.main", "watch", "--wait", "--with-parent", *directories]
     page = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # its own session: Ctrl-C is the training's
-    lifetime.guard(page.pid)  # a page that is busy in C code does not see its standard input end
+    guard(page.pid)  # a page that is busy in C code does not see its standard input end
     try:
         yield
     finally:
@@ -102,7 +102,7 @@ def watching(directories: Sequence[str], wanted: bool) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             page.kill()
             page.wait()
-        lifetime.release(page.pid)
+        release(page.pid)
 
 
 def _end_with_parent() -> None:

@@ -19,8 +19,8 @@ from asyncio.subprocess import Process
 from dataclasses import asdict
 from typing import Any
 
-from posttrain import lifetime
 from posttrain.errors import UserError
+from posttrain.lifetime import guard, release
 from posttrain.rewards.answers import failed, raised, scores_of, timed_out
 from posttrain.rewards.calls import Call, Notes, Scores
 from posttrain.rewards.lanes import Attempt
@@ -122,7 +122,7 @@ class WorkerLane:
             env=environment,
             start_new_session=True,  # Ctrl-C is the trainer's; and what the reward starts can be killed with it
         )
-        lifetime.guard(process.pid)
+        guard(process.pid)
         _alive[process] = asyncio.ensure_future(_see_off(process))
         return process
 
@@ -178,7 +178,7 @@ async def _see_off(process: Process) -> None:
     """However it ends, what it started ends with it. At once, while its number is nobody else's."""
     await process.wait()
     _kill_group(process)
-    lifetime.release(process.pid)
+    release(process.pid)
     del _alive[process]
 
 
