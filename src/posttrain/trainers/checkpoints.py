@@ -187,6 +187,15 @@ def rotate(output_dir: str | Path, limit: int | None, spared: Collection[str] = 
             left -= 1
 
 
+def keep_only(best: Path, output_dir: str | Path) -> None:
+    """Delete all checkpoints but this one, which must be among them."""
+    found = named_so(output_dir)
+    if best.resolve() in [path.resolve() for path in found]:
+        for path in found:
+            if path.resolve() != best.resolve():
+                remove(path)
+
+
 def tidy(output_dir: str | Path) -> None:
     """Remove what a process left that was killed while it wrote or deleted. Only for the one that trains there now."""
     for path in [path for pattern in LEFTOVERS for path in Path(output_dir).glob(pattern)]:

@@ -176,7 +176,7 @@ class SavingTrainer(Trainer):
         """
         best.check_settings(self.args, self.eval_dataset)
         self._start()
-        self._resuming_from, self._rng_restored_from = self._find_checkpoint(resume_from_checkpoint), None
+        self._resuming_from, self._rng_restored_from, self._saved_step = self._find_checkpoint(resume_from_checkpoint), None, None
         if self.args.should_save and self.is_world_process_zero():
             self.view.plan(self.plan(), memory_line(self.args))
         try:
@@ -302,12 +302,33 @@ class SavingTrainer(Trainer):
         return super()._determine_best_metric(metrics, trial)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """transformers' hook after a step. Who asked to stop during a long evaluation or save does not wait for one more step."""
+        """transformers' hook after a step, and once more when the loop over an epoch ends."""
+        step = self.state.global_step
+        if self.interrupt.agreed and self._saved_step == step and not float(self.state.epoch or 0).is_integer():
+            return  # a signal ended the loop within the epoch: an evaluation here would count for the best model, and the uninterrupted run has none
         was_long = self.control.should_evaluate or self.control.should_save
+        if self.control.should_evaluate:
+            self._saved_step = None  # what was saved holds no result of this evaluation
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if was_long and not self.control.should_training_stop and self.interrupt.agree(self.args.device):
-            self.control.should_training_stop = True  # the loop ends, and calls this hook again
-            self.control.should_save = self._saved_step != self.state.global_step
+        if was_long and self.interrupt.agree(self.args.device):  # asked for meanwhile: not one more step
+            self.control.should_training_stop = True
+            if self._saved_step != step:
+                self._save_checkpoint(self.model, None)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """A training that a signal ended goes on later: no model is chosen yet. transformers would also remove all checkpoints but the best one, where
+        `save_total_limit` is 1; that happens here only at a run's end, and a checkpoint that is half removed has another name."""
+        goes_on = self.interrupt.agree(self.args.device) != 0
+        limit, chooses = self.args.save_total_limit, self.args.load_best_model_at_end
+        self.args.save_total_limit, self.args.load_best_model_at_end = None, chooses and not goes_on
+        try:
+            result = super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit, self.args.load_best_model_at_end = limit, chooses
+        if self.args.should_save and limit == 1 and not goes_on and self.state.best_model_checkpoint is not None:
+            checkpoints.keep_only(Path(self.state.best_model_checkpoint), str(self.args.output_dir))
+        return result
 
 
 class RunDirectory(TrainerCallback):
