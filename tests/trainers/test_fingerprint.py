@@ -1,5 +1,9 @@
 """A resumed run is compared with every row and every weight that it began with."""
 
+import os
+import subprocess
+import sys
+
 import datasets
 import numpy as np
 import pytest
@@ -43,6 +47,13 @@ def test_an_object_counts_by_what_it_says_and_not_by_where_it_lies():
     assert of_rows([{"x": np.arange(3)}]).now != of_rows([{"x": np.arange(1, 4)}]).now
     assert of_rows([{1: "x", "1": "\ud800"}]).now != of_rows([{1: "y", "1": "\ud800"}]).now
     assert of_rows([{"text": "at 0x7f01"}]).now != of_rows([{"text": "at 0x7f02"}]).now
+
+
+def test_a_set_counts_by_what_it_holds_and_not_by_the_order_that_a_process_gives_it():
+    program = "from posttrain.trainers.fingerprint import of_rows; print(of_rows([{'units': {'cm', 'm', 'km', 'mm'}, 'x': frozenset('abcdef')}]).now)"
+    outputs = [subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE) for seed in "12"]
+    assert outputs[0].stdout == outputs[1].stdout != b""
+    assert of_rows([{"x": {"cm", "m"}}]).now != of_rows([{"x": {"cm", "km"}}]).now
 
 
 def test_whatever_weight_changes_the_fingerprint_does():

@@ -73,11 +73,13 @@ def _text(row: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON lacks: records by their fields, arrays as lists, anything else by its type and what it says of itself, but for its address."""
+    """What JSON lacks: records by their fields, arrays as lists, sets in order, anything else by its type and what it says of itself, but for its address."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
         return value.tolist()
+    if isinstance(value, (set, frozenset)):  # whose order is another one in every process
+        return [type(value).__name__, sorted(map(_text, value))]
     return [type(value).__name__, _ADDRESS.sub("", repr(value))]
 
 
