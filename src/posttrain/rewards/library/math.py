@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.rewards.library.arithmetic import gold_text
-from posttrain.rewards.library.notation import bare_answer, plain_notation, unit_of
+from posttrain.rewards.library.notation import bare_answer, plain_notation, same_words, unit_of
 from posttrain.rewards.library.precision import agrees
 from posttrain.rewards.reward import verifier
 
@@ -60,6 +60,8 @@ def math_answer(completion: str, answer: Any) -> bool | None:
     gold = _parsed(_as_formula(right))
     if all(isinstance(part, str) for part in gold):  # it fell back on the text itself, or found nothing
         raise UserError(f"the gold answer {str(answer)[:200]!r} cannot be parsed as mathematics; mend the row or leave it out")
+    if same_words(last_box(right) or right, (last_box(completion) or completion)[-READ:]):
+        return True
     units = unit_of(last_box(right) or right), unit_of(last_box(completion) or "")
     return (None in units or units[0] == units[1]) and _equal(gold, _parsed(_answer_in(completion)))
 

@@ -31,6 +31,7 @@ _FACTOR = re.compile(r"(?<=\d)\((?=[-+]?[\d./]+\))")  # math-verify reads 2(2/3)
 _SQRT = re.compile(r"(?<![\\A-Za-z])sqrt\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])")
 _WORDS = re.compile(r"[A-Za-z]{4,}(?: [A-Za-z]+)*")  # without \text it would be a product of letters, and "silent" be "listen"
+_WORD = re.compile(r"(?P<text>\\text\{)?\s*(?P<words>[A-Za-z]{2,}(?: [A-Za-z]+)*)\s*(?(text)\})")
 _MIXED = re.compile(r"(?<![\w.,/^}\\])(\d{1,15})(?:[ \u00a0]|\\[ ,;:])+(\d{1,15})\s*/\s*(\d{1,15})(?![\w/^]|\.\d)")
 _REPEATING = re.compile(r"(?<![\w.])(\d{0,15})\.(\d{0,15})\\(?:overline|bar|dot)\{(\d{1,15})\}")
 _UNIT = re.compile(
@@ -40,10 +41,13 @@ _NO_UNITS = {
     *("or", "and", "to", "mod", "sin", "cos", "tan", "log", "exp", "pi", "sqrt", "if", "percent", "percentage", "inf", "infinity"),
     *("alpha", "beta", "gamma", "delta", "theta", "lambda", "omega", "sigma", "phi", "psi"),
 }
-_TEXT = re.compile(r"(?<=[\d})])(?:\s|~|\\[,;: ])*\\(?:text|mbox|mathrm|rm)\{[^{}]*\}(?:\^\{?\d\}?)?(?=\s*(?:\.?$|\$|\\\)|\\\]))")
+_TEXT = re.compile(  # behind a number, π or a variable
+    r"(?:(?<=[\d})])|(?<=\\pi)|(?<=(?<![A-Za-z])[A-Za-z]))(?:\s|~|\\[,;: ])*\\(?:text|mbox|mathrm|rm)\{[^{}]*\}(?:\^\{?\d\}?)?"
+    r"(?=\s*(?:\.?$|\$|\\\)|\\\]))"
+)
 _SHORT_UNIT = re.compile(r"(?<=[\d}])(?:\s*(?:[cmk]m|[km]g|ml)|(?:\s|\\[,;: ]|~)+(?:ft|in|mi|lb|oz|ms|[mgshL]))(?:/[a-z]{1,3})?(?:\^\{?\d\}?)?$")
 _AFTER_NUMBER = re.compile(
-    r"[\d)}](?:\s|~|\\[,;: ])*(?P<text>\\(?:text|mathrm|mbox|rm)\{)?\s*\\?(?P<name>[A-Za-z]+|[%$€£¥₹])(?P<per>/[a-z]+)?\}?(?:\^\{?(?P<power>\d)\}?)?"
+    r"(?:[\d)}](?:\\pi)?|\\pi)(?:\s|~|\\[,;: ])*(?P<text>\\(?:text|mathrm|mbox|rm)\{)?\s*\\?(?P<name>[A-Za-z]+|[%$€£¥₹])(?P<per>/[a-z]+)?\}?(?:\^\{?(?P<power>\d)\}?)?"
     r"|\\?(?P<money>[$€£¥₹])\s*[-+]?\.?\d"
 )
 _SPELLED = {
@@ -110,6 +114,15 @@ def bare_answer(text: str) -> str:
         return rf"\text{{{text}}}"
     text = _FUNCTION.sub(r"\\\1", _SQRT.sub(r"\\sqrt{\1}", text))
     return _FACTOR.sub(r"\\cdot (", _POWER.sub(r"^{\1}", text))
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two answers are the same words. Where one is marked as text, their case does not matter: "yes" and "\\text{Yes}"."""
+    first, second = _WORD.fullmatch(unwrapped(one)), _WORD.fullmatch(unwrapped(other))
+    if first is None or second is None:
+        return False
+    is_text = bool(first["text"] or second["text"])  # without a mark short words may be products of variables
+    return first["words"] == second["words"] or (is_text and first["words"].casefold() == second["words"].casefold())
 
 
 def unit_of(answer: str) -> tuple[str, str, str] | None:
