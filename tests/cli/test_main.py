@@ -203,6 +203,7 @@ def test_a_finished_model_is_not_written_over_where_no_checkpoint_was_kept(folde
     unsaved = ("--train.save_strategy=no", "--train.max_steps=1")
     assert call("grpo", folder / "recipe.yaml", *unsaved).exit_code == 0
     assert "holds the model of an earlier run. Start over with --overwrite" in sentence(call("grpo", folder / "recipe.yaml", *unsaved))
+    assert "and no checkpoint to go on from. Start over with --overwrite" in sentence(call("grpo", folder / "recipe.yaml", *unsaved, "--resume"))
     assert call("grpo", folder / "recipe.yaml", *unsaved, "--overwrite").exit_code == 0
 
 

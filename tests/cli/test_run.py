@@ -274,3 +274,15 @@ def test_a_finished_stage_hands_on_the_same_whatever_the_process_drew(folder, ru
         result = run("--resume")
         assert result.exit_code == 0, result.output
         assert {name: (folder / "all" / name).read_bytes() for name in whole} == whole, removed
+
+
+def test_a_stage_that_kept_no_checkpoint_is_done_again_where_its_end_is_missing(folder, run):
+    """A single run would not be: it is refused, since its model would be gone."""
+    (folder / "all.yaml").write_text(RECIPE.partition("  - reward-model")[0].replace("sft: {max_steps: 3", "sft: {save_strategy: 'no', max_steps: 3"))
+    assert run().exit_code == 0
+    first = weights(folder / "all" / "1-sft")
+    (folder / "all" / "1-sft" / "stage.json").unlink()
+    result = run("--resume")
+    assert result.exit_code == 0, result.output
+    assert same(weights(folder / "all" / "1-sft"), first)
+    assert (folder / "all" / "1-sft" / "stage.json").is_file()

@@ -83,7 +83,8 @@ def _run(stages: list[Stage], resume: bool) -> None:
         else:
             say(f"{title}: {stage.kind.title} into {stage.directory}")
             with restored():
-                model = training.train_run(stage.kind, stage.recipe(models), str(stage.directory), resume=resume, overwrite=False)
+                again = resume and runs.has_only_model(str(stage.directory))  # its end was missing, as when its adapters could not be merged
+                model = training.train_run(stage.kind, stage.recipe(models), str(stage.directory), resume=resume and not again, overwrite=again)
                 done = _leave(stage, models, model)
         models[stage.name] = done
     say(f"all stages are done; the last model is in {models[stages[-1].name]}")

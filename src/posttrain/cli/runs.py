@@ -55,11 +55,19 @@ def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -
         raise UserError(
             f"{output_dir} holds an earlier run, saved up to {last.name}. Go on with --resume, start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
         )
-    if is_model(Path(output_dir) / MODEL) and not (resume or overwrite):
+    if has_only_model(output_dir) and not overwrite:  # --resume would begin anew, in silence, and remove it
         raise UserError(
-            f"{output_dir} holds the model of an earlier run. Start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
+            f"{output_dir} holds the model of an earlier run{' and no checkpoint to go on from' if resume else ''}. "
+            f"Start over with --overwrite, or write elsewhere: --{section}.output_dir=..."
         )
     return resume and last is not None
+
+
+def has_only_model(output_dir: str) -> bool:
+    """Whether a run ended there that kept no checkpoint, so that nothing can go on from it."""
+    from posttrain.trainers.checkpoints import newest
+
+    return newest(output_dir) is None and is_model(Path(output_dir) / MODEL)
 
 
 def make_way_for_demo(output_dir: str, stages: Iterable[str]) -> None:
