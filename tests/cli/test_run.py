@@ -1,5 +1,6 @@
 """Recipes with stages: each trains on the model before it, what is done is not done again, and a stage goes on where it was."""
 
+import hashlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -286,3 +287,26 @@ def test_a_stage_that_kept_no_checkpoint_is_done_again_where_its_end_is_missing(
     assert result.exit_code == 0, result.output
     assert same(weights(folder / "all" / "1-sft"), first)
     assert (folder / "all" / "1-sft" / "stage.json").is_file()
+
+
+def test_a_folder_of_stages_may_move(folder, run):
+    (folder / "all.yaml").write_text(RECIPE.replace("{rubric:", "{from: sft, rubric:"))
+    assert run("--train.max_steps=1").exit_code == 0
+    (folder / "all").rename(folder / "moved")
+    shutil.rmtree(folder / "moved" / "3-grpo")
+    result = run("--resume", "--train.max_steps=1", output="moved")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("done before") == 2
+    changed = run("--resume", "--sft.max_steps=4", output="moved")
+    assert "the stage 'sft' was done with another recipe" in changed.stderr
+
+
+def test_a_stage_that_an_earlier_version_finished_is_done(folder):
+    """Its digest held the places of folders."""
+    stage = read_stages(str(folder / "all.yaml"), [], str(folder / "all"))[0]
+    (stage.directory / "model").mkdir(parents=True)
+    (stage.directory / "model" / "config.json").write_text("{}")
+    digest = hashlib.sha256(stage.recipe({}).to_yaml().encode()).hexdigest()[:16]
+    assert str(stage.directory) in stage.recipe({}).to_yaml()
+    (stage.directory / "stage.json").write_text(json.dumps({"model": "model", "digest": digest}))
+    assert stage.model_if_done({}) == str(stage.directory / "model")

@@ -101,7 +101,7 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
         if PartialState().is_main_process:
             if left == runs.MERGED:
                 _merge(stage, stage.recipe(models), model)
-            stage.mark_done(models, left)
+            stage.mark_done(left)
     return str(stage.directory / left)
 
 

@@ -55,7 +55,14 @@ class Stage:
         values.setdefault(self.kind.section, {})["output_dir"] = str(self.directory)
         return recipe_of(values, self.file)
 
-    def digest(self, models: dict[str, str]) -> str:
+    def digest(self) -> str:
+        """Of what it was told, wherever its folder lies."""
+        recipe = self.recipe({})
+        del getattr(recipe, self.kind.section)["output_dir"]
+        return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:16]
+
+    def _digest_with_places(self, models: dict[str, str]) -> str:
+        """As earlier versions made it."""
         return hashlib.sha256(self.recipe(models).to_yaml().encode()).hexdigest()[:16]
 
     def model_if_done(self, models: dict[str, str]) -> str | None:
@@ -66,13 +73,13 @@ class Stage:
         done = read_json(path)
         if not isinstance(done.get("model"), str):
             raise UserError(f"{path} is damaged: it names no model; start over with --overwrite")
-        if done.get("digest") != self.digest(models):
+        if done.get("digest") not in (self.digest(), self._digest_with_places(models)):
             raise UserError(f"the stage '{self.name}' was done with another recipe; put the settings back, or start over with --overwrite")
         model = self.directory / done["model"]
         return str(model) if runs.is_model(model) else None
 
-    def mark_done(self, models: dict[str, str], model: str) -> None:
-        write_whole(self.directory / DONE, json.dumps({"model": model, "digest": self.digest(models)}))
+    def mark_done(self, model: str) -> None:
+        write_whole(self.directory / DONE, json.dumps({"model": model, "digest": self.digest()}))
 
 
 def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list[Stage]:
