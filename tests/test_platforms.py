@@ -20,6 +20,7 @@ GUARDED = {
     "doctor.py": {"os.sysconf"},
     "lifetime.py": {"os.killpg"},
     "rewards/check/bench.py": {"signal.SIGALRM", "signal.setitimer", "signal.ITIMER_REAL"},
+    "rewards/surroundings.py": {"signal.setitimer", "signal.ITIMER_REAL"},
     "rewards/worker.py": {"resource"},
     "rewards/workers.py": {"os.killpg", "signal.SIGKILL"},
     "tracking/recorder.py": {"os.sysconf"},
@@ -98,7 +99,7 @@ def main():
     for name in {MODULES - {"posix"}!r}:
         sys.modules.pop(name, None)
     sys.meta_path.insert(0, Absent())
-    for name in ("SIGHUP", "SIGALRM", "SIGUSR1", "setitimer", "ITIMER_REAL", "alarm", "pause"):
+    for name in ("SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "setitimer", "getitimer", "ITIMER_REAL", "alarm", "pause"):
         delattr(signal, name)
     for name in ("killpg", "mkfifo", "nice", "sched_getaffinity", "setsid", "statvfs"):
         delattr(os, name)
