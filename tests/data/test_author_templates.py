@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import posttrain
+from posttrain.data.conversation import encode_conversation
 from posttrain.data.prompts import to_tasks
 from posttrain.data.tokenizer import train_bpe
 from posttrain.errors import UserError
@@ -370,3 +371,11 @@ def test_text_beside_a_call_and_names_of_speakers_are_written_or_refused(trainer
 def test_the_twenty_are_all_there():
     assert sorted(AUTHORS) == sorted(path.stem for path in FOLDER.glob("*.jinja"))
     assert len(AUTHORS) == 20
+
+
+def test_replies_are_told_apart_where_a_template_ends_the_whole_with_a_token():
+    tokenizer, author = tokenizer_of("phi-3"), AUTHORS["phi-3"]
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in author.more_stops]
+    ids, trained = encode_conversation(tokenizer, TALK, assistant_only=True, stop_ids=stops)
+    assert tokenizer.decode(ids) == authors_text("phi-3", TALK)
+    assert tokenizer.decode([id for id, on in zip(ids, trained, strict=True) if on]) == f"{TOLD}<|end|>{SURE}<|end|>\n<|endoftext|>"

@@ -112,7 +112,10 @@ def test_a_misspelt_column_is_pointed_at():
 
 @pytest.mark.parametrize(
     ("chosen", "rejected", "sentence"),
-    [([USER, FOUR], [USER, FOUR], "do not differ"), ([USER, FOUR], [{"role": "user", "content": "?"}, FIVE], "no prompt in common")],
+    [
+        ([USER, FOUR], [USER, FOUR, USER, FIVE], "begins with the whole other"),
+        ([USER, FOUR], [{"role": "user", "content": "?"}, FIVE], "no prompt in common"),
+    ],
 )
 def test_an_implicit_prompt_must_exist_and_leave_something(chosen, rejected, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -7,12 +7,22 @@ import pytest
 from small import build_model, build_tokenizer
 from small_preferences import PAIRS, start
 
-from posttrain import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from posttrain import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from posttrain.data.tokenizer import train_bpe
 from posttrain.errors import UserError
 
 EQUAL = {"prompt": "1+1=", "chosen": "2", "rejected": "2"}
 EQUAL_WHEN_CUT = {"prompt": "1+1=", "chosen": "22222222221", "rejected": "22222222222"}
+
+
+ASK = {"role": "user", "content": "two and two?"}
+FOUR, FIVE = ({"role": "assistant", "content": said} for said in ("four", "five"))
+
+
+def of_pairs(trainer, tmp_path, tokenizer, rows):
+    config = {DPOTrainer: DPOConfig, RewardTrainer: RewardConfig}[trainer]
+    args = config(output_dir=str(tmp_path), use_cpu=True, save_strategy="no")
+    return trainer(build_model(tokenizer, max_position_embeddings=256), args=args, train_dataset=rows, processing_class=copy.copy(tokenizer))
 
 
 def make(kind, tmp_path, rows, **settings):
@@ -37,6 +47,25 @@ def test_equal_pairs_are_left_out_and_counted(tmp_path, caplog, kind, settings):
     assert "left out (the first is row 1)" in caplog.text
     assert len(trainer.train_dataset) == 2
     assert all(pair.completions[0] != pair.completions[1] for pair in trainer.train_dataset)
+
+
+def test_an_equal_pair_of_conversations_without_a_prompt_is_counted_too(tmp_path, chatter, caplog):
+    rows = [{"chosen": [ASK, FOUR], "rejected": [ASK, other]} for other in (FIVE, FOUR)]
+    for trainer in (DPOTrainer, RewardTrainer):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "posttrain"):
+            made = of_pairs(trainer, tmp_path, chatter, rows)
+        assert "in 1 of 2 pairs `chosen` and `rejected` are the same" in caplog.text
+        assert len(made.train_dataset) == 1
+
+
+def test_a_prompt_of_text_stands_for_all_turns_that_a_pair_shares(tmp_path, chatter):
+    talk = [ASK, FIVE, {"role": "user", "content": "no"}]
+    for prompt in ("two and two?", "no"):
+        row = {"prompt": prompt, "chosen": [*talk, FOUR], "rejected": [*talk, FIVE]}
+        example = of_pairs(DPOTrainer, tmp_path, chatter, [row]).train_dataset[0]
+        assert chatter.decode(example.prompt_ids) == chatter.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        assert [chatter.decode(ids) for ids in example.completions] == ["four<|im_end|>", "five<|im_end|>"]
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("orpo", {}), ("dpo", {"loss_type": ["sigmoid", "sft"]})])
@@ -139,8 +168,6 @@ def test_a_prompt_that_a_completion_repeats_is_its_prompt(tmp_path, chatter):
         {**plain, "chosen": [ask, good], "rejected": [ask, bad]},
         {"prompt": "two and two?", "chosen": [ask, good], "rejected": [ask, bad]},
     ):
-        from posttrain import DPOConfig, DPOTrainer
-
         model = build_model(chatter, max_position_embeddings=256)
         trainer = DPOTrainer(model, args=DPOConfig(output_dir=str(tmp_path), use_cpu=True), train_dataset=[row], processing_class=copy.copy(chatter))
         example = trainer.train_dataset[0]
@@ -149,8 +176,6 @@ def test_a_prompt_that_a_completion_repeats_is_its_prompt(tmp_path, chatter):
 
 
 def test_a_user_who_speaks_in_a_completion_is_refused_by_row(tmp_path, chatter):
-    from posttrain import DPOConfig, DPOTrainer
-
     rows = [{"prompt": TALK[:1], "chosen": [{"role": "assistant", "content": "four"}], "rejected": TALK[3:] + TALK[2:]}]
     with pytest.raises(UserError, match="row 0: its rejected holds a message of 'user', which would be trained as if the assistant wrote it"):
         DPOTrainer(

@@ -90,7 +90,7 @@ def _start_of_reply(tokenizer: PreTrainedTokenizerBase, before: list[Message], w
         raise UserError("a conversation begins with the assistant, so nothing opens its first reply; begin with a user's message")
     closed = render(tokenizer, before, **kwargs)
     shared = shared_beginning(whole, render(tokenizer, before, **(kwargs | {"add_generation_prompt": True})))
-    if not shared.startswith(closed):
+    if not shared.startswith(closed.removesuffix(str(tokenizer.eos_token or ""))):  # some templates write it behind the whole of what they get
         raise UserError(
             "the model's chat template writes the beginning of a conversation differently when it goes on, so the assistant's part cannot be told "
             "apart: use rows with prompt and completion instead of assistant_only_loss"

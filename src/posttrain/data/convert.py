@@ -174,6 +174,8 @@ def _extracted(row: Row) -> dict[str, Any]:
         while shared and not chosen[shared - 1].isspace():
             shared -= 1
         shared = len(chosen[:shared].rstrip())  # the space belongs to the replies: tokens begin with it
+    else:
+        shared = min(shared, len(chosen) - 1, len(rejected) - 1)  # of the same conversation twice the last reply is left
     return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 

@@ -137,10 +137,10 @@ class FormatCheck:
                 raise UserError(f"{where}: `completions` must be a list of steps, each a text that is not empty")
             if not isinstance(labels, Sequence) or len(labels) != len(steps) or not all(map(is_boolean, labels)):
                 raise UserError(f"{where}: `labels` must hold one boolean for each of the {len(steps)} steps")
-        if self.format is IMPLICIT_PREFERENCE and kind_of(row["chosen"]) == "messages":
+        if self.format is IMPLICIT_PREFERENCE and kind_of(row["chosen"]) == "messages" and not _is_equal_pair(row):
             shared = common_turns(row["chosen"], row["rejected"])
             if shared == min(len(row["chosen"]), len(row["rejected"])):
-                raise UserError(f"{where}: `chosen` and `rejected` do not differ, or one begins with the whole other: nothing is left to compare")
+                raise UserError(f"{where}: one of `chosen` and `rejected` begins with the whole other, so that nothing of it is left to compare")
             if not shared:
                 raise UserError(f"{where}: `chosen` and `rejected` begin with different messages, so they have no prompt in common")
         if row.get("margin") is not None and (isinstance(row["margin"], bool) or not isinstance(row["margin"], int | float)):
@@ -227,6 +227,11 @@ def check_keywords(row: Row, where: str) -> None:
         raise UserError(
             f"{where} has `{name}`, but its texts are no messages, so there is no chat template to take them; remove or rename the column"
         )
+
+
+def _is_equal_pair(row: Row) -> bool:
+    """Two conversations that are the same: no mistake, but nothing to learn. The trainers count such pairs."""
+    return bool(row["chosen"] == row["rejected"]) and len(row["chosen"]) > 1
 
 
 def is_boolean(value: Any) -> bool:

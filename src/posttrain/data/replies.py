@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.data.formats import kind_of
+from posttrain.data.formats import common_turns, kind_of
 from posttrain.data.messages import is_silenced, plain_message, text_of
 from posttrain.errors import UserError
 
@@ -13,7 +13,8 @@ REPLIES = ("completion", "chosen", "rejected")
 
 
 def without_repetition(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`row` with completions that do not begin with the messages of its prompt. A prompt of text that these messages end with becomes those messages.
+    """`row` with completions that do not begin with the messages of its prompt. A prompt of text that they say becomes those messages,
+    in a pair all that both begin with.
 
     Rows of anything else are returned as they are; what is wrong with them is said where rows are checked.
     """
@@ -23,6 +24,8 @@ def without_repetition(row: Mapping[str, Any]) -> dict[str, Any]:
     prompt = row.get("prompt")
     if isinstance(prompt, str):
         prompt = _asked(prompt, next(iter(replies.values())))
+        if prompt and "chosen" in replies and "rejected" in replies:
+            prompt = _shared(replies["chosen"], replies["rejected"], len(prompt))
     if not prompt or kind_of(prompt) != "messages" or not all(_begins_with(reply, prompt) for reply in replies.values()):
         return dict(row)
     return {**row, "prompt": list(prompt), **{name: list(reply[len(prompt) :]) for name, reply in replies.items()}}
@@ -34,6 +37,14 @@ def _asked(question: str, reply: Sequence[Any]) -> Sequence[Any] | None:
         if message.get("role") == "user" and _said(message) == question.strip():
             return reply[: place + 1]
     return None
+
+
+def _shared(chosen: Sequence[Any], rejected: Sequence[Any], least: int) -> Sequence[Any]:
+    """At least the first `least` messages, and all that both begin with up to the last one that is not the assistant's."""
+    turns = min(common_turns(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    while turns > least and chosen[turns - 1].get("role") == "assistant":
+        turns -= 1
+    return chosen[: max(turns, least)]
 
 
 def _said(message: Mapping[str, Any]) -> str | None:
