@@ -118,6 +118,8 @@ def _flush(directory: Path) -> None:
         if path.is_file():
             with path.open("rb" if os.name == "posix" else "r+b") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())
+        elif path.is_dir():  # of a second adapter
+            _flush_directory(path)
     _flush_directory(directory)
 
 
