@@ -97,6 +97,34 @@ def test_frozen_weights_keep_the_bits_that_the_run_computes_in(folder, checkpoin
     assert beside_adapters(str(folder / checkpoint), computes_in, changed) is torch.float32
 
 
+@pytest.mark.parametrize("biases", ["all", "lora_only"])
+def test_biases_that_are_trained_have_a_float32_model_beside_them_or_are_refused(tmp_path, biases):
+    """A layer adds its bias in the dtype of its weight."""
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, attention_bias=True).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], bias=biases, task_type="CAUSAL_LM")
+    assert beside_adapters(str(tmp_path / "base"), torch.bfloat16, lora) is torch.float32
+    trainer = make(SFTTrainer, str(tmp_path / "base"), tmp_path, peft_config=lora)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapters"))
+    assert beside_adapters(str(tmp_path / "adapters"), torch.bfloat16) is torch.float32
+    for name, given in (("base", {"peft_config": lora}), ("adapters", {})):
+        with pytest.raises(UserError, match=r"the bias of .*q_proj.* is trained in torch.float32 beside frozen weights in torch.bfloat16"):
+            make(SFTTrainer, str(tmp_path / name), tmp_path, model_init_kwargs={"dtype": "bfloat16"}, **given)
+
+
+def test_a_run_that_computes_in_float16_samples_prompts_of_uneven_lengths(folder, tmp_path):
+    """They are masked, by a number that float16 has; what was sampled has the log-probs that training finds."""
+    args = GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, save_strategy="no", fp16=True, max_steps=1, num_generations=2, per_device_train_batch_size=4, max_completion_length=4
+    )  # fmt: skip
+    rows = [{"prompt": "1+1="}, {"prompt": "11+1+11+1="}]
+    trainer = GRPOTrainer(str(folder / "float16"), many_ones, args, rows, processing_class=build_tokenizer(), peft_config=LORA)
+    trainer.train()
+    assert trainer.state.log_history[0]["sampling/logp_difference/max"] < 1e-3
+
+
 def test_a_config_without_a_dtype_leaves_it_to_the_weights(folder, tmp_path):
     build_model(build_tokenizer()).to(torch.bfloat16).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

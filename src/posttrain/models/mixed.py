@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from posttrain.errors import UserError
 from posttrain.models.head import base_model
 
 
 def bridge(model: nn.Module) -> None:
-    """Let the modules of a PeftModel that are trained as a whole have another dtype than the rest. Where the dtypes are one, nothing is cast."""
+    """Let the modules of a PeftModel that are trained as a whole have another dtype than the rest. Where the dtypes are one, nothing is cast.
+
+    Raises UserError for biases that are trained in another dtype than the frozen weights of their layers.
+    """
     from peft.utils import ModulesToSaveWrapper
 
+    _check_biases(model)
     base = base_model(model)
     heads = (base.get_output_embeddings(), base._modules.get("score"))  # nothing follows them: logits and scores stay in float32
     for module in model.modules():
@@ -24,6 +29,18 @@ def bridge(model: nn.Module) -> None:
             module.register_forward_pre_hook(_to_weights)
             if not any(module is head for head in heads):
                 module.register_forward_hook(_to_stream)
+
+
+def _check_biases(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        bias, weight = module._parameters.get("bias"), module._parameters.get("weight")
+        if bias is None or weight is None or not weight.is_floating_point() or weight.requires_grad or not bias.requires_grad:
+            continue
+        if bias.dtype != weight.dtype:
+            raise UserError(
+                f"the bias of {name} is trained in {bias.dtype} beside frozen weights in {weight.dtype}, and a layer has one dtype: "
+                "load the model in float32, or use bias='none'"
+            )
 
 
 def _to_weights(wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

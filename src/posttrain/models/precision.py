@@ -31,9 +31,12 @@ def beside_adapters(name: str, computes_in: torch.dtype | None, peft_config: Any
     So no weight is rounded, none is cast again in every forward, and a run that computes in float32 is as fast as ever.
     """
     if is_adapter(name):
-        initialisation, name = settings_of(name).get("init_lora_weights"), base_of(name)
-    else:
-        initialisation = getattr(peft_config, "init_lora_weights", None)  # None: not LoRA, which is refused later
+        settings, name = settings_of(name), base_of(name)
+        initialisation, biases = settings.get("init_lora_weights"), settings.get("bias", "none")
+    else:  # the defaults: not LoRA, which is refused later
+        initialisation, biases = getattr(peft_config, "init_lora_weights", None), getattr(peft_config, "bias", "none")
+    if biases != "none":  # trained, in float32, and a layer has one dtype
+        return torch.float32
     if computes_in not in HALVES or changes_the_base(initialisation):  # what is taken out of the weights is in the adapters, to the last bit
         return torch.float32
     return computes_in if stored_dtype(name) == computes_in else torch.float32

@@ -60,7 +60,8 @@ def _attend_tile(
 
 
 def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, _HIDDEN)
+    hidden = max(_HIDDEN, torch.finfo(dtype).min / 2)  # float16 ends at 65,504, and exp(-32,752) is 0 too
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, hidden)
 
 
 class Piece(NamedTuple):
