@@ -176,6 +176,21 @@ def test_both_names_of_gradient_checkpointing_are_explicit(name, value):
     assert "gradient_checkpointing" not in args.automatic
 
 
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+@pytest.mark.parametrize("value", [True, False])
+def test_a_script_may_switch_checkpointing_by_either_name_after_it_made_the_config(tmp_path, name, value):
+    args = config(tmp_path, max_steps=1)
+    if not hasattr(args, name):
+        pytest.skip("this version of transformers has one name")
+    setattr(args, name, value)
+    tokenizer = build_tokenizer()
+    trainer = GRPOTrainer(build_model(tokenizer), many_ones, args, ROWS, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.model.is_gradient_checkpointing is value
+    assert trainer.args.gradient_checkpointing is value
+    assert "gradient_checkpointing" not in trainer.args.chosen
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -50,6 +50,7 @@ def test_a_scripts_parser_reads_every_setting_and_keeps_the_defaults(cls):
         (RLOOConfig, ["--reward_clip_range", "-1", "1"], {"reward_clip_range": [-1.0, 1.0]}),
         (KTOConfig, ["--model_init_kwargs", '{"dtype": "bfloat16"}'], {"model_init_kwargs": {"dtype": "bfloat16"}}),
         (PPOConfig, ["--tile_rows", "64", "--activation_offloading"], {"tile_rows": 64, "activation_offloading": True}),
+        (SFTConfig, ["--tile_rows", "none", "--completion_only_loss"], {"tile_rows": None, "completion_only_loss": True}),
         (RewardConfig, ["--activation_offloading", "false"], {"activation_offloading": False}),
         (ORPOConfig, ["--activation_offloading", "auto", "--tile_rows", "auto"], {"activation_offloading": "auto", "tile_rows": "auto"}),
         (CPOConfig, ["--learning_rate", "1e-5", "--max_steps", "7"], {"learning_rate": 1e-5, "max_steps": 7}),

@@ -51,7 +51,7 @@ def as_text_for_parsers(cls: Any) -> None:
             continue
         if "str" in kinds and {*kinds} & {"bool", "int", "float"}:
             cls.__annotations__[field.name] = "str | None"
-        if "str" in kinds and "bool" in kinds:
+        if "bool" in kinds and {*kinds} & {"str", "None"}:
             field.metadata = MappingProxyType({**field.metadata, "nargs": "?", "const": True})  # also as a bare --name
         if {"list", "str", "None"} <= {*kinds}:
             cls.__annotations__[field.name] = "list[str] | None"
@@ -85,6 +85,8 @@ def _read(name: str, text: str, kinds: frozenset[str]) -> Any:
             return mapping(text)
         except ValueError as error:
             raise UserError(f'{name}={text!r:.60} is no mapping; give JSON, such as {{"key": 1}}') from error
+    if "None" in kinds and kinds & {"int", "float"} and text.lower() in ("none", "null"):
+        return None
     if "int" in kinds and re.fullmatch(r"[+-]?\d+", text):
         return int(text)
     if kinds & {"int", "float"} and "str" not in kinds:

@@ -158,7 +158,8 @@ class BaseConfig(TrainingArguments):
         """The settings among `SWITCHED_OFF` that nobody has set, until they are chosen."""
         if self.memory is not None:
             return ()
-        return tuple(name for name in SWITCHED_OFF if name in self._known() and getattr(self, name) in (AUTOMATIC, *NOT_SET.get(name, ())))
+        values = {name: getattr(self, name) for name in SWITCHED_OFF if name in self._known()} | {"gradient_checkpointing": self.asked_checkpointing}
+        return tuple(name for name, value in values.items() if value in (AUTOMATIC, *NOT_SET.get(name, ())))
 
     def name_checkpointing(self, value: Any) -> None:
         """Newer versions of transformers have a second name for gradient_checkpointing, and read that one."""
@@ -166,14 +167,14 @@ class BaseConfig(TrainingArguments):
         if "activation_checkpointing" in self._known():
             self.activation_checkpointing = value
 
-    def _asked_checkpointing(self) -> bool | str:
-        """What was asked for under either name; transformers, which knows no "auto", is told False."""
+    @property
+    def asked_checkpointing(self) -> bool | str:
+        """What was asked for under either name; scripts change one of them on a config that they were given. Raises UserError for anything else."""
         newer = getattr(self, "activation_checkpointing", None)  # None: not set, or a version that does not have it
         asked = newer if newer not in (None, AUTOMATIC) else self.gradient_checkpointing
         asked = AUTOMATIC if asked is None else asked
         if asked not in (True, False, AUTOMATIC):
             raise UserError(f"gradient_checkpointing={asked!r}: use True, False or 'auto'")
-        self.name_checkpointing(asked is True)
         return asked
 
     @classmethod
@@ -211,7 +212,8 @@ class BaseConfig(TrainingArguments):
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
-        checkpoints = self._asked_checkpointing()
+        checkpoints = self.asked_checkpointing
+        self.name_checkpointing(checkpoints is True)  # transformers knows no "auto"
         super().__post_init__()
         self.name_checkpointing(checkpoints)
         for name, lowest in self.lowest.items():

@@ -84,7 +84,8 @@ def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | N
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * generations
     budget = args.token_budget if total is None else max(prompt + completion, min(args.token_budget, total))
     switches = ("gradient_checkpointing", "activation_offloading", "tile_rows")
-    set_by_user = {name: SWITCHED_OFF[name] if name in args.automatic else getattr(args, name) for name in switches}
+    given = {name: getattr(args, name) for name in switches} | {"gradient_checkpointing": args.asked_checkpointing}
+    set_by_user = {name: SWITCHED_OFF[name] if name in args.automatic else given[name] for name in switches}
     return Job(
         weights.shape,
         prompt_length=prompt,
@@ -177,6 +178,7 @@ def choose_for(args: BaseConfig, job: Job, held: int = 0) -> Choice:
 def settled(args: BaseConfig, choice: Choice | str) -> Any:
     """A copy of the settings with every automatic one made definite. choice: or why nothing could be planned; then nothing is switched on."""
     definite = copy.copy(args)
+    definite.name_checkpointing(args.asked_checkpointing)
     definite.memory, definite.chosen = choice, args.automatic
     chosen = {} if isinstance(choice, str) else choice.settings
     for name in definite.chosen:
