@@ -199,7 +199,7 @@ def test_a_checkpoint_of_more_processes_is_refused(make_trainer):
     saved = checkpoints.last_checkpoint(trainer.args.output_dir)
     (saved / "state-1.json").write_text((saved / "state-0.json").read_text())  # what a second process would have left
     (saved / "posttrain.json").unlink()
-    manifest.write(saved, 2, {}, {})
+    manifest.write(saved, 2, {"generation_batch_size": 999}, {})  # which counts the prompts of all of them
     with pytest.raises(UserError, match="another number of processes"):
         make_trainer(max_steps=4).train(resume_from_checkpoint=True)
 

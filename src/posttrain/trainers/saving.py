@@ -242,9 +242,9 @@ class SavingTrainer(Trainer):
         try:
             held = manifest.read(found)
             as_stored(self, held)
-            unsaid = manifest.check_same(held, self._settings(), self._start())
             if held.step < self._steps_in_all():  # otherwise only the weights are read
-                checkpoints.check_resumable(found, held, self.args.world_size)
+                checkpoints.check_resumable(found, held, self.args.world_size)  # first: settings follow from the number of processes
+            unsaid = manifest.check_same(held, self._settings(), self._start())
             if self.args.should_save:
                 manifest.check_files(found, held)
             if held.files is None:
