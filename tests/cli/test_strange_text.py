@@ -96,15 +96,15 @@ def test_no_file_of_a_run_or_its_report_holds_a_secret_and_the_run_goes_on_with_
 
 
 def test_a_manifest_of_an_older_version_with_a_secret_in_it_still_compares():
-    from posttrain.trainers.checkpoints import check_same, settings_of
+    from posttrain.trainers.manifest import Manifest, check_same, settings_of
 
     class Args:
         def to_dict(self):
             return {"beta": 0.1, "model_init_kwargs": {"token": "other"}, "headers": {"x-api-key": "k"}}
 
-    check_same({"beta": 0.1, "model_init_kwargs": {"token": "SECRET"}, "headers": None}, settings_of(Args()))
+    check_same(Manifest(1, {"beta": 0.1, "model_init_kwargs": {"token": "SECRET"}, "headers": None}), settings_of(Args()), {})
     with pytest.raises(UserError, match=r"beta: 0.2 -> 0.1"):
-        check_same({"beta": 0.2}, settings_of(Args()))
+        check_same(Manifest(1, {"beta": 0.2}), settings_of(Args()), {})
 
 
 def test_what_reads_like_a_secret_but_is_none_stays():

@@ -46,8 +46,14 @@ def scores(rubric, texts, **columns):
     return one.rewards, {kind: count for kinds in report.failures.values() for kind, count in kinds.items()}
 
 
+@pytest.fixture(autouse=True)
+def before(monkeypatch):
+    """Workers that other tests of this process have left: a reward of the library keeps its worker until the process ends."""
+    monkeypatch.setitem(globals(), "OTHERS", {child.pid for child in psutil.Process().children()})
+
+
 def workers():
-    return [child for child in psutil.Process().children() if is_worker(child)]
+    return [child for child in psutil.Process().children() if is_worker(child) and child.pid not in OTHERS]  # noqa: F821
 
 
 def is_worker(child):

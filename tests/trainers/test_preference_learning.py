@@ -141,7 +141,7 @@ def test_adapters_that_are_trained_further_start_at_their_reference(tmp_path, se
 
     first = start("dpo", tmp_path, learning_rate=0.1, trainer={"peft_config": LoraConfig(r=4, target_modules="all-linear")})
     first.train()
-    second = start("dpo", tmp_path / "second", model=first.model, learning_rate=0.1, logging_steps=1, **settings)
+    second = start("dpo", tmp_path / "second", model=first.model, learning_rate=0.02, logging_steps=1, **settings)
     second.train()
     log = second.state.log_history[0]
     assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), pytest.approx(0.0, abs=1e-6))
