@@ -57,7 +57,7 @@ VOCABULARIES = (8192, 262144)
 
 def simulated(chosen: list[int], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cases with these numbers; those of the others stay."""
-    from posttrain.simulate import Job, simulate_step
+    from posttrain.memory.simulate import Job, simulate_step
 
     rows = []
     for number, (model, what, prompt, completion, settings) in enumerate(CASES):
@@ -82,7 +82,7 @@ def simulated_flat() -> dict[str, list[dict[str, Any]]]:
     One completion fills a micro-batch, so that G is all that grows.
     """
     from posttrain.data.stream import PackItem, split
-    from posttrain.simulate import Job, simulate_step
+    from posttrain.memory.simulate import Job, simulate_step
 
     config = MODELS["Llama-3.1-8B"]()
     by_group, by_vocabulary = [], []

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from posttrain import GRPOTrainer, Rubric, demo
 from posttrain.evaluation import wilson
 from posttrain.exam import Paper, sit_exam
-from posttrain.trainers.online import OnlineTrainer
+from posttrain.trainers.online.trainer import OnlineTrainer
 from posttrain.trainers.ppo import PPOConfig, PPOTrainer
 from posttrain.trainers.rloo import RLOOConfig, RLOOTrainer
 from posttrain.trainers.sft import SFTTrainer

@@ -65,10 +65,10 @@ def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: d
     import torch
     from transformers import AutoConfig
 
-    from posttrain.plan import Job, plan, shape_of
-    from posttrain.plan.job import ATTENTION
-    from posttrain.simulate import Job as Simulated
-    from posttrain.simulate import simulate_step
+    from posttrain.memory import Job, plan, shape_of
+    from posttrain.memory.job import ATTENTION
+    from posttrain.memory.simulate import Job as Simulated
+    from posttrain.memory.simulate import simulate_step
 
     total = prompt + sum(completions)
     given = {
@@ -111,7 +111,7 @@ def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: d
 
 def fields_of(model: str, layers: int | None) -> dict[str, Any]:
     """Of a known model's config, with as many layers."""
-    from posttrain.plan.known import KNOWN
+    from posttrain.memory.known import KNOWN
 
     fields = dict(KNOWN[model])
     if layers is not None:
@@ -137,13 +137,13 @@ def quantised(checkpointing: bool) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from posttrain.data.stream import PackItem, pack
+    from posttrain.memory import Job, plan, shape_of
+    from posttrain.memory.simulate.live import LiveStorages
     from posttrain.models.adapters import add_lora
     from posttrain.models.forward import logprobs
     from posttrain.models.load import load_model
     from posttrain.models.quantise import in_4bit
     from posttrain.ops.precision import standing_for
-    from posttrain.plan import Job, plan, shape_of
-    from posttrain.simulate.live import LiveStorages
 
     tokens = 2048
     config = LlamaConfig(
@@ -181,7 +181,7 @@ def real(name: str, **environment: str) -> dict[str, Any]:
 def child(name: str) -> None:
     from transformers import LlamaConfig
 
-    from posttrain.plan import Job, plan, shape_of
+    from posttrain.memory import Job, plan, shape_of
 
     sizes, tokens, settings, is_full = REAL[name]
     hidden = sizes["hidden_size"]
@@ -277,7 +277,7 @@ def main() -> None:
         for name in options.names or REAL:
             note("real", name, real(name, MALLOC_MMAP_THRESHOLD_=str(2**17)))
             note("by_default", name, real(name))
-    from posttrain.plan.seeds import table
+    from posttrain.memory.seeds import table
 
     hardware.save("plan_published", {"rows": [vars(row) for row in table()]})
 

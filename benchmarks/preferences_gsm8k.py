@@ -23,7 +23,7 @@ from gsm8k_pairs import Accuracy, Question
 
 from posttrain import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from posttrain.models.load import load_model, load_tokenizer
-from posttrain.trainers.pairs import encode_pairs
+from posttrain.trainers.offline.pairs import encode_pairs
 
 METHODS: dict[str, tuple[Any, Any]] = {"dpo": (DPOTrainer, DPOConfig), "kto": (KTOTrainer, KTOConfig), "reward": (RewardTrainer, RewardConfig)}
 SETTINGS: dict[str, dict[str, Any]] = {

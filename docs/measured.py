@@ -129,7 +129,7 @@ def _error(share: float | None) -> str:
 def published_table(result: dict[str, Any]) -> str:
     """Unsloth's table, term by term."""
     from posttrain.cli.plan import seeds_lines
-    from posttrain.plan.seeds import Row
+    from posttrain.memory.seeds import Row
 
     return "\n".join(seeds_lines([Row(**row) for row in result["rows"]]))
 

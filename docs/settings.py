@@ -17,15 +17,15 @@ from transformers import TrainingArguments
 
 from posttrain.losses.policy import OBJECTIVES
 from posttrain.losses.preference import LOSSES
-from posttrain.plan import Job, find_shape
-from posttrain.plan.cards import GB
-from posttrain.plan.choice import AUTOMATIC, Choice, choose
-from posttrain.trainers.config import BaseConfig
+from posttrain.memory import Job, find_shape
+from posttrain.memory.cards import GB
+from posttrain.memory.choice import AUTOMATIC, Choice, choose
+from posttrain.trainers.core.config import BaseConfig
 from posttrain.trainers.dpo import DPOConfig
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.kto import KTOConfig
-from posttrain.trainers.offline_config import OfflineConfig, ReferenceConfig
-from posttrain.trainers.online_config import OnlineConfig
+from posttrain.trainers.offline.config import OfflineConfig, ReferenceConfig
+from posttrain.trainers.online.config import OnlineConfig
 from posttrain.trainers.orpo import CPOConfig, ORPOConfig
 from posttrain.trainers.ppo_config import PPOConfig
 from posttrain.trainers.reward import RewardConfig

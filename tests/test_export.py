@@ -227,7 +227,7 @@ def test_adapters_of_a_reward_model_are_exported_as_transformers_classifier(scor
 def test_a_directory_of_adapters_scores_wherever_a_reward_model_may_stand(scorer, trained):
     from posttrain import ModelReward
     from posttrain.cli.recipe import is_reward_model
-    from posttrain.trainers.reward_model import with_reward_models
+    from posttrain.trainers.online.reward_model import with_reward_models
 
     adapter, scores = scorer
     assert is_reward_model(str(adapter))

@@ -35,8 +35,7 @@ FLOOR = {
     "envs": 3,
     "tracking": 3,
     "trainers": 4,
-    "plan": 4,
-    "simulate": 4,
+    "memory": 4,
     "policy": 4,
     "export": 5,
     "exam": 5,
@@ -154,7 +153,7 @@ def test_nobody_imports_a_sibling_or_a_higher_floor():
         ("tracking/x.py", "from posttrain import Rubric", True),
         ("tracking/x.py", "from posttrain import __version__", False),
         ("trainers/x.py", "from posttrain.cli.main import run", True),
-        ("models/x.py", "from posttrain.trainers.base import BaseTrainer", True),
+        ("models/x.py", "from posttrain.trainers.core.base import BaseTrainer", True),
         ("data/x.py", "from posttrain import demo", True),
         ("types.py", "from posttrain.ops import linear_logprobs", True),
         ("data/x.py", "import typing\nif typing.TYPE_CHECKING:\n    from posttrain.trainers.grpo import GRPOTrainer", True),
@@ -180,12 +179,12 @@ def test_what_an_installation_may_lack_is_imported_where_it_is_used():
     assert wrong == []
 
 
-def test_probe_and_plan_import_no_trainer():
-    assert [str(found) for found in ALL_IMPORTS if part_of(found.file) in ("probe", "plan") and found.part == "trainers"] == []
+def test_probe_and_memory_import_no_trainer():
+    assert [str(found) for found in ALL_IMPORTS if part_of(found.file) in ("probe", "memory") and found.part == "trainers"] == []
 
 
 # What runs a program beyond the wall of the sandbox, never in a process of ours; and the argument of `compile` is the stranger's text there.
-RUNS_PROGRAMS = {"sandbox/inside/host.py", "sandbox/inside/examiner.py"}
+RUNS_PROGRAMS = {"sandbox/inside/host.py", "sandbox/inside/test_runner.py"}
 
 
 def unsafe_calls(tree: ast.AST) -> list[str]:

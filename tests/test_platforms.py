@@ -21,8 +21,8 @@ GUARDED = {
     "lifetime.py": {"os.killpg"},
     "rewards/check/bench.py": {"signal.SIGALRM", "signal.setitimer", "signal.ITIMER_REAL"},
     "rewards/surroundings.py": {"signal.setitimer", "signal.ITIMER_REAL"},
-    "rewards/worker.py": {"resource"},
-    "rewards/workers.py": {"os.killpg", "signal.SIGKILL"},
+    "rewards/execution/worker.py": {"resource"},
+    "rewards/execution/workers.py": {"os.killpg", "signal.SIGKILL"},
     "tracking/recorder.py": {"os.sysconf"},
 }
 NAMES = {

@@ -25,7 +25,7 @@ _HOME = {
     "KTOConfig": "posttrain.trainers.kto",
     "KTOTrainer": "posttrain.trainers.kto",
     "LocalEngine": "posttrain.rollout.local.engine",
-    "ModelReward": "posttrain.trainers.reward_model",
+    "ModelReward": "posttrain.trainers.online.reward_model",
     "ORPOConfig": "posttrain.trainers.orpo",
     "ORPOTrainer": "posttrain.trainers.orpo",
     "PPOConfig": "posttrain.trainers.ppo",
@@ -114,10 +114,10 @@ if TYPE_CHECKING:
     from posttrain.trainers.dpo import DPOConfig, DPOTrainer
     from posttrain.trainers.grpo import GRPOConfig, GRPOTrainer
     from posttrain.trainers.kto import KTOConfig, KTOTrainer
+    from posttrain.trainers.online.reward_model import ModelReward
     from posttrain.trainers.orpo import CPOConfig, CPOTrainer, ORPOConfig, ORPOTrainer
     from posttrain.trainers.ppo import PPOConfig, PPOTrainer
     from posttrain.trainers.reward import RewardConfig, RewardTrainer
-    from posttrain.trainers.reward_model import ModelReward
     from posttrain.trainers.rloo import RLOOConfig, RLOOTrainer
     from posttrain.trainers.sft import SFTConfig, SFTTrainer
 

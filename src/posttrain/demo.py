@@ -27,7 +27,7 @@ from posttrain.probe import Probe, probe
 from posttrain.rewards import Rubric
 from posttrain.text import write_whole
 from posttrain.tracking.terminal import make_console
-from posttrain.trainers.checkpoints import whole
+from posttrain.trainers.core.checkpoints import whole
 from posttrain.trainers.grpo import GRPOTrainer
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.sft import SFTConfig, SFTTrainer

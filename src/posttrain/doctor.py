@@ -249,9 +249,9 @@ def _engine_trial(where: Any) -> str | None:
 
 def sandbox() -> Iterator[Finding]:
     """How far a program that a model wrote is kept away from this machine (for rewards that run code)."""
+    from posttrain.sandbox.isolation import Level
     from posttrain.sandbox.levels import HOW_TO, strongest
     from posttrain.sandbox.run import SandboxError
-    from posttrain.sandbox.walls import Level
 
     try:
         here = strongest()

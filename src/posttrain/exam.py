@@ -14,11 +14,11 @@ from posttrain.envs import Environment
 from posttrain.evaluation import Proportion, wilson
 from posttrain.models.load import stop_token_ids
 from posttrain.rewards import Rubric
-from posttrain.rewards.policy import BASE, FailurePolicy
+from posttrain.rewards.execution.policy import BASE, FailurePolicy
 from posttrain.rewards.scoring import Report
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
-from posttrain.trainers.stage import make_stage
+from posttrain.trainers.online.environment import make_stage
 from posttrain.types import Engine, Group, Rollout, Sampling, Task
 
 EXAM_STEP, PROBE_STEP = -2, -3  # keys of random numbers that neither a training step (0, 1, ...) nor its evaluation (-1) uses

@@ -29,8 +29,8 @@ from posttrain.models.merge import load_merged, load_trainable, save_rounded
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
 from posttrain.text import redacted
-from posttrain.trainers.checkpoints import whole
-from posttrain.trainers.manifest import MANIFEST, check_model
+from posttrain.trainers.core.checkpoints import whole
+from posttrain.trainers.core.manifest import MANIFEST, check_model
 from posttrain.types import Prompt
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from posttrain import SFTConfig
 from posttrain.cli.main import app
-from posttrain.trainers.switches import longest
+from posttrain.trainers.core.switches import longest
 
 HEADLINE = ["plan", "--model", "meta-llama/Llama-3.1-8B-Instruct", "--context", "20480", "--generations", "8", "--load-in-4bit", "--lora-r", "32"]
 EVERYTHING_OFF = ["--no-gradient-checkpointing", "--no-offload", "--tiles", "none", "--tokens-per-micro-batch", "4096", "--concurrent", "256"]
@@ -211,7 +211,7 @@ def test_the_check_can_be_left_out(recipe, monkeypatch):
 def test_the_plan_of_a_recipe_and_its_run_choose_the_same(recipe, monkeypatch, command):
     """For the same device, of which little is left; and both print it."""
     from posttrain.cli import plan
-    from posttrain.trainers import switches
+    from posttrain.trainers.core import switches
 
     words = (recipe(hidden=64, layers=3), "--data.completion= {answer}.")
     enough = answer("plan", *words, "--trainer", command)

@@ -96,7 +96,7 @@ def test_no_file_of_a_run_or_its_report_holds_a_secret_and_the_run_goes_on_with_
 
 
 def test_a_manifest_of_an_older_version_with_a_secret_in_it_still_compares():
-    from posttrain.trainers.manifest import Manifest, check_same, settings_of
+    from posttrain.trainers.core.manifest import Manifest, check_same, settings_of
 
     class Args:
         def to_dict(self):

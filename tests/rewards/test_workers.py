@@ -58,7 +58,7 @@ def workers():
 
 def is_worker(child):
     try:
-        return "posttrain.rewards.worker" in child.cmdline()
+        return "posttrain.rewards.execution.worker" in child.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it ended just now
         return False
 

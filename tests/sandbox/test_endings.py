@@ -14,8 +14,8 @@ import pytest
 
 from posttrain.sandbox import Call, InputOutput, Job, Limits, Sandbox, strongest
 from posttrain.sandbox.inside.tree import descendants
+from posttrain.sandbox.isolation import IS_LINUX, Level
 from posttrain.sandbox.pipes import End, Feeder, Pipe
-from posttrain.sandbox.walls import IS_LINUX, Level
 
 NEEDS_LINUX = pytest.mark.skipif(not IS_LINUX, reason="looks into /proc")
 NEEDS_NAMESPACES = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
@@ -40,7 +40,7 @@ PARENT = """
 import os, sys, time
 from posttrain.sandbox import Limits, Sandbox
 from posttrain.sandbox.levels import Isolation, failure_of
-from posttrain.sandbox.walls import WALLS
+from posttrain.sandbox.isolation import WALLS
 wall = WALLS[sys.argv[1]]
 why = wall.missing() or failure_of(wall)
 if why:
@@ -115,7 +115,7 @@ def test_a_command_that_judges_elsewhere_ends_when_nobody_reads_its_verdicts():
 
 # What runs beyond the start of a program, told that it is on another system, where the kernel does not say that a parent has ended.
 ELSEWHERE = """
-import posttrain.sandbox.birth as birth, posttrain.sandbox.walls as walls
+import posttrain.sandbox.spawn as birth, posttrain.sandbox.isolation as walls
 boot = "import sys; sys.platform = 'darwin'; " + walls.BOOT
 birth.PYTHON = ("-S", "-s", "-X", "utf8", "-c", boot)
 walls.IS_LINUX = False

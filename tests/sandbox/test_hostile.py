@@ -12,9 +12,9 @@ import hostile
 import pytest
 
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Pool, Sandbox, strongest
-from posttrain.sandbox.birth import NURSERY
 from posttrain.sandbox.inside.tree import descendants
-from posttrain.sandbox.walls import Level
+from posttrain.sandbox.isolation import Level
+from posttrain.sandbox.spawn import NURSERY
 
 LIMITS = Limits(wall_s=3.0, cpu_s=1.0, memory_mb=128, processes=6, files_mb=1, output_kb=64)
 TESTS = {

@@ -9,9 +9,9 @@ import pytest
 
 from posttrain.errors import UserError
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Sandbox, strongest
-from posttrain.sandbox.birth import Forked
+from posttrain.sandbox.isolation import Level
+from posttrain.sandbox.spawn import Forked
 from posttrain.sandbox.view import package_paths
-from posttrain.sandbox.walls import Level
 
 pytestmark = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
 

@@ -11,8 +11,8 @@ import pytest
 
 from posttrain.errors import UserError
 from posttrain.sandbox import Sandbox, require, strongest
+from posttrain.sandbox.isolation import WALLS, Level
 from posttrain.sandbox.levels import failure_of
-from posttrain.sandbox.walls import WALLS, Level
 
 NEEDS_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("unshare") is None, reason="needs Linux and unshare")
 

@@ -7,7 +7,7 @@ import subprocess
 import ordinary
 import pytest
 
-from posttrain.sandbox.walls import IS_LINUX
+from posttrain.sandbox.isolation import IS_LINUX
 
 pytestmark = [
     pytest.mark.skipif(not IS_LINUX, reason="other systems confine less (docs/sandbox.md)"),
@@ -19,7 +19,7 @@ import json, os, signal, socket, sys, tempfile
 from posttrain.sandbox import Isolation, Sandbox
 from posttrain.sandbox.inside import landlock, system
 from posttrain.sandbox.levels import failure_of
-from posttrain.sandbox.walls import WALLS
+from posttrain.sandbox.isolation import WALLS
 wall = WALLS[sys.argv[1]]
 why = wall.missing() or failure_of(wall)
 if why:
@@ -99,7 +99,7 @@ def test_a_flood_of_directories_holds_no_verdict_up_and_is_removed():
     script = """
 import json, os, shutil, tempfile, time, threading
 from posttrain.sandbox import InputOutput, Isolation, Job, Limits, Sandbox
-from posttrain.sandbox.walls import WALLS
+from posttrain.sandbox.isolation import WALLS
 from posttrain.sandbox.levels import failure_of
 if os.geteuid() == 0 or failure_of(WALLS["rlimits"]):
     print(json.dumps(None))

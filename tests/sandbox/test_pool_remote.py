@@ -8,8 +8,8 @@ import time
 import pytest
 
 from posttrain.sandbox import Asserts, Call, CommandRunner, InputOutput, Job, Limits, Pool, Sandbox, Verdict, strongest
+from posttrain.sandbox.isolation import Level
 from posttrain.sandbox.job import Result
-from posttrain.sandbox.walls import Level
 
 LEVEL = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
 

@@ -6,7 +6,7 @@ import hostile
 import ordinary
 import pytest
 
-from posttrain.sandbox.walls import IS_LINUX
+from posttrain.sandbox.isolation import IS_LINUX
 
 pytestmark = [
     pytest.mark.skipif(not IS_LINUX, reason="supervised so on Linux only"),
@@ -17,7 +17,7 @@ JUDGE = """
 import json, sys
 from posttrain.sandbox import *
 from posttrain.sandbox.levels import failure_of
-from posttrain.sandbox.walls import WALLS
+from posttrain.sandbox.isolation import WALLS
 wall, programs = WALLS[sys.argv[1]], json.loads(sys.argv[2])
 why = wall.missing() or failure_of(wall)
 if why:

@@ -12,8 +12,8 @@ import pytest
 
 from posttrain.errors import UserError
 from posttrain.sandbox import Sandbox, strongest
+from posttrain.sandbox.isolation import Level
 from posttrain.sandbox.view import checked, resolve, view
-from posttrain.sandbox.walls import Level
 
 pytestmark = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
 

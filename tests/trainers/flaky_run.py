@@ -12,7 +12,7 @@ from small import build_model, build_tokenizer
 from transformers import TrainerCallback
 
 from posttrain import GRPOConfig, GRPOTrainer, Rubric
-from posttrain.trainers.checkpoints import last_checkpoint
+from posttrain.trainers.core.checkpoints import last_checkpoint
 
 output_dir = sys.argv[1]
 FLAKY = Path(__file__).parents[1] / "rewards" / "flaky.py"

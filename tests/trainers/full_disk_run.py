@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from posttrain import DPOConfig, DPOTrainer
 from posttrain.errors import TrainingError
-from posttrain.trainers import checkpoints, manifest
+from posttrain.trainers.core import checkpoints, manifest
 
 LIMITS = [0, 500, 2_000, 6_000, 20_000, 60_000, 70_000, 90_000, 120_000, 135_000, 150_000, 10_000_000]
 torch.set_num_threads(1)

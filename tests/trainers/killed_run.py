@@ -13,7 +13,7 @@ from small import build_model, build_tokenizer
 from transformers import TrainerCallback
 
 from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer
-from posttrain.trainers import checkpoints
+from posttrain.trainers.core import checkpoints
 
 output_dir, moment, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
 seen = 0

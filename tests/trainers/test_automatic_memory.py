@@ -8,10 +8,10 @@ from small import build_model, build_tokenizer, many_ones, weights_of
 from transformers import TrainingArguments
 
 from posttrain import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from posttrain.plan import plan
+from posttrain.memory import plan
 from posttrain.tracking.reader import RunReader
-from posttrain.trainers import switches
-from posttrain.trainers.config import SWITCHED_OFF, as_config
+from posttrain.trainers.core import switches
+from posttrain.trainers.core.config import SWITCHED_OFF, as_config
 
 SETTINGS = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6, "max_steps": 3, "learning_rate": 1e-2, "seed": 3}
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(4)]

@@ -14,7 +14,7 @@ import torch
 
 from posttrain import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from posttrain.errors import RewardError, TrainingError, UserError
-from posttrain.trainers import checkpoints, manifest
+from posttrain.trainers.core import checkpoints, manifest
 from posttrain.watch.curves import Run
 from posttrain.watch.figures import status
 

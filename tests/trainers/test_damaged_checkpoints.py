@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from posttrain import GRPOConfig, GRPOTrainer
 from posttrain.cli.main import app
 from posttrain.errors import UserError
-from posttrain.trainers import checkpoints
+from posttrain.trainers.core import checkpoints
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(5) for b in range(4)]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import build_model, build_tokenizer
 
-from posttrain.trainers.fingerprint import of_rows, of_weights
+from posttrain.trainers.core.fingerprint import of_rows, of_weights
 from posttrain.types import Task
 
 ROWS = [{"prompt": f"{i}+1=", "answer": str(i + 1), "about": {"level": i % 3, "tags": ["a", None]}} for i in range(5000)]
@@ -50,7 +50,9 @@ def test_an_object_counts_by_what_it_says_and_not_by_where_it_lies():
 
 
 def test_a_set_counts_by_what_it_holds_and_not_by_the_order_that_a_process_gives_it():
-    program = "from posttrain.trainers.fingerprint import of_rows; print(of_rows([{'units': {'cm', 'm', 'km', 'mm'}, 'x': frozenset('abcdef')}]).now)"
+    program = (
+        "from posttrain.trainers.core.fingerprint import of_rows; print(of_rows([{'units': {'cm', 'm', 'km', 'mm'}, 'x': frozenset('abcdef')}]).now)"
+    )
     outputs = [subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE) for seed in "12"]
     assert outputs[0].stdout == outputs[1].stdout != b""
     assert of_rows([{"x": {"cm", "m"}}]).now != of_rows([{"x": {"cm", "km"}}]).now

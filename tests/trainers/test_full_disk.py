@@ -13,7 +13,7 @@ import torch
 from posttrain.cli.options import sentences
 from posttrain.errors import TrainingError
 from posttrain.text import write_whole
-from posttrain.trainers import checkpoints
+from posttrain.trainers.core import checkpoints
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="file sizes cannot be limited there")

@@ -11,7 +11,8 @@ from small import build_model, build_tokenizer, many_ones, weights_of
 from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 from posttrain.models import forward
 from posttrain.models import rows as padded
-from posttrain.trainers import base, sft
+from posttrain.trainers import sft
+from posttrain.trainers.core import base
 
 SAMPLING = {"num_generations": 4, "max_completion_length": 6}
 TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig, SAMPLING), "rloo": (RLOOTrainer, RLOOConfig, SAMPLING), "sft": (SFTTrainer, SFTConfig, {})}

@@ -185,7 +185,7 @@ def test_a_reference_computed_ahead_gives_the_same_run_without_a_second_model(tm
 
 
 def test_the_reference_on_disk_is_computed_once(tmp_path, monkeypatch):
-    from posttrain.trainers import reference_file
+    from posttrain.trainers.offline import reference_file
 
     first = start("dpo", tmp_path, precompute_ref_log_probs=True)
     first.train()

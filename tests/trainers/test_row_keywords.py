@@ -11,7 +11,7 @@ from posttrain.envs.chat import chat
 from posttrain.errors import UserError
 from posttrain.exam import answers
 from posttrain.rewards import Rubric
-from posttrain.trainers.reward_model import ModelReward
+from posttrain.trainers.online.reward_model import ModelReward
 from posttrain.types import Sampling, Task
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

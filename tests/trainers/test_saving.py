@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from posttrain import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from posttrain.errors import UserError
-from posttrain.trainers import checkpoints, manifest
+from posttrain.trainers.core import checkpoints, manifest
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}"} for a in range(2) for b in range(4)]
 EXAM = [{"prompt": "9+9=", "completion": "777777"}]  # gets worse as the rows are learned

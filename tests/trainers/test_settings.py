@@ -12,7 +12,7 @@ from posttrain import CPOConfig, DPOConfig, GRPOConfig, KTOConfig, ORPOConfig, P
 from posttrain.cli.values import read_settings
 from posttrain.errors import UserError
 from posttrain.rollout.stopping import check_sampling
-from posttrain.trainers.config import as_config
+from posttrain.trainers.core.config import as_config
 from posttrain.types import Sampling
 
 CONFIGS = [CPOConfig, DPOConfig, GRPOConfig, KTOConfig, ORPOConfig, PPOConfig, RewardConfig, RLOOConfig, SFTConfig]

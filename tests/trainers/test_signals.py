@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.trainers import checkpoints, manifest
+from posttrain.trainers.core import checkpoints, manifest
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX systems do")
@@ -49,7 +49,7 @@ def test_the_step_is_saved_and_the_exit_code_tells_the_signal(tmp_path, number, 
 
 
 def test_a_second_one_stops_at_once_and_an_echo_of_the_first_does_not(tmp_path):
-    from posttrain.trainers.interrupt import Interrupt
+    from posttrain.trainers.core.interrupt import Interrupt
 
     interrupt = Interrupt()
     interrupt._on_signal(signal.SIGTERM, None)
@@ -65,7 +65,7 @@ def test_a_second_one_stops_at_once_and_an_echo_of_the_first_does_not(tmp_path):
 def test_a_hangup_that_whoever_started_it_ignores_is_not_listened_to():
     from types import SimpleNamespace
 
-    from posttrain.trainers.interrupt import Interrupt
+    from posttrain.trainers.core.interrupt import Interrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup

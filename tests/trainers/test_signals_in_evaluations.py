@@ -9,7 +9,7 @@ from small import weights_of
 from small_preferences import PAIRS, start
 from transformers import TrainerCallback
 
-from posttrain.trainers import checkpoints
+from posttrain.trainers.core import checkpoints
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX systems do")
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}

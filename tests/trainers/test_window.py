@@ -1,5 +1,5 @@
-from posttrain.trainers.loader import PromptSampler
-from posttrain.trainers.window import GenerationBatch, Row, policy_batches
+from posttrain.trainers.core.loader import PromptSampler
+from posttrain.trainers.online.rows import GenerationBatch, Row, policy_batches
 
 
 def row(group, index, length=3, advantage=1.0):

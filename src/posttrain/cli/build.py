@@ -109,7 +109,7 @@ def _scorer(entry: Any) -> Any:
         return Rubric.from_config([entry])
     if unknown := sorted(named.keys() - {"reward", "weight"}):
         raise UserError(f"rubric: {unknown[0]} is not a setting of a reward model; it has a weight only")
-    from posttrain.trainers.reward_model import ModelReward
+    from posttrain.trainers.online.reward_model import ModelReward
 
     return ModelReward(named["reward"]), named.get("weight", 1.0)
 

@@ -29,7 +29,7 @@ from posttrain.types import Group, Rollout, Sampling, Task
 if TYPE_CHECKING:
     from posttrain.envs import Environment
     from posttrain.rewards.scoring import Report
-    from posttrain.trainers.online_config import OnlineConfig
+    from posttrain.trainers.online.config import OnlineConfig
 
 START = "start"  # --against start: the model that the run began with
 
@@ -52,7 +52,7 @@ class Question:
 
     def rubric(self) -> Rubric:
         """The rewards with their weights, and what the environment pays."""
-        from posttrain.trainers.inputs import as_rubric
+        from posttrain.trainers.online.inputs import as_rubric
 
         given = make_rubric(self.recipe) if self.recipe is not None and self.recipe.rubric else Rubric("arithmetic")
         return as_rubric(given, self.args.reward_weights, self.environment)
@@ -167,7 +167,7 @@ def check_prompts(question: Question, tasks: Sequence[Task]) -> None:
     from posttrain.envs.formats import find_parser
     from posttrain.models.load import load_tokenizer
     from posttrain.rollout.episodes import Stage
-    from posttrain.trainers.stage import first_prompts
+    from posttrain.trainers.online.environment import first_prompts
 
     tokenizer, environment, keywords = load_tokenizer(question.model), question.environment, question.args.chat_template_kwargs or {}
     try:
@@ -186,7 +186,7 @@ def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubri
     """One greedy answer to each, and if wanted several at the temperature."""
     from posttrain.exam import answers
     from posttrain.models.load import load_tokenizer, stop_token_ids
-    from posttrain.trainers.inputs import place_reward_models
+    from posttrain.trainers.online.inputs import place_reward_models
 
     model, tokenizer, args = _load(question.model, question.recipe), load_tokenizer(question.model), question.args
     place_reward_models(rubric, model.device)

@@ -14,16 +14,16 @@ from posttrain.cli.options import say
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError, did_you_mean
 from posttrain.files import read_json
-from posttrain.plan.advice import refuse_what_cannot_fit
-from posttrain.plan.estimate import nf4_bytes
-from posttrain.plan.job import loaded_dtype
-from posttrain.plan.shapes import Shape, find_shape, shape_of
+from posttrain.memory.advice import refuse_what_cannot_fit
+from posttrain.memory.estimate import nf4_bytes
+from posttrain.memory.job import loaded_dtype
+from posttrain.memory.shapes import Shape, find_shape, shape_of
 
 
 def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:
     """The settings with every automatic memory switch made definite. Raises UserError, with the fix, for what cannot fit this machine. What cannot be
     foreseen is said in a line, and goes on with no switch on."""
-    from posttrain.trainers.switches import choose_for, job_of, longest, settled
+    from posttrain.trainers.core.switches import choose_for, job_of, longest, settled
 
     device = args.device.type
     try:
@@ -42,7 +42,7 @@ def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:
 
 def weights_of(section: ModelSection, args: Any, vocab: int | None = None) -> Any:
     """What the trainer will load (`trainers.switches.Weights`). vocab: of a model from scratch. Raises UserError for what is not modelled."""
-    from posttrain.trainers.switches import Weights
+    from posttrain.trainers.core.switches import Weights
 
     shape = shape_of_model(section, vocab)
     lora_r, targets = _adapters(section)
@@ -67,7 +67,7 @@ def measured(recipe: Recipe, args: Any) -> tuple[Any, int] | None:
     """`trainers.switches.longest` of the data, and the size of the vocabulary. None: data or tokenizer are not on this machine."""
     from posttrain.cli.build import fill, make_tokenizer
     from posttrain.data.mixture import load_data
-    from posttrain.trainers.switches import longest
+    from posttrain.trainers.core.switches import longest
 
     sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
     places = [source.get("path") if isinstance(source, dict) else source for source in sources]

@@ -10,14 +10,14 @@ import typer
 
 from posttrain.cli.options import overrides, say, sentences
 from posttrain.errors import UserError
-from posttrain.plan import Job, find_shape
-from posttrain.plan import plan as make_plan
-from posttrain.plan.advice import largest_context, largest_model, savings, way_to_fit, with_every_switch
-from posttrain.plan.cards import COMMON_CARDS, GB, as_text, free_memory, has_gpu, read_size
-from posttrain.plan.choice import AUTOMATIC, Choice, choose, least, smallest_card
-from posttrain.plan.job import loaded_dtype
-from posttrain.plan.seeds import Row, our_job, table
-from posttrain.plan.speed import least_time
+from posttrain.memory import Job, find_shape
+from posttrain.memory import plan as make_plan
+from posttrain.memory.advice import largest_context, largest_model, savings, way_to_fit, with_every_switch
+from posttrain.memory.cards import COMMON_CARDS, GB, as_text, free_memory, has_gpu, read_size
+from posttrain.memory.choice import AUTOMATIC, Choice, choose, least, smallest_card
+from posttrain.memory.job import loaded_dtype
+from posttrain.memory.seeds import Row, our_job, table
+from posttrain.memory.speed import least_time
 
 PROMPT = 512  # tokens, where nobody says
 
@@ -151,7 +151,7 @@ def _job_of_recipe(recipe: str, settings: list[str], trainer: str | None, length
     from posttrain.cli.fit import kind_named, measured, weights_of
     from posttrain.cli.preview import kind_of_recipe
     from posttrain.cli.recipe import read_recipe
-    from posttrain.trainers.switches import job_of
+    from posttrain.trainers.core.switches import job_of
 
     read = read_recipe(recipe, settings)
     kind = kind_of_recipe(read, None) if trainer is None else kind_named(trainer)
@@ -290,7 +290,7 @@ def _on_a_card(choice: Choice, limit: int) -> list[str]:
 
 
 def seeds_lines(rows: list[Row]) -> list[str]:
-    """The table of `plan/seeds.py` in Markdown."""
+    """The table of `memory/seeds.py` in Markdown."""
     lines = [
         "| term | standard: printed | computed | Unsloth: printed | computed | posttrain, GiB | what the computed figure is |",
         "|---|---:|---:|---:|---:|---:|---|",

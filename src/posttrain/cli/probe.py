@@ -63,7 +63,7 @@ def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None)
     from posttrain.data.prompts import to_tasks
     from posttrain.models.load import stop_token_ids
     from posttrain.probe import probe as ask
-    from posttrain.trainers.inputs import as_rubric, check_trains, place_reward_models
+    from posttrain.trainers.online.inputs import as_rubric, check_trains, place_reward_models
 
     kind = KINDS[trainer]
     args = build.read_args(kind, recipe, default_output="runs/probe")

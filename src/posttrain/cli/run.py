@@ -111,7 +111,7 @@ def _merge(stage: Stage, recipe: Recipe, adapter: Path) -> None:
     from posttrain.models.load import load_tokenizer
     from posttrain.models.merge import load_merged, save_rounded
     from posttrain.models.precision import beside_adapters, dtype_named
-    from posttrain.trainers.checkpoints import written_whole
+    from posttrain.trainers.core.checkpoints import written_whole
 
     args = read_args(stage.kind, recipe, default_output=str(stage.directory))
     given = (args.model_init_kwargs or {}).get("dtype")

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
     """Whether to go on from a checkpoint. Raises UserError where an earlier run, or one that is training now, would be written over."""
-    from posttrain.trainers.checkpoints import newest
+    from posttrain.trainers.core.checkpoints import newest
 
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite starts it over: give one of them")
@@ -65,7 +65,7 @@ def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -
 
 def has_only_model(output_dir: str) -> bool:
     """Whether a run ended there that kept no checkpoint, so that nothing can go on from it."""
-    from posttrain.trainers.checkpoints import newest
+    from posttrain.trainers.core.checkpoints import newest
 
     return newest(output_dir) is None and is_model(Path(output_dir) / MODEL)
 
@@ -113,8 +113,8 @@ def model_of(target: str) -> str:
 
     Raises UserError where there is neither, and where the files of a checkpoint are not those that were saved.
     """
-    from posttrain.trainers.checkpoints import newest
-    from posttrain.trainers.manifest import MANIFEST, check_model, read
+    from posttrain.trainers.core.checkpoints import newest
+    from posttrain.trainers.core.manifest import MANIFEST, check_model, read
 
     path = Path(target).expanduser()
     if not path.exists():

@@ -13,7 +13,7 @@ from posttrain.cli.kinds import Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import Recipe
 from posttrain.text import write_whole
-from posttrain.trainers import checkpoints
+from posttrain.trainers.core import checkpoints
 
 
 class _Beginning(TrainerCallback):
@@ -35,8 +35,8 @@ class _Beginning(TrainerCallback):
 def dry_run(kind: Kind, recipe: Recipe) -> str:
     """Build everything and train nothing; the plan of a step and the rubric's table. Raises UserError for whatever cannot work."""
     from posttrain.cli import build
-    from posttrain.trainers.online import OnlineTrainer
-    from posttrain.trainers.switches import memory_line
+    from posttrain.trainers.core.switches import memory_line
+    from posttrain.trainers.online.trainer import OnlineTrainer
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = build.make_trainer(kind, recipe, default_output="runs/run", output_dir=nowhere)

@@ -115,3 +115,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def named(eval_dataset: Any) -> dict[str, Any]:
+    """Evaluation data by name: several where a mapping of datasets is given, a DatasetDict included."""
+    if eval_dataset is None:
+        return {}
+    parts = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    return {name: rows_of(part, "eval_dataset") for name, part in parts.items()}

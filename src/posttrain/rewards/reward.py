@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, overload
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.rewards.policy import OPEN, FailurePolicy
+from posttrain.rewards.execution.policy import OPEN, FailurePolicy
 
 # What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape. `completion_ids` are in a batch, as in TRL,
 # all tokens after the prompt; of one completion those that the policy sampled.

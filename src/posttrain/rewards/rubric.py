@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any, Union
 
 from posttrain.errors import RewardError, UserError
-from posttrain.rewards.answers import LARGEST
-from posttrain.rewards.calls import Failure
+from posttrain.rewards.execution.answers import LARGEST
+from posttrain.rewards.execution.calls import Failure
+from posttrain.rewards.execution.policy import BASE, POLICY_KEYS, FailurePolicy
 from posttrain.rewards.loading import load_reward, preset_names
-from posttrain.rewards.policy import BASE, POLICY_KEYS, FailurePolicy
 from posttrain.rewards.reward import RewardFunction, as_reward, checked_weight
 from posttrain.rewards.scoring import Lanes, Report, Scoring
 from posttrain.types import Group, Rollout

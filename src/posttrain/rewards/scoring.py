@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.errors import RewardError, UserError
-from posttrain.rewards.calls import Call, Notes, Scores, calls_of
-from posttrain.rewards.lanes import Attempt, Here, Lane, LocalLane, at_home
-from posttrain.rewards.policy import FailurePolicy
+from posttrain.rewards.execution.calls import Call, Notes, Scores, calls_of
+from posttrain.rewards.execution.executors import Attempt, Here, Lane, LocalLane, at_home
+from posttrain.rewards.execution.policy import FailurePolicy
+from posttrain.rewards.execution.workers import WorkerLane
 from posttrain.rewards.reward import RewardFunction
-from posttrain.rewards.workers import WorkerLane
 from posttrain.types import Group
 
 

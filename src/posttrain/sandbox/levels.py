@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.sandbox.isolation import WALLS, Level, Wall
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.run import SandboxError, run
-from posttrain.sandbox.walls import WALLS, Level, Wall
 
 LEVELS = {level.name.lower(): level for level in Level}
 # Imports modules that load late, so that an interpreter which the program's user may not read is found out here.

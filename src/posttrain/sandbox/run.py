@@ -18,11 +18,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.sandbox.birth import bear
+from posttrain.sandbox.isolation import Level, Wall, end, new_user
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.pipes import End, Feeder, Pipe
+from posttrain.sandbox.spawn import bear
 from posttrain.sandbox.view import View, package_paths, view
-from posttrain.sandbox.walls import Level, Wall, end, new_user
 
 MOST_IN_A_FILE = 4 * 2**20  # bytes of standard input that are also the file /dev/stdin, where there is no /proc to open it anew
 STDERR_KEPT = 4096  # bytes of standard error that an outcome keeps, the last ones

@@ -33,12 +33,12 @@ from posttrain.losses.preference import (
     preference_loss,
 )
 from posttrain.losses.transport import Transport
-from posttrain.trainers.config import as_config, setting, settings
-from posttrain.trainers.offline import Example, OfflineTrainer
-from posttrain.trainers.offline_config import ReferenceConfig, check_choice
-from posttrain.trainers.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
-from posttrain.trainers.ranks import gather_json
-from posttrain.trainers.reference import ReferenceLogps
+from posttrain.trainers.core.config import as_config, setting, settings
+from posttrain.trainers.core.ranks import gather_json
+from posttrain.trainers.offline.config import ReferenceConfig, check_choice
+from posttrain.trainers.offline.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
+from posttrain.trainers.offline.reference import ReferenceLogps
+from posttrain.trainers.offline.trainer import Example, OfflineTrainer
 
 __all__ = ["DPOConfig", "DPOTrainer"]
 

@@ -21,13 +21,13 @@ from posttrain.losses.advantages import advantages
 from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
 from posttrain.losses.kl import k1_penalty
 from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions
-from posttrain.trainers.base import MicroBatch
-from posttrain.trainers.config import as_config, refuse
+from posttrain.trainers.core.base import MicroBatch
+from posttrain.trainers.core.config import as_config, refuse
+from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.grpo_config import GRPOConfig
-from posttrain.trainers.online import OnlineTrainer
-from posttrain.trainers.ranks import gather_json
-from posttrain.trainers.stage import as_environment
-from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.trainers.online.environment import as_environment
+from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.trainers.online.trainer import OnlineTrainer
 from posttrain.types import Group, Rollout
 
 __all__ = ["GRPOConfig", "GRPOTrainer"]

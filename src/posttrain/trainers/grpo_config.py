@@ -7,8 +7,8 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.losses.policy import OBJECTIVES, find_objective
-from posttrain.trainers.config import setting, settings
-from posttrain.trainers.online_config import OnlineConfig
+from posttrain.trainers.core.config import setting, settings
+from posttrain.trainers.online.config import OnlineConfig
 
 
 @settings

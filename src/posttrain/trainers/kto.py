@@ -24,12 +24,12 @@ from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE, UNPAIRED_PRE
 from posttrain.data.stream import PackItem, split
 from posttrain.errors import UserError, at_row
 from posttrain.losses.kto import LOSSES, estimated_kl
-from posttrain.trainers.base import MicroBatch
-from posttrain.trainers.config import as_config, setting, settings
-from posttrain.trainers.offline import Example, OfflineTrainer
-from posttrain.trainers.offline_config import ReferenceConfig, check_choice
-from posttrain.trainers.ranks import gather_json
-from posttrain.trainers.reference import ReferenceLogps
+from posttrain.trainers.core.base import MicroBatch
+from posttrain.trainers.core.config import as_config, setting, settings
+from posttrain.trainers.core.ranks import gather_json
+from posttrain.trainers.offline.config import ReferenceConfig, check_choice
+from posttrain.trainers.offline.reference import ReferenceLogps
+from posttrain.trainers.offline.trainer import Example, OfflineTrainer
 
 __all__ = ["KTOConfig", "KTOTrainer"]
 

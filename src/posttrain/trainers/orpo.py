@@ -23,10 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from posttrain.data.stream import PackItem
 from posttrain.errors import UserError
 from posttrain.losses.reference_free import CPO_LOSSES, OF_MEANS, CPOOptions, log_odds_ratio, orpo, shaped_rewards
-from posttrain.trainers.config import as_config, setting, settings
-from posttrain.trainers.offline import Example, OfflineTrainer
-from posttrain.trainers.offline_config import OfflineConfig, check_choice
-from posttrain.trainers.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
+from posttrain.trainers.core.config import as_config, setting, settings
+from posttrain.trainers.offline.config import OfflineConfig, check_choice
+from posttrain.trainers.offline.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
+from posttrain.trainers.offline.trainer import Example, OfflineTrainer
 
 __all__ = ["CPOConfig", "CPOTrainer", "ORPOConfig", "ORPOTrainer"]
 

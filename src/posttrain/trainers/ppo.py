@@ -31,13 +31,13 @@ from posttrain.models.head import base_model
 from posttrain.models.heads import VALUE_HEAD, add_value_head, load_reward_model, make_scores, reward_model, without_submodule
 from posttrain.models.precision import make_trainable
 from posttrain.rewards import Rubric
-from posttrain.trainers.config import as_config, refuse
-from posttrain.trainers.fingerprint import Fingerprint, of_weights
-from posttrain.trainers.online import OnlineTrainer
+from posttrain.trainers.core.config import as_config, refuse
+from posttrain.trainers.core.fingerprint import Fingerprint, of_weights
+from posttrain.trainers.core.ranks import gather_json
+from posttrain.trainers.online.environment import as_environment
+from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, gathered, rows_of
+from posttrain.trainers.online.trainer import OnlineTrainer
 from posttrain.trainers.ppo_config import PPOConfig
-from posttrain.trainers.ranks import gather_json
-from posttrain.trainers.stage import as_environment
-from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, gathered, rows_of
 from posttrain.types import Group, Rollout
 
 __all__ = ["PPOConfig", "PPOTrainer"]

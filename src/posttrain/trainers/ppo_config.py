@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from posttrain.errors import UserError
-from posttrain.trainers.config import setting, settings
-from posttrain.trainers.online_config import OnlineConfig
+from posttrain.trainers.core.config import setting, settings
+from posttrain.trainers.online.config import OnlineConfig
 
 _ENDS = "every end-of-sequence token of the model ends a completion; add others with generation_kwargs={'stop_token_ids': [...]}"
 _DERIVED = "it follows from per_device_train_batch_size, gradient_accumulation_steps and num_mini_batches; leave it out"

@@ -28,10 +28,10 @@ from posttrain.models.head import base_model
 from posttrain.models.heads import HEAD, load_reward_model, make_scores, reward_model, with_own_padding
 from posttrain.models.load import context_length, load_tokenizer
 from posttrain.models.precision import make_trainable
-from posttrain.trainers.base import MicroBatch
-from posttrain.trainers.config import BaseConfig, as_config, setting, settings
-from posttrain.trainers.offline import Example, OfflineTrainer
-from posttrain.trainers.offline_config import REFUSED
+from posttrain.trainers.core.base import MicroBatch
+from posttrain.trainers.core.config import BaseConfig, as_config, setting, settings
+from posttrain.trainers.offline.config import REFUSED
+from posttrain.trainers.offline.trainer import Example, OfflineTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from posttrain.errors import UserError
 from posttrain.losses.kl import k1_penalty
 from posttrain.losses.policy import RLOO, PolicyOptions
 from posttrain.losses.rloo import leave_one_out
-from posttrain.trainers.config import as_config, refuse, setting, settings
-from posttrain.trainers.online import OnlineTrainer
-from posttrain.trainers.online_config import OnlineConfig
-from posttrain.trainers.stage import as_environment
-from posttrain.trainers.window import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.trainers.core.config import as_config, refuse, setting, settings
+from posttrain.trainers.online.config import OnlineConfig
+from posttrain.trainers.online.environment import as_environment
+from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.trainers.online.trainer import OnlineTrainer
 from posttrain.types import Group
 
 _REFUSED = {

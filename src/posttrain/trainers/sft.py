@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from posttrain.data.examples import Example, ExampleMaker, bins, pieces
-from posttrain.data.given import rows_of
+from posttrain.data.given import named, rows_of
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import NothingToLearn, UserError
 from posttrain.losses.sft import LOSSES, nll, smoothed_nll
@@ -27,11 +27,10 @@ from posttrain.models.load import context_length, load_model, load_tokenizer, st
 from posttrain.models.smoothing import mean_minus_target
 from posttrain.models.templates import grow_embeddings, set_chat_template, set_eos_token
 from posttrain.models.vocabulary import check_ids
-from posttrain.trainers.base import BaseTrainer, MicroBatch
-from posttrain.trainers.config import as_config, refuse
-from posttrain.trainers.inputs import named
-from posttrain.trainers.loader import EndlessBatches, example_loader, stream_loader
-from posttrain.trainers.ranks import gather_json
+from posttrain.trainers.core.base import BaseTrainer, MicroBatch
+from posttrain.trainers.core.config import as_config, refuse
+from posttrain.trainers.core.loader import EndlessBatches, example_loader, stream_loader
+from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.sft_config import SFTConfig
 
 __all__ = ["SFTConfig", "SFTTrainer"]

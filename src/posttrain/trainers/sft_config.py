@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from posttrain.data.examples import ExampleOptions
 from posttrain.errors import UserError, did_you_mean
 from posttrain.losses.sft import LOSSES
-from posttrain.trainers.config import BaseConfig, setting, settings
+from posttrain.trainers.core.config import BaseConfig, setting, settings
 
 PACKING_STRATEGIES = ("bfd", "bfd_split")
 

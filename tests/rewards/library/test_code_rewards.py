@@ -7,13 +7,13 @@ import time
 import pytest
 
 from posttrain.errors import UserError
+from posttrain.rewards.execution.policy import POLICY_KEYS
 from posttrain.rewards.library import MAKERS, PRESETS
 from posttrain.rewards.library.code import code, passes_tests, program_in
 from posttrain.rewards.library.code_tests import read_tests
-from posttrain.rewards.policy import POLICY_KEYS
 from posttrain.rewards.rubric import Rubric
 from posttrain.sandbox import Asserts, Call, InputOutput, strongest
-from posttrain.sandbox.walls import Level
+from posttrain.sandbox.isolation import Level
 from posttrain.types import Group, Rollout, StopReason, Task
 
 LEVEL = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from posttrain.errors import TrainingError
+from posttrain.memory.simulate.live import LiveStorages
 from posttrain.rollout.local import layout as layout_module
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.local.layout import attend, attend_plainly
-from posttrain.simulate.live import LiveStorages
 
 
 @pytest.fixture

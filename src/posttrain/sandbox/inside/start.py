@@ -24,15 +24,15 @@ def main() -> None:
     from . import host
 
     if sys.argv[2] == "nursery":
-        from . import nursery
+        from . import fork_server
 
-        config = nursery.next_child(int(sys.argv[3]))
+        config = fork_server.next_child(int(sys.argv[3]))
     else:
         config = json.loads(sys.argv[2])
     if config["do"] == "examine":
-        from . import examiner
+        from . import test_runner
 
-        action = examiner.examine
+        action = test_runner.examine
     else:
         action = {"script": host.script, "serve": host.serve}[config["do"]]
     sys.path[:] = [entry for entry in sys.path if entry not in ("", sys.argv[1])]
@@ -45,9 +45,9 @@ def main() -> None:
 
         confine.be_killed_first()
     if config["posix"]:
-        from . import keeper
+        from . import supervisor
 
-        keeper.confine_and_keep(config)  # returns in the confined process only
+        supervisor.confine_and_keep(config)  # returns in the confined process only
     else:
         _end_with(config["parent"])
     message = _frame()

@@ -1,0 +1,164 @@
+"""The ways to put a program behind a wall, strongest first: how each is started, and how everything behind it is ended.
+
+This is the outer side, in the parent's process. The inner side of each wall is inside/supervisor.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import zoneinfo
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain.sandbox.inside.tree import end_descendants
+from posttrain.sandbox.limits import Limits
+from posttrain.sandbox.view import View, time_zones
+
+if TYPE_CHECKING:
+    from posttrain.sandbox.spawn import Handle
+
+IS_LINUX = sys.platform.startswith("linux")
+HERE = str(Path(__file__).parent)
+DEVICES = ("null", "zero", "full", "urandom", "random")
+SHOWN_AS = "/posttrain"  # HERE, where bubblewrap shows it
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.start import main; main()"
+# A range of user numbers that no account has. Each program gets its own, so that programs neither see, signal nor count against each other.
+FIRST_USER, USERS = 1_500_000_000, 500_000_000
+
+
+class Level(IntEnum):
+    """How much a program is kept from. docs/sandbox.md has the table."""
+
+    PROCESS = 1  # another process, a clock, capped output, an empty directory, a bare environment
+    LIMITS = 2  # and limits of memory, processor, files and processes, as a user of its own where root starts it
+    NAMESPACES = 3  # and no network, no files but the interpreter's, no other processes
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a command that puts up a wall needs to know."""
+
+    limits: Limits
+    view: View
+    status: int  # a descriptor to report on
+    empty: int  # a descriptor of an empty file, where the program wants a file /dev/stdin; or -1
+
+
+@dataclass(frozen=True)
+class Wall:
+    """One way of starting a program. `command` makes the command line of the inner one."""
+
+    name: str
+    level: Level
+    has_keeper: bool  # reports on a pipe that the program does not have
+    keeper_is_safe: bool  # the program cannot end it
+    user: str  # where root starts it, the program becomes a user of its own: "inside" the wall, already "outside" of it, or it stays the "same"
+    command: Callable[[list[str], Start], list[str]]
+    missing: Callable[[], str | None]  # why it cannot work here, if that can be told without a trial
+
+    @property
+    def is_forked(self) -> bool:
+        """The keeper puts it up itself, so its process need not be a command."""
+        return IS_LINUX and self.has_keeper and self.command is bare
+
+
+def bare(inner: list[str], start: Start) -> list[str]:
+    return inner
+
+
+def bubblewrap(inner: list[str], start: Start) -> list[str]:
+    """bwrap's arguments: what the view has, some devices and an empty /tmp. The supervisor is the first process, which no signal from inside ends."""
+    shown = [["--ro-bind", path, path] for path in start.view.shown]
+    links = [["--symlink", target, path] for path, target in start.view.links.items()]
+    empty = [["--tmpfs", path, "--remount-ro", path] for path in start.view.empty]
+    devices = [["--dev-bind", f"/dev/{name}", f"/dev/{name}"] for name in DEVICES]
+    inner = [SHOWN_AS if argument == HERE else argument for argument in inner]
+    own = [["--ro-bind", inner[0], inner[0]], ["--ro-bind", HERE, SHOWN_AS]]
+    if start.empty >= 0:
+        devices.append(["--bind-data", str(start.empty), "/dev/stdin"])
+    return [
+        str(shutil.which("bwrap")),
+        *("--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--cap-drop", "ALL", "--as-pid-1"),
+        *("--json-status-fd", str(start.status)),
+        *("--size", str(start.limits.inside()["files"]), "--tmpfs", "/tmp"),
+        *(argument for arguments in (*shown, *links, *empty, *own, *devices) for argument in arguments),
+        *("--chdir", "/tmp", "--remount-ro", "/"),
+        *("--", *inner),
+    ]
+
+
+def _no_linux() -> str | None:
+    return None if IS_LINUX else f"it needs Linux, and this is {sys.platform}"
+
+
+def _no_bubblewrap() -> str | None:
+    return _no_linux() or (None if shutil.which("bwrap") else "bubblewrap is not installed (bwrap is not on the PATH)")
+
+
+def _no_posix() -> str | None:
+    return None if os.name == "posix" else f"it needs Linux or macOS, and this is {sys.platform}"
+
+
+WALLS = {
+    wall.name: wall
+    for wall in (
+        Wall("namespaces", Level.NAMESPACES, True, True, "inside", bare, _no_linux),
+        Wall("bubblewrap", Level.NAMESPACES, True, True, "outside", bubblewrap, _no_bubblewrap),
+        Wall(
+            "own user",
+            Level.LIMITS,
+            True,
+            True,
+            "inside",
+            bare,
+            lambda: _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with"),
+        ),
+        Wall("rlimits", Level.LIMITS, True, False, "same", bare, lambda: _no_posix() or _unlimited_root()),
+        Wall("process", Level.PROCESS, False, False, "same", bare, lambda: None),
+    )
+}
+
+
+def _unlimited_root() -> str | None:
+    return None if os.geteuid() != 0 else "root is not bound by the limit of processes; start it as another user"
+
+
+def new_user() -> int:
+    return FIRST_USER + secrets.randbelow(USERS)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """All that a program finds in its environment. The hash seed is fixed, so that the same program says the same."""
+    names = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp", "MALLOC_ARENA_MAX": "1"}
+    if (zones := time_zones()) and not set(zones) <= set(zoneinfo.TZPATH):  # those of the package tzdata
+        names["PYTHONTZPATH"] = os.pathsep.join(zones)
+    if os.name != "posix":  # Windows starts no Python without it
+        names["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
+    return names
+
+
+def end(process: Handle, first: int | None) -> None:
+    """Kills all that is behind the wall. `first`: a pidfd of the first process of its process namespace, if it has one."""
+    if os.name != "posix":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], check=False, capture_output=True)
+    elif first is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(first, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)  # it ends when the last process of the namespace is gone
+    elif process.poll() is None:
+        end_descendants(process.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
