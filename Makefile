@@ -57,7 +57,7 @@ test-newest:
 	$(PYTEST) $(VENV_NEWEST)/bin/python -m pytest -q -n 2 --dist worksteal
 
 # What must hold on every system, in the Python that is active: also on Windows, where an environment has no bin.
-PORTABLE = tests/test_platforms.py tests/test_text.py tests/test_floors.py tests/cli/test_strange_text.py tests/cli/test_recipe.py tests/cli/test_values.py \
+PORTABLE = tests/test_platforms.py tests/test_io.py tests/test_floors.py tests/cli/test_strange_text.py tests/cli/test_recipe.py tests/cli/test_values.py \
 	tests/tracking tests/watch tests/losses tests/data tests/trainers/test_settings.py tests/trainers/test_sft.py tests/trainers/test_grpo_step.py
 test-portable:
 	$(PYTHON) -m pip install -q -c constraints.txt $(PIP_TORCH)

@@ -23,7 +23,7 @@ from typing import Any
 import hardware
 from reasoning_gym.factory import DATASETS
 
-from posttrain.procedural import open_task, question
+from posttrain.reasoning_gym_tasks import open_task, question
 from posttrain.rewards.library.reasoning_gym import guarded_score
 
 CONSTANTS = [

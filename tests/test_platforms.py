@@ -18,7 +18,7 @@ GUARDED = {
     "cli/threads.py": {"os.sched_getaffinity"},
     "cli/watch.py": {"os.nice"},
     "doctor.py": {"os.sysconf"},
-    "lifetime.py": {"os.killpg"},
+    "processes.py": {"os.killpg"},
     "rewards/check/bench.py": {"signal.SIGALRM", "signal.setitimer", "signal.ITIMER_REAL"},
     "rewards/surroundings.py": {"signal.setitimer", "signal.ITIMER_REAL"},
     "rewards/execution/worker.py": {"resource"},

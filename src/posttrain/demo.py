@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.evaluation import mcnemar
 from posttrain.exam import Paper, sit_exam
+from posttrain.io import write_whole
 from posttrain.models.load import stop_token_ids
 from posttrain.probe import Probe, probe
 from posttrain.rewards import Rubric
-from posttrain.text import write_whole
 from posttrain.tracking.terminal import make_console
 from posttrain.trainers.core.checkpoints import whole
 from posttrain.trainers.grpo import GRPOTrainer

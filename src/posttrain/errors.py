@@ -7,7 +7,8 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 
-from posttrain.text import redacted_message, shown
+from posttrain.characters import shown
+from posttrain.secrets import redacted_message
 
 LONGEST = 20_000  # characters of a message: a reward may put a whole data set into its exception
 

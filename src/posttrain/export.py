@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from posttrain.data.chat import encode_prompt
 from posttrain.errors import TrainingError, UserError
-from posttrain.files import bounded, read_json, read_text
+from posttrain.io import bounded, read_json, read_text
 from posttrain.models.adapter_files import ADAPTER, base_of, is_adapter, is_scorer
 from posttrain.models.heads import load_reward_model
 from posttrain.models.load import context_length, load_tokenizer, stop_token_ids
 from posttrain.models.merge import load_merged, load_trainable, save_rounded
 from posttrain.models.quantise import in_4bit
 from posttrain.policy import Policy
-from posttrain.text import redacted
+from posttrain.secrets import redacted
 from posttrain.trainers.core.checkpoints import whole
 from posttrain.trainers.core.manifest import MANIFEST, check_model
 from posttrain.types import Prompt

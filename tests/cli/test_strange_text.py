@@ -9,9 +9,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from posttrain.characters import shown, spelled, visible
 from posttrain.cli.main import app
 from posttrain.errors import EnvError, RewardError, TrainingError, UserError
-from posttrain.text import redacted, redacted_message, shown, spelled, visible
+from posttrain.secrets import is_secret, redacted, redacted_message
 
 PLANTED = ["PLANTED4", "PLANTED5", "PLANTED6", "PLANTED7", "PLANTED8", "PLANTED9"]
 SECRET_SETTINGS = """
@@ -248,3 +249,12 @@ def test_a_script_of_a_user_prints_completions_where_output_is_cp1252(folder, mo
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, cwd=folder)
     assert done.stdout.endswith(b"trained" + os.linesep.encode()), done.stderr[-2000:]
     assert rb"\u4f60" in done.stdout
+
+
+def test_tokens_of_a_vocabulary_are_no_secrets():
+    assert [name for name in ("hub_token", "HF_TOKEN", "judge_api_key", "eos_token", "max_tokens") if is_secret(name, "x")] == [
+        "hub_token",
+        "HF_TOKEN",
+        "judge_api_key",
+    ]
+    assert not is_secret("push_token", None)

@@ -8,8 +8,8 @@ from talk import add
 from posttrain.envs.chat import chat
 from posttrain.envs.methods import factory
 from posttrain.errors import UserError
+from posttrain.event_loops import settled
 from posttrain.types import Rollout, StopReason, Task
-from posttrain.waiting import settled
 
 TASK = Task(2, "Begin.", {"secret": 4, "hint": "even"})
 

@@ -8,8 +8,8 @@ from talk import add
 
 from posttrain.envs.tools import MAX_CALLS, Tool, tools
 from posttrain.errors import UserError
+from posttrain.event_loops import settled
 from posttrain.types import Rollout, StopReason, Task
-from posttrain.waiting import settled
 
 TASK = Task(0, "What is 5+7?", {})
 

@@ -13,7 +13,7 @@ import pytest
 from recorded import write_run
 
 from posttrain.errors import UserError
-from posttrain.files import read_json, read_text
+from posttrain.io import read_json, read_text
 from posttrain.tracking import checked
 from posttrain.tracking.browse import Browser
 from posttrain.tracking.checked import tables

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.text import shown, visible
+from posttrain.characters import shown, visible
 from posttrain.tracking.advice import SILENT_LOGS, Advisor
 from posttrain.tracking.lines import duration, line, number, plain_name
 from posttrain.tracking.terminal import TerminalView

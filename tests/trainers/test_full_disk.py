@@ -12,7 +12,7 @@ import torch
 
 from posttrain.cli.options import sentences
 from posttrain.errors import TrainingError
-from posttrain.text import write_whole
+from posttrain.io import write_whole
 from posttrain.trainers.core import checkpoints
 
 HERE = Path(__file__).parent

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from posttrain.characters import encodable
 from posttrain.errors import UserError
+from posttrain.io import write_whole
 from posttrain.rewards.rubric import Rubric
-from posttrain.text import encodable, write_whole
 from posttrain.types import Group
 
 

@@ -59,8 +59,8 @@ def _print_rows(found: Preview) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from posttrain.characters import shown
     from posttrain.cli.preview import stretches
-    from posttrain.text import shown
 
     console = Console(highlight=False, soft_wrap=True)
     for number, pieces in enumerate(found.shown):

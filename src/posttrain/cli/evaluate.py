@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from posttrain.characters import visible
 from posttrain.cli import runs
 from posttrain.cli.options import say, sentences
-from posttrain.text import visible
 
 
 def evaluate(

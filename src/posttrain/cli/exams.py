@@ -22,7 +22,7 @@ from posttrain.data.overlap import overlap
 from posttrain.data.prompts import to_tasks
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError, did_you_mean
-from posttrain.files import read_json
+from posttrain.io import read_json
 from posttrain.rewards.rubric import Rubric
 from posttrain.types import Group, Rollout, Sampling, Task
 

@@ -13,7 +13,7 @@ from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError, did_you_mean
-from posttrain.files import read_json
+from posttrain.io import read_json
 from posttrain.memory.advice import refuse_what_cannot_fit
 from posttrain.memory.estimate import nf4_bytes
 from posttrain.memory.job import loaded_dtype

@@ -92,9 +92,9 @@ def sample(
 ) -> None:
     """Print completions of one prompt."""
     with sentences():
+        from posttrain.characters import shown
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.exams import complete
-        from posttrain.text import shown
         from posttrain.types import Sampling
 
         hide_progress_bars()

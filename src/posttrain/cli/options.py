@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import typer
 
+from posttrain.characters import shown
 from posttrain.cli.recipe import Recipe
 from posttrain.cli.values import nearest
 from posttrain.errors import EnvError, RewardError, TrainingError, UserError, is_full
-from posttrain.text import redacted_message, shown
+from posttrain.secrets import redacted_message
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --train.learning_rate=1e-6 and its like
 EXIT_CODES: dict[type[Exception], int] = {TrainingError: 1, UserError: 2, RewardError: 2, EnvError: 2, OSError: 1}

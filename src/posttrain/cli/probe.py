@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posttrain.characters import visible
 from posttrain.cli.options import overrides, say, sentences
 from posttrain.errors import UserError
-from posttrain.text import visible
 
 if TYPE_CHECKING:
     from posttrain.cli.recipe import Recipe

@@ -17,8 +17,8 @@ from posttrain.cli.environments import EnvSection
 from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
-from posttrain.files import read_text
-from posttrain.text import redacted
+from posttrain.io import read_text
+from posttrain.secrets import redacted
 
 
 @dataclass

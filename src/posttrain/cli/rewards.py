@@ -108,7 +108,7 @@ def _print(name: str, rubric: Rubric, report: Report) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from posttrain.text import visible
+    from posttrain.characters import visible
 
     console = Console(highlight=False)
     console.print(Text(visible(name), style="bold"))
@@ -125,7 +125,7 @@ def _table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from posttrain.text import visible
+    from posttrain.characters import visible
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     skipped: dict[str, list[str]] = {}

@@ -24,8 +24,7 @@ from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import Recipe, find_recipe, lay_over, load_yaml, recipe_of
 from posttrain.cli.values import nearest, read_settings
 from posttrain.errors import UserError
-from posttrain.files import read_json
-from posttrain.text import write_whole
+from posttrain.io import read_json, write_whole
 
 DONE, START, MARK = "stage.json", "start", "stage:"
 LEAVES_A_SCORER = "reward-model"  # the kind whose model is no policy, so no later stage starts from it by itself

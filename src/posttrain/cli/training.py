@@ -12,7 +12,7 @@ from posttrain.cli import runs
 from posttrain.cli.kinds import Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import Recipe
-from posttrain.text import write_whole
+from posttrain.io import write_whole
 from posttrain.trainers.core import checkpoints
 
 

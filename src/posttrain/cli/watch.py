@@ -17,7 +17,7 @@ import typer
 
 from posttrain.cli.options import say, sentences
 from posttrain.errors import UserError, did_you_mean
-from posttrain.lifetime import guard, release
+from posttrain.processes import guard, release
 
 Watch = Annotated[bool, typer.Option("--watch", help="Show the training on a local web page while it runs.")]
 NEEDS = "the live page needs NiceGUI: pip install 'posttrain[watch]'"

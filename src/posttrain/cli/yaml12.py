@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from posttrain.errors import UserError
-from posttrain.files import bounded
+from posttrain.io import bounded
 
 _BOOL, _FLOAT, _MERGE = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
 

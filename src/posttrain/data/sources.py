@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.given import features_of, read, rows_of
 from posttrain.data.messages import check_encodable, texts_of
 from posttrain.errors import UserError, did_you_mean
-from posttrain.procedural import SCHEME
-from posttrain.procedural import rows_of as procedural_rows
+from posttrain.reasoning_gym_tasks import SCHEME
+from posttrain.reasoning_gym_tasks import rows_of as procedural_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

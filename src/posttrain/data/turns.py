@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from posttrain.characters import encodable
 from posttrain.data.chat import encode_continuation, encode_prompt, render
 from posttrain.data.formats import template_keywords
 from posttrain.errors import UserError
-from posttrain.text import encodable
 from posttrain.types import Message, Prompt
 
 if TYPE_CHECKING:

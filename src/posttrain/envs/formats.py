@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from posttrain.characters import encodable
 from posttrain.errors import UserError, did_you_mean
-from posttrain.text import encodable
 from posttrain.types import Message
 
 if TYPE_CHECKING:

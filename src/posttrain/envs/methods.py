@@ -13,8 +13,8 @@ from typing import Any
 from posttrain.envs.environment import Environment, as_messages
 from posttrain.envs.tools import COROUTINES, ToolEnv, tool_table
 from posttrain.errors import UserError
+from posttrain.event_loops import settled
 from posttrain.types import Message, Rollout, Task
-from posttrain.waiting import settled
 
 _NOT_TOOLS = ("reset", "get_reward", "close")
 

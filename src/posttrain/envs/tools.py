@@ -16,8 +16,8 @@ from typing import Any
 
 from posttrain.envs.environment import Environment, as_messages
 from posttrain.errors import UserError, did_you_mean
+from posttrain.event_loops import Outcome, UserLoop, in_thread, within
 from posttrain.types import Env, Message, Rollout, Task
-from posttrain.waiting import Outcome, UserLoop, in_thread, within
 
 COROUTINES = UserLoop("posttrain-tools")  # where whatever is awaited of tools and their objects runs: what one opened, another can use
 MAX_CALLS = 16  # answered in one turn: a hostile turn may hold hundreds

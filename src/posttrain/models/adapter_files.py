@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import UserError
-from posttrain.files import read_json
+from posttrain.io import read_json
 from posttrain.models.initialisation import check_initialisation
 from posttrain.models.mixed import bridge
 from posttrain.models.seeding import seeded

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from posttrain.errors import UserError
-from posttrain.files import read_json
+from posttrain.io import read_json
 
 HALF, PACKED = 2.0, 0.5 + 1 / 64  # bytes of a weight in 16 bits, and in NF4 with double quantisation
 _NEVER = ("embed_tokens", "lm_head", "wte", "wpe", "embed_out", "norm")  # parts of the names of what is not quantised anyway

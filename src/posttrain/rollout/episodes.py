@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsFloat
 
 from posttrain.errors import EnvError, UserError
+from posttrain.event_loops import settled
 from posttrain.types import Completion, Env, Message, Prompt, Request, Rollout, Sampling, StopReason, Task
-from posttrain.waiting import settled
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a row: they go to the chat template
 GIVE_UP_SECONDS = 10.0  # that environments may take to let go of what they hold once training ends

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from posttrain.event_loops import settled
 from posttrain.rollout.episodes import Episode, Stage, broke, let_go, opened
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.types import Completion, Engine, Group, Request, Sampling, Task
-from posttrain.waiting import settled
 
 
 def play(

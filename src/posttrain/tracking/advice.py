@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain.text import visible
+from posttrain.characters import visible
 from posttrain.tracking.alarms import Alarms
 from posttrain.tracking.lines import plain_name
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.characters import visible
 from posttrain.errors import UserError
-from posttrain.text import visible
 from posttrain.tracking.schema import ADDED, SCHEMA, UPGRADES, VERSION
 from posttrain.tracking.typed import Kind
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from posttrain.characters import encodable
 from posttrain.errors import TrainingError, UserError
-from posttrain.text import encodable, redacted, redacted_message
+from posttrain.secrets import redacted, redacted_message
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
 from posttrain.tracking.lock import WriterLock, is_refused
 from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from posttrain.text import visible
+from posttrain.characters import visible
 
 Logs = Mapping[str, float]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.files import mapping, parsed
+from posttrain.io import mapping, parsed
 from posttrain.tracking.blobs import unpack_floats, unpack_halves, unpack_ids
 from posttrain.tracking.checked import CheckedStore
 from posttrain.tracking.events import RolloutKey

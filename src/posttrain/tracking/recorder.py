@@ -22,7 +22,7 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain import __version__
-from posttrain.text import write_whole
+from posttrain.io import write_whole
 from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
 from posttrain.tracking.schema import FILE_NAME, SUMMARY_NAME
 from posttrain.types import Group

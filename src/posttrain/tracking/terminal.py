@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.text import spelled, visible
+from posttrain.characters import spelled, visible
 from posttrain.tracking.advice import Advisor
 from posttrain.tracking.lines import Words, by_data_set, duration, is_worth_a_line, joined, line, words
 from posttrain.types import Rollout

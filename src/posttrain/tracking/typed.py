@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.files import parsed
+from posttrain.io import parsed
 
 Kind = Callable[[Any], Any]
 

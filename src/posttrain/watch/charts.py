@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from posttrain.text import visible
+from posttrain.characters import visible
 from posttrain.tracking.reader import Point, RolloutRow
 from posttrain.watch.curves import Run
 from posttrain.watch.panels import Chart, Curve

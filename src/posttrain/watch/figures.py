@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from posttrain.text import visible
+from posttrain.characters import visible
 from posttrain.tracking.lines import duration, number, share
 from posttrain.watch.curves import Run
 from posttrain.watch.story import Story

@@ -11,8 +11,8 @@ from typing import Any
 from nicegui import run as background
 from nicegui import ui
 
+from posttrain.characters import shown
 from posttrain.errors import UserError
-from posttrain.text import shown
 from posttrain.tracking.browse import CLIPPED, FILTERS, Browser, Found, Marks, Wanted
 from posttrain.tracking.reader import GroupRow
 from posttrain.watch.charts import comparison

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from nicegui import ui
 from nicegui.element import Element
 
-from posttrain.text import shown, visible
+from posttrain.characters import shown, visible
 from posttrain.tracking.browse import Marks
 from posttrain.tracking.lines import number
 from posttrain.tracking.reader import GroupRow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nicegui import ui
 
-from posttrain.text import shown, visible
+from posttrain.characters import shown, visible
 from posttrain.watch import charts as drawing
 from posttrain.watch.curves import Run
 from posttrain.watch.figures import figures, status

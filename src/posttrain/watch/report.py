@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain import __version__
+from posttrain.characters import shown, visible
 from posttrain.errors import UserError
-from posttrain.text import redacted, shown, visible, write_whole
+from posttrain.io import write_whole
+from posttrain.secrets import redacted
 from posttrain.tracking.reader import GroupRow, RolloutRow
 from posttrain.watch import charts as drawing
 from posttrain.watch.curves import Run

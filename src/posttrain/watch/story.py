@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from posttrain.text import visible
+from posttrain.characters import visible
 from posttrain.tracking.browse import Browser, Trust
 from posttrain.tracking.lines import number
 from posttrain.tracking.reader import EpisodeRow, GroupRow, RolloutRow, Tokens

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from posttrain.text import shown
+from posttrain.characters import shown
 from posttrain.tracking.browse import Trust
 from posttrain.watch.story import Completion
 

@@ -4,8 +4,8 @@ import pytest
 
 from posttrain.envs.adapters.verifiers import verifiers_environment, verifiers_rows
 from posttrain.errors import UserError
+from posttrain.event_loops import settled
 from posttrain.types import Rollout, StopReason, Task
-from posttrain.waiting import settled
 
 ROWS = [{"example_id": 0, "prompt": [{"role": "user", "content": "Say it twice."}], "answer": "a", "info": '{"times": 2}', "task": "t"}]
 

@@ -11,7 +11,7 @@ import pytest
 
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError
-from posttrain.procedural import open_task, question
+from posttrain.reasoning_gym_tasks import open_task, question
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.reasoning_gym import _is_harmless, _terms, guarded_score, reasoning_gym
 from posttrain.types import Group, Rollout, StopReason, Task

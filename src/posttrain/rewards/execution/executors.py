@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from posttrain.event_loops import UserLoop, new_loop
 from posttrain.rewards.execution.answers import raised, scores_of, timed_out
 from posttrain.rewards.execution.calls import Call, Notes, Scores
 from posttrain.rewards.surroundings import Surroundings
-from posttrain.waiting import UserLoop, new_loop
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 The pipes are moved away before anything is imported, so what a reward prints goes to stderr and cannot pass for an answer. The function runs
 on the main thread. When the trainer is gone, however it ended, its end of the pipe closes and this process ends too; if it cannot, because
-the reward does not let go of the interpreter, the guard ends it (lifetime.py).
+the reward does not let go of the interpreter, the guard ends it (processes.py).
 """
 
 from __future__ import annotations

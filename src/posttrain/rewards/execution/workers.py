@@ -2,7 +2,7 @@
 
 Each process has one call at a time, so its answer is that call's. A process that dies under a call is replaced and the call made once more
 there; what a killed one still had to say is never read. This side keeps time; worker.py is the other one. A worker is no sandbox. It ends with
-all that it started when its call takes too long, when it ends itself, and when this process does (lifetime.py).
+all that it started when its call takes too long, when it ends itself, and when this process does (processes.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.lifetime import guard, release
+from posttrain.processes import guard, release
 from posttrain.rewards.execution.answers import failed, raised, scores_of, timed_out
 from posttrain.rewards.execution.calls import Call, Notes, Scores
 from posttrain.rewards.execution.executors import Attempt

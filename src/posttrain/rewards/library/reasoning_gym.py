@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.procedural import library, open_task, question
+from posttrain.reasoning_gym_tasks import library, open_task, question
 from posttrain.rewards.reward import RewardFunction, Source, reward
 
 SECONDS = 10.0  # for one answer; almost all take milliseconds

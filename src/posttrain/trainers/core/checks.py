@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.files import mapping
+from posttrain.io import mapping
 
 _INSIDE_MAPPING = re.compile(r"\bdict\[[^\]]*\]")
 _KINDS = re.compile(r"\b(str|int|float|bool|dict|list|None|Any)\b")

@@ -18,7 +18,7 @@ from posttrain.models.adapter_files import is_adapter
 from posttrain.models.load import with_new_names
 from posttrain.models.precision import beside_adapters
 from posttrain.ops.precision import multiplies_natively
-from posttrain.text import redacted
+from posttrain.secrets import redacted
 from posttrain.trainers.core import checks
 
 Config = TypeVar("Config", bound="BaseConfig")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from posttrain import __version__
 from posttrain.errors import UserError
-from posttrain.text import redacted
+from posttrain.secrets import redacted
 from posttrain.trainers.core.fingerprint import Fingerprint
 
 MANIFEST = "posttrain.json"  # a checkpoint without it is not one

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from posttrain.characters import encodable
 from posttrain.errors import UserError
 from posttrain.memory.cards import free_memory
 from posttrain.memory.choice import Choice, choose
@@ -24,7 +25,6 @@ from posttrain.memory.shapes import Shape, shape_of
 from posttrain.models.head import base_model
 from posttrain.models.load import is_quantised
 from posttrain.ops.precision import multiplies_natively
-from posttrain.text import encodable
 from posttrain.tracking.recorder import Recorder
 from posttrain.trainers.core.config import SWITCHED_OFF, BaseConfig
 from posttrain.trainers.core.ranks import gather_json

@@ -14,12 +14,12 @@ from posttrain.envs.formats import find_parser
 from posttrain.envs.methods import factory
 from posttrain.envs.tools import tools as tool_environment
 from posttrain.errors import UserError, at_row
+from posttrain.event_loops import settled
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.environment import environment as paid
 from posttrain.rollout.episodes import Stage, opened, unplayed
 from posttrain.trainers.core.metrics import Metrics
 from posttrain.types import Rollout, Task
-from posttrain.waiting import settled
 
 
 def as_environment(env: Any, tools: Sequence[Callable[..., Any]] | None = None, environment_factory: Any = None) -> Environment | None:

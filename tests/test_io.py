@@ -1,8 +1,8 @@
-"""Text that is written: whole or not at all."""
+"""Files are written whole or not at all."""
 
 import pytest
 
-from posttrain.text import is_secret, write_whole
+from posttrain.io import write_whole
 
 
 def test_an_older_file_stays_when_the_new_one_cannot_be_written(tmp_path):
@@ -20,12 +20,3 @@ def test_a_link_stays_and_leads_to_the_new_file(tmp_path):
         write_whole(tmp_path / "link", text)
         assert (tmp_path / "target").read_text() == text
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "target"]
-
-
-def test_tokens_of_a_vocabulary_are_no_secrets():
-    assert [name for name in ("hub_token", "HF_TOKEN", "judge_api_key", "eos_token", "max_tokens") if is_secret(name, "x")] == [
-        "hub_token",
-        "HF_TOKEN",
-        "judge_api_key",
-    ]
-    assert not is_secret("push_token", None)

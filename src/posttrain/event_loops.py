@@ -1,7 +1,7 @@
-"""Private event loops in threads of their own, for whatever must be awaited: a notebook's or a server's own loop is not in the way.
+"""Private event loops, each in a thread of its own, so that coroutines run even inside a notebook's or a server's own loop.
 
-A loop stays the same for the life of the process, so that what a coroutine opened (a client's session) can be used by the next one; only a
-`UserLoop` is left behind once a coroutine blocks it, so that somebody can still keep time.
+A loop lives as long as the process, so that what one coroutine opened (a client's session) serves the next. Only a `UserLoop` is abandoned,
+when a coroutine blocks it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from concurrent.futures import Future
 from typing import Any
 
 Outcome = tuple[Any, BaseException | None]  # a result, or what was raised instead
-LOOP_PATIENCE = 1.0  # seconds in which a loop must answer, or a coroutine is blocking it
+LOOP_PATIENCE = 1.0  # seconds; a loop that does not answer within them is blocked by a coroutine
 
 
 def settled(values: Sequence[Any], seconds: float | None = None) -> list[Any]:
-    """Each value; of an awaitable its result, or the exception that it raised. They are awaited together, started in their order.
+    """The values, with each awaitable replaced by its result or by the exception that it raised. They are awaited together.
 
-    Raises concurrent.futures.TimeoutError when that takes longer than `seconds`; None: there is no limit.
+    Raises concurrent.futures.TimeoutError after `seconds`; None: no limit.
     """
     if not any(inspect.isawaitable(value) for value in values):
         return list(values)
@@ -38,7 +38,7 @@ def settled(values: Sequence[Any], seconds: float | None = None) -> list[Any]:
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:
-    """The result of a blocking call. Cancelling abandons the thread: it cannot be killed, but nothing waits for it any more."""
+    """The result of a blocking call. Cancelling abandons the thread, which cannot be killed."""
     loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
     def run() -> None:
@@ -47,7 +47,7 @@ async def in_thread(function: Callable[[], Any]) -> Any:
             result = function()
         except Exception as raised:
             error = raised
-        except BaseException as raised:  # sys.exit() in a thread would end it without a word, and nobody would hear the end
+        except BaseException as raised:  # sys.exit() in a thread would end it silently, and the future would never be done
             error = RuntimeError(f"{type(raised).__name__}: {raised}")
         loop.call_soon_threadsafe(_resolve, future, result, error)
 
@@ -65,34 +65,34 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) 
 
 
 async def within(awaitable: Awaitable[Any], seconds: float | None) -> Outcome | None:
-    """Its outcome; None when it takes longer than `seconds`: then it is cancelled, and not waited for any more."""
+    """Its outcome; None if it was cancelled after `seconds`."""
     return await _awaited(asyncio.ensure_future(_outcome(awaitable)), seconds)
 
 
 class UserLoop:
-    """A loop for coroutines of a user. One that a coroutine blocks is left behind with its thread; the next coroutine gets a new one."""
+    """A loop for a user's coroutines. When one blocks it, loop and thread are abandoned, and the next coroutine gets new ones."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._loop: asyncio.AbstractEventLoop | None = None  # None: none yet, or the last one was left behind
+        self._loop: asyncio.AbstractEventLoop | None = None  # None: none yet, or the last one was abandoned
 
     async def run(self, awaitable: Awaitable[Any], seconds: float | None) -> Outcome | None:
         """As `within`, on this loop."""
         loop = self._loop = self._loop or new_loop(self.name)
         outcome = await _awaited(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_outcome(awaitable), loop)), seconds)
-        if outcome is None and self._loop is loop and not await _turns(loop) and self._loop is loop:
-            self.stop()  # should it ever turn again
+        if outcome is None and self._loop is loop and not await _answers(loop) and self._loop is loop:
+            self.stop()  # once it is free again
         return outcome
 
     def stop(self) -> None:
-        """Give the thread up. The next `run` takes a new one."""
+        """Abandons the thread. The next `run` takes a new one."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop = None
 
 
 async def _awaited(future: asyncio.Future[Outcome], seconds: float | None) -> Outcome | None:
-    """Wait without owning: what is not done is cancelled, also when the waiting itself is."""
+    """The future's result; None after `seconds`. It is cancelled unless it is done, also when the waiting is cancelled."""
     try:
         done, _ = await asyncio.wait([future], timeout=seconds)
     finally:
@@ -103,11 +103,11 @@ async def _awaited(future: asyncio.Future[Outcome], seconds: float | None) -> Ou
 async def _outcome(awaitable: Awaitable[Any]) -> Outcome:
     try:
         return await awaitable, None
-    except BaseException as error:  # SystemExit would end the loop, and a CancelledError of its own what waits for it
+    except BaseException as error:  # SystemExit would end the loop; its own CancelledError would cancel the caller
         return None, error
 
 
-async def _turns(loop: asyncio.AbstractEventLoop) -> bool:
+async def _answers(loop: asyncio.AbstractEventLoop) -> bool:
     turned: Future[None] = Future()
     loop.call_soon_threadsafe(turned.set_result, None)
     done, _ = await asyncio.wait([asyncio.wrap_future(turned)], timeout=LOOP_PATIENCE)
@@ -124,22 +124,22 @@ async def _settled(value: Any) -> Any:
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    """A loop that turns in a daemon thread of that name until it is stopped. sys.exit() in a task is that task's end and not the loop's."""
+    """A loop that runs in a daemon thread of that name until it is stopped. sys.exit() in a task ends the task, not the loop."""
     loop = asyncio.new_event_loop()
 
-    def turn() -> None:
+    def run() -> None:
         while True:
             try:
                 loop.run_forever()
                 break
-            except (SystemExit, KeyboardInterrupt):  # asyncio lets these two through; whoever awaits the task hears of it all the same
+            except (SystemExit, KeyboardInterrupt):  # asyncio lets these two through; the one who awaits the task gets them as well
                 continue
         loop.close()
 
-    threading.Thread(target=turn, name=name, daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return loop
 
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    return new_loop("posttrain-waiting")
+    return new_loop("posttrain-awaits")

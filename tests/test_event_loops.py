@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from posttrain.waiting import in_thread, settled
+from posttrain.event_loops import in_thread, settled
 
 
 async def later(value, seconds=0.0):

@@ -1,8 +1,8 @@
-"""The tasks of reasoning-gym by name: "leg_counting?size=500&seed=1". Generated here, nothing is downloaded; the same text is always the same questions.
+"""The tasks of reasoning-gym by name, such as "leg_counting?size=500&seed=1". Rows are generated here; the same name gives the same rows.
 
-What both the rows (`data/sources.py`) and the reward (`rewards/library/reasoning_gym.py`) start from. Tasks are functions of their seed, so a row
-names its question by a number, and the scorer finds the question again as it was. Some tasks also depend on the hashes of texts (word_ladder among
-five of them), which Python draws anew in each process: rows are made, and scored, in processes where PYTHONHASHSEED is 0 unless it is set.
+Both the rows (`data/sources.py`) and the reward (`rewards/library/reasoning_gym.py`) start from it. Tasks are functions of their seed: a row
+holds its question's number, by which the scorer makes the same question again. Five tasks (word_ladder is one) also depend on the hashes of
+strings, which Python randomises in each process; so rows are made and scored where PYTHONHASHSEED is 0, unless the user has set it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.lifetime import guard, release
+from posttrain.processes import guard, release
 
 SCHEME = "reasoning-gym:"
 SIZE, SEED = 500, 0
@@ -28,7 +28,7 @@ def rows_of(source: str) -> list[dict[str, Any]]:
     if os.environ.get("PYTHONHASHSEED", "random") != "random":
         return _made(task)
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-m", "posttrain.procedural", task]
+    command = [sys.executable, "-m", "posttrain.reasoning_gym_tasks", task]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
         guard(process.pid)
         try:

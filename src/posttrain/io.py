@@ -1,17 +1,41 @@
-"""Small files and JSON that anybody may have written (summary.json, recipe.yaml, config.json): limited, and a sentence for whatever they are not."""
+"""Small files and JSON that anybody may have written (summary.json, recipe.yaml): read within limits, and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from posttrain.characters import encodable
 from posttrain.errors import UserError
-from posttrain.text import encodable
 
 LARGEST = 2**20  # bytes
 MOST_NODES = 50_000  # values, lists and mappings of one text
 DEEPEST = 50  # of them in each other
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole file or none of it: written beside, then renamed into place; until then an older one stays. Raises OSError.
+
+    Links are followed; into what is no plain file, such as /dev/stdout, the text is written as it is.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    beside = target.with_name(f".{target.name}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a full disk is told of an open file without its name
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:

@@ -1,8 +1,8 @@
-"""Processes that end with this one, however it ends. Standard library only; run as a file it is the guard.
+"""Child processes that end with this one, however it ends. Standard library only: run as a file, this module is the guard.
 
-One guard for all: a small process of its own that reads from a pipe which are alive. The pipe closes when this process ends, also by SIGKILL or
-for want of memory, and the guard kills the process groups that are left. A busy one cannot prevent it, whatever lock it holds. Nothing of it
-depends on the system: what Linux has of its own (PR_SET_PDEATHSIG) follows the thread that started a process, and spares what that one started.
+The guard is one small process that reads from a pipe which children are alive. The pipe closes when this process ends, also by SIGKILL or
+for want of memory; the guard then kills the process groups that are left, even if they hold a lock. It needs nothing of one system alone:
+Linux's PR_SET_PDEATHSIG follows the thread that started a process, and spares the children of that process.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ LOOK = 1.0  # seconds between looks at the parent's number: a forked child may h
 
 
 def guard(pid: int) -> None:
-    """The process and, on POSIX, its group end with this process. It must lead its group (`start_new_session=True`)."""
+    """This process's end is the child's end too and, on POSIX, its group's. It must lead its group (`start_new_session=True`)."""
     _tell(f"+{pid}", pid, is_alive=True)
 
 
 def release(pid: int) -> None:
-    """It has ended, and its number may be another's soon."""
+    """The child has ended; its number may soon be another process's."""
     _tell(f"-{pid}", pid, is_alive=False)
 
 
@@ -39,7 +39,7 @@ def _tell(line: str, pid: int, *, is_alive: bool) -> None:
     (_guarded.add if is_alive else _guarded.discard)(pid)
     try:
         os.write(_pipe(), f"{line}\n".encode())
-    except BrokenPipeError:  # somebody killed the guard: the next one hears of all
+    except BrokenPipeError:  # the guard was killed: the next one is told of all
         _end_guard()
         os.write(_pipe(), "".join(f"+{each}\n" for each in _guarded).encode())
 

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from posttrain import lifetime
+from posttrain import processes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 STUBBORN = "import signal, subprocess, sys, time; signal.signal(15, 1); subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
 PARENT = f"""
 import os, subprocess, sys, time
-from posttrain import lifetime
+from posttrain import processes
 made = subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-lifetime.guard(made.pid)
+processes.guard(made.pid)
 {{more}}
 print("ready", flush=True)
 time.sleep(60)
@@ -56,7 +56,7 @@ def test_a_forked_child_that_holds_the_pipe_open_does_not_keep_them_alive():
 
 
 def test_a_guard_that_is_killed_is_replaced_by_one_that_knows_all():
-    more = "os.killpg(lifetime._guards[os.getpid()][0].pid, 9); lifetime._guards[os.getpid()][0].wait(); lifetime.guard(2**22 + 1)"
+    more = "os.killpg(processes._guards[os.getpid()][0].pid, 9); processes._guards[os.getpid()][0].wait(); processes.guard(2**22 + 1)"
     parent, found = started(more)
     parent.kill()
     parent.wait()
@@ -64,7 +64,7 @@ def test_a_guard_that_is_killed_is_replaced_by_one_that_knows_all():
 
 
 def test_what_was_released_goes_on_and_a_parent_that_ends_by_itself_leaves_no_guard():
-    code = PARENT.format(more="lifetime.release(made.pid); print(made.pid, flush=True)").replace("time.sleep(60)\n", "")
+    code = PARENT.format(more="processes.release(made.pid); print(made.pid, flush=True)").replace("time.sleep(60)\n", "")
     begun = time.monotonic()
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[0])
     assert time.monotonic() - begun < 30
@@ -73,7 +73,7 @@ def test_what_was_released_goes_on_and_a_parent_that_ends_by_itself_leaves_no_gu
 
 
 def test_releasing_what_was_never_guarded_starts_no_guard():
-    before = dict(lifetime._guards)
+    before = dict(processes._guards)
     if not before:
-        lifetime.release(1)
-        assert lifetime._guards == {}
+        processes.release(1)
+        assert processes._guards == {}
