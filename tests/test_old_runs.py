@@ -4,6 +4,7 @@ tests/old_runs/ holds a model, its rows, a reward and four runs of four steps, e
 model it ended with. Another processor rounds differently, so what a resumed run ends with is compared to 1e-5 of what the old code ended with.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from posttrain.cli.main import app
+from posttrain.cli.stages import read_stages
 from posttrain.tracking.reader import RunReader
 
 STORED = Path(__file__).parent / "old_runs"
@@ -58,3 +60,26 @@ def test_the_record_of_a_stored_run_opens(folder, command):
 
 def steps_of(run: Path) -> list[int]:
     return RunReader(run).steps()
+
+
+RECIPE_OF_STAGES = """
+model: {name: someone/model, lora: {r: 8}}
+data: {train: "someone/data:main:train", prompt: "{question}", answer: "{answer|after:####}"}
+stages:
+  - sft: {data: {completion: "{answer}"}, sft: {max_steps: 2, learning_rate: 1e-5}}
+  - reward-model: {data: {chosen: "{good}", rejected: "{bad}"}, reward: {max_steps: 2}}
+  - dpo: {data: {chosen: "{good}", rejected: "{bad}"}, dpo: {max_steps: 2, beta: 0.2}}
+  - grpo: {rubric: [gsm8k], train: {max_steps: 2, num_generations: 4}}
+"""
+
+
+def test_a_stage_that_the_old_code_finished_is_known_as_done(tmp_path):
+    (tmp_path / "all.yaml").write_text(RECIPE_OF_STAGES)
+    stages = read_stages(str(tmp_path / "all.yaml"), [], str(tmp_path / "out"))
+    marked = {"sft": "934a1449b103c643", "reward-model": "3014a40d0e992e69", "dpo": "43c9220b5487a844", "grpo": "ef33e9ba8bdbab2a"}
+    for stage in stages:
+        stage.directory.mkdir(parents=True)
+        (stage.directory / "model").mkdir()
+        (stage.directory / "model" / "adapter_config.json").write_text("{}")
+        (stage.directory / "stage.json").write_text(json.dumps({"model": "model", "digest": marked[stage.name]}))  # as the old code wrote it
+    assert [stage.name for stage in stages if stage.model_if_done({}) is None] == []

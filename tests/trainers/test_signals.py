@@ -62,17 +62,18 @@ def test_a_second_one_stops_at_once_and_an_echo_of_the_first_does_not(tmp_path):
         interrupt._on_signal(signal.SIGINT, None)
 
 
-def test_a_hangup_that_whoever_started_it_ignores_is_not_listened_to():
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])  # nohup; a script's `&`
+def test_a_signal_that_whoever_started_it_ignores_is_not_listened_to(ignored):
     from types import SimpleNamespace
 
     from posttrain.trainers.core.interrupt import Interrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    signal.signal(ignored, signal.SIG_IGN)
     try:
         interrupt = Interrupt()
         interrupt.on_train_begin(SimpleNamespace(), None, None)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(ignored) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) == interrupt._on_signal
         interrupt.restore()
         assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]

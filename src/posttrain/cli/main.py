@@ -20,7 +20,7 @@ from posttrain.cli.doctor import doctor
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
 from posttrain.cli.kinds import KINDS
-from posttrain.cli.options import SETTINGS, as_utf8, overrides, say, sentences
+from posttrain.cli.options import SETTINGS, as_utf8, overrides, quiet, say, sentences
 from posttrain.cli.plan import plan
 from posttrain.cli.probe import probe
 from posttrain.cli.recipe import read_recipe
@@ -125,6 +125,7 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     threads.prepare()
+    quiet()
     sys.exit(app())
 
 

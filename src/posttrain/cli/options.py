@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 
 import typer
@@ -26,6 +28,13 @@ def say(text: str, *, err: bool = False) -> None:
 def as_utf8(argument: str) -> str:
     """An argument of the command line, which a locale like C reads as ASCII with surrogates in the place of all other bytes."""
     return argument if argument.isascii() else argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def quiet() -> None:
+    """Leave out two lines that other libraries print in every run and that ask nothing of anybody."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers by the old name
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")  # it offers kernels of the hub, which are code that is downloaded
+    kernels.addFilter(lambda record: "kernels-community" not in str(record.msg))
 
 
 @contextlib.contextmanager

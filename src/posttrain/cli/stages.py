@@ -69,9 +69,13 @@ class Stage:
         path = self.directory / DONE
         if not path.is_file():
             return None
-        done = read_json(path)
+        fix = "remove that file, and the stage goes on from its last checkpoint; or start over with --overwrite"
+        try:
+            done = read_json(path)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; {fix}") from error
         if not isinstance(done.get("model"), str):
-            raise UserError(f"{path} is damaged: it names no model; start over with --overwrite")
+            raise UserError(f"{path} is damaged: it names no model; {fix}")
         if done.get("digest") not in (self.digest(), self._digest_with_places(models)):
             raise UserError(f"the stage '{self.name}' was done with another recipe; put the settings back, or start over with --overwrite")
         model = self.directory / done["model"]

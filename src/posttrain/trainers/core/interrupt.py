@@ -36,8 +36,8 @@ class Interrupt(TrainerCallback):
             return
         self.restore()
         for number in [int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)]:
-            if signal.getsignal(number) == signal.SIG_IGN and signal.Signals(number).name == "SIGHUP":
-                continue  # nohup: whoever started this wants it to outlive the terminal
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue  # by nohup, or by a script's `&`: whoever started this wants it to go on
             self._before[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
