@@ -22,7 +22,7 @@ GUARDED = {
     "rewards/check/bench.py": {"signal.SIGALRM", "signal.setitimer", "signal.ITIMER_REAL"},
     "rewards/surroundings.py": {"signal.setitimer", "signal.ITIMER_REAL"},
     "rewards/execution/worker.py": {"resource"},
-    "rewards/execution/workers.py": {"os.killpg", "signal.SIGKILL"},
+    "rewards/execution/process.py": {"os.killpg", "signal.SIGKILL"},
     "tracking/recorder.py": {"os.sysconf"},
 }
 NAMES = {

@@ -12,8 +12,9 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Outcome = tuple[Any, BaseException | None]  # a result, or what was raised instead
 LOOP_PATIENCE = 1.0  # seconds; a loop that does not answer within them is blocked by a coroutine
 
@@ -66,7 +67,16 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) 
 
 async def within(awaitable: Awaitable[Any], seconds: float | None) -> Outcome | None:
     """Its outcome; None if it was cancelled after `seconds`."""
-    return await _awaited(asyncio.ensure_future(_outcome(awaitable)), seconds)
+    return await awaited(asyncio.ensure_future(_outcome(awaitable)), seconds)
+
+
+async def awaited(future: asyncio.Future[T], seconds: float | None) -> T | None:
+    """The future's result; None after `seconds`. It is cancelled unless it is done, also when the waiting is cancelled."""
+    try:
+        done, _ = await asyncio.wait([future], timeout=seconds)
+    finally:
+        future.cancel()
+    return future.result() if done else None
 
 
 class UserLoop:
@@ -79,7 +89,7 @@ class UserLoop:
     async def run(self, awaitable: Awaitable[Any], seconds: float | None) -> Outcome | None:
         """As `within`, on this loop."""
         loop = self._loop = self._loop or new_loop(self.name)
-        outcome = await _awaited(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_outcome(awaitable), loop)), seconds)
+        outcome = await awaited(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_outcome(awaitable), loop)), seconds)
         if outcome is None and self._loop is loop and not await _answers(loop) and self._loop is loop:
             self.stop()  # once it is free again
         return outcome
@@ -89,15 +99,6 @@ class UserLoop:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop = None
-
-
-async def _awaited(future: asyncio.Future[Outcome], seconds: float | None) -> Outcome | None:
-    """The future's result; None after `seconds`. It is cancelled unless it is done, also when the waiting is cancelled."""
-    try:
-        done, _ = await asyncio.wait([future], timeout=seconds)
-    finally:
-        future.cancel()
-    return future.result() if done else None
 
 
 async def _outcome(awaitable: Awaitable[Any]) -> Outcome:

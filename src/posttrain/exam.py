@@ -14,7 +14,7 @@ from posttrain.envs import Environment
 from posttrain.evaluation import Proportion, wilson
 from posttrain.models.load import stop_token_ids
 from posttrain.rewards import Rubric
-from posttrain.rewards.execution.policy import BASE, FailurePolicy
+from posttrain.rewards.failures import BASE, FailurePolicy
 from posttrain.rewards.scoring import Report
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play

@@ -1,6 +1,6 @@
 """Scoring completions: functions become rewards, rewards stack into a rubric, and what breaks is counted."""
 
-from posttrain.rewards.execution.policy import FailurePolicy
+from posttrain.rewards.failures import FailurePolicy
 from posttrain.rewards.reward import RewardFunction, reward, verifier
 from posttrain.rewards.rubric import Rubric
 from posttrain.rewards.scoring import Report, Scoring

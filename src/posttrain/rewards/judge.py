@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from posttrain.errors import RewardError, UserError
-from posttrain.rewards.execution.policy import FailurePolicy
+from posttrain.rewards.failures import FailurePolicy
 from posttrain.rewards.reward import RewardFunction
 from posttrain.types import Prompt
 

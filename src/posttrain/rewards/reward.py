@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, overload
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.rewards.execution.policy import OPEN, FailurePolicy
+from posttrain.rewards.failures import OPEN, FailurePolicy
 
 # What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape. `completion_ids` are in a batch, as in TRL,
 # all tokens after the prompt; of one completion those that the policy sampled.
@@ -136,7 +136,7 @@ def reward(
     """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores.
 
     prepare: done once in each worker before its first call. check: done where a rubric takes it, to say what is missing. policy: timeout,
-    on_error, retries, workers (see policy.py). Raises UserError for a worker that could not find the function.
+    on_error, retries, workers (see FailurePolicy). Raises UserError for a worker that could not find the function.
     """
     governed = FailurePolicy.of(policy)
 

@@ -11,12 +11,11 @@ from dataclasses import replace
 from typing import Any, Union
 
 from posttrain.errors import RewardError, UserError
-from posttrain.rewards.execution.answers import LARGEST
-from posttrain.rewards.execution.calls import Failure
-from posttrain.rewards.execution.policy import BASE, POLICY_KEYS, FailurePolicy
+from posttrain.rewards.execution.calls import LARGEST
+from posttrain.rewards.failures import BASE, POLICY_KEYS, Failure, FailurePolicy
 from posttrain.rewards.loading import load_reward, preset_names
 from posttrain.rewards.reward import RewardFunction, as_reward, checked_weight
-from posttrain.rewards.scoring import Lanes, Report, Scoring
+from posttrain.rewards.scoring import Executors, Report, Scoring
 from posttrain.types import Group, Rollout
 
 Scorer = Union[Callable[..., Any], RewardFunction, "Rubric", str]
@@ -27,7 +26,7 @@ class Rubric:
 
     A weight given here, in a pair or in `weights`, replaces a function's own and multiplies those of a nested rubric. Names are
     unique: a second `f` is called `f_2`; those of a rubric with a name are written `name/f`. policy: timeout, on_error, retries, workers
-    of all rewards that do not say their own (see policy.py).
+    of all rewards that do not say their own (see FailurePolicy).
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Rubric:
             raise UserError(f"the rubric has {len(rewards)} rewards but {len(weights)} weights; give one weight for each reward")
         self.name = name
         self._policy = FailurePolicy.of(policy)
-        self._lanes = Lanes()
+        self._executors = Executors()
         self.rewards: list[RewardFunction] = []
         self.names: list[str] = []
         self.weights: list[float] = []
@@ -129,7 +128,7 @@ class Rubric:
         default: what counts for rewards whose policy leaves something open.
         """
         policies = [reward.policy.over(default).over(BASE) for reward in self.rewards]
-        return Scoring(self.rewards, self.names, policies, self._lanes, trainer_state)
+        return Scoring(self.rewards, self.names, policies, self._executors, trainer_state)
 
     def score(self, groups: list[Group], *, trainer_state: Any = None) -> Report:
         """Scores every rollout in place. Raises RewardError when a reward is broken and its policy does not say otherwise."""
@@ -151,7 +150,7 @@ class Rubric:
 
     def close(self) -> None:
         """Ends the processes and threads that rewards ran in. Scoring again starts new ones."""
-        self._lanes.close()
+        self._executors.close()
 
     def total(self, scores: dict[str, float | None]) -> float | None:
         """The weighted sum of the scores that exist; None when none does. Monitors (weight 0) are no part of it."""

@@ -7,16 +7,19 @@ Whatever the order in which scores arrive, they are handed out, and notes are ad
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from posttrain.errors import RewardError, UserError
+from posttrain.event_loops import new_loop
 from posttrain.rewards.execution.calls import Call, Notes, Scores, calls_of
-from posttrain.rewards.execution.executors import Attempt, Here, Lane, LocalLane, at_home
-from posttrain.rewards.execution.policy import FailurePolicy
-from posttrain.rewards.execution.workers import WorkerLane
+from posttrain.rewards.execution.inline import InlineExecutor, Jobs
+from posttrain.rewards.execution.process import ProcessExecutor
+from posttrain.rewards.failures import FailurePolicy
 from posttrain.rewards.reward import RewardFunction
 from posttrain.types import Group
 
@@ -25,7 +28,7 @@ from posttrain.types import Group
 class Report(Notes):
     """What became known besides scores: what rewards logged, and how they broke."""
 
-    failures: dict[str, Counter[str]] = field(default_factory=dict)  # reward -> completions without a score by kind (KINDS), and "retried"
+    failures: dict[str, Counter[str]] = field(default_factory=dict)  # reward -> completions without a score by kind of Failure, and "retried"
     traces: dict[str, str] = field(default_factory=dict)  # reward -> its first failure: the message, and the traceback if there is one
     changed: dict[str, list[str]] = field(default_factory=dict)  # reward -> what was changed in this process while it ran
     broken: list[str] = field(default_factory=list)  # for each completion over which a reward or its environment broke: how
@@ -45,32 +48,54 @@ class Report(Notes):
             self.traces.setdefault(name, f"{failure.message}\n{failure.trace}".rstrip())
 
 
-class Lanes:
-    """The threads and processes of a rubric's rewards, made when they are first needed and kept from batch to batch."""
+class Executor(Protocol):
+    """Runs calls of one reward and settles them. Its methods run on `_home()`."""
+
+    async def run(self, calls: list[Call], seconds: float | None) -> None:
+        """seconds: the time limit of each call; None: no limit."""
+        ...
+
+    def close(self) -> None:
+        """Gives up threads and processes. The next `run` takes new ones."""
+        ...
+
+
+class Executors:
+    """Those of a rubric's rewards, made when they are first needed and kept from batch to batch."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, FailurePolicy], Lane] = {}
+        self._kept: dict[tuple[int, FailurePolicy], Executor] = {}
 
-    def of(self, index: int, reward: RewardFunction, policy: FailurePolicy, here: Here) -> Lane:
-        key = (index, policy)
-        if key not in self._held:
+    def of(self, index: int, reward: RewardFunction, policy: FailurePolicy, caller: Jobs) -> Executor:
+        executor = self._kept.get((index, policy))
+        if executor is None:
             if reward.source is not None and in_worker(reward, policy):
                 assert policy.workers is not None
-                self._held[key] = WorkerLane(reward.source, policy.workers, policy.memory_mb)
+                executor = ProcessExecutor(reward.source, policy.workers, policy.memory_mb)
             else:
-                self._held[key] = LocalLane()
-        lane = self._held[key]
-        if isinstance(lane, LocalLane):
-            lane.here = here if runs_here(reward, policy) else None
-        return lane
+                executor = InlineExecutor()
+            self._kept[index, policy] = executor
+        if isinstance(executor, InlineExecutor):
+            executor.caller = caller if runs_here(reward, policy) else None
+        return executor
 
     def close(self) -> None:
         async def close() -> None:
-            while self._held:
-                self._held.popitem()[1].close()
+            while self._kept:
+                self._kept.popitem()[1].close()
 
-        if self._held:
-            at_home(close()).result()
+        if self._kept:
+            _at_home(close()).result()
+
+
+@functools.cache
+def _home() -> asyncio.AbstractEventLoop:
+    """The loop that keeps time for all rewards. No code of a user runs on it."""
+    return new_loop("posttrain-rewards")
+
+
+def _at_home(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    return asyncio.run_coroutine_threadsafe(coroutine, _home())
 
 
 def in_worker(reward: RewardFunction, policy: FailurePolicy) -> bool:
@@ -87,11 +112,13 @@ def runs_here(reward: RewardFunction, policy: FailurePolicy) -> bool:
 class Scoring:
     """One batch. `add` groups as they are completed (those that are not added are scored at the end), then `finish`. A context manager."""
 
-    def __init__(self, rewards: list[RewardFunction], names: list[str], policies: list[FailurePolicy], lanes: Lanes, trainer_state: Any) -> None:
-        self._here = Here()
+    def __init__(
+        self, rewards: list[RewardFunction], names: list[str], policies: list[FailurePolicy], executors: Executors, trainer_state: Any
+    ) -> None:
+        self._caller = Jobs()
         self._state = trainer_state
         self._rewards, self._names, self._policies = rewards, names, policies
-        self._lanes = [lanes.of(index, reward, policies[index], self._here) for index, reward in enumerate(rewards)]
+        self._executors = [executors.of(index, reward, policies[index], self._caller) for index, reward in enumerate(rewards)]
         self._calls: dict[tuple[int, int], list[Call]] = {}  # (reward, id of a group) -> its calls
         self._running: list[Future[None]] = []
 
@@ -100,7 +127,7 @@ class Scoring:
 
     def __exit__(self, *_: Any) -> None:
         for future in self._running:
-            future.cancel()  # of what is done already, this is nothing
+            future.cancel()
 
     def add(self, group: Group) -> None:
         """Start the rewards that look at one completion or one group, unless they must run on this thread."""
@@ -114,7 +141,7 @@ class Scoring:
             missing = [group for group in groups if (index, id(group)) not in self._calls]
             if missing:
                 self._start(index, missing)
-        self._here.serve_until(at_home(_all(self._running)))
+        self._caller.serve_until(_at_home(_all(self._running)))
         scores, report = [], Report()
         for index, (name, policy) in enumerate(zip(self._names, self._policies, strict=True)):
             calls = [call for group in groups for call in self._calls[index, id(group)]]
@@ -132,27 +159,24 @@ class Scoring:
             calls += made
             for group in part:
                 self._calls[index, id(group)], made = made, []
-        self._running.append(at_home(_settle(self._lanes[index], calls, self._policies[index])))
+        self._running.append(_at_home(_settle(self._executors[index], calls, self._policies[index])))
 
 
 async def _all(running: list[Future[None]]) -> None:
     await asyncio.gather(*(asyncio.wrap_future(future) for future in running))
 
 
-async def _settle(lane: Lane, calls: list[Call], policy: FailurePolicy) -> None:
-    """Attempt every call, and those that failed again, as often as the policy allows."""
+async def _settle(executor: Executor, calls: list[Call], policy: FailurePolicy) -> None:
+    """Try every call, and those that failed again, as often as the policy allows."""
     assert policy.retries is not None
-    for left in range(policy.retries, -1, -1):
-        attempts = [Attempt(call) for call in calls]
-        await lane.run(attempts, policy.seconds)
-        for attempt in attempts:
-            attempt.call.scores, attempt.call.notes = attempt.scores, attempt.notes
-            attempt.call.changed += attempt.changed
+    await executor.run(calls, policy.seconds)
+    for _ in range(policy.retries):
         calls = [call for call in calls if call.failures and not call.failures[0].is_fatal]
-        if not calls or not left:
+        if not calls:
             return
         for call in calls:
             call.retried += 1
+        await executor.run(calls, policy.seconds)
 
 
 def _raise_if_it_must(call: Call, policy: FailurePolicy) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.rewards.execution.policy import POLICY_KEYS
+from posttrain.rewards.failures import POLICY_KEYS
 from posttrain.rewards.library import MAKERS, PRESETS
 from posttrain.rewards.library.code import code, passes_tests, program_in
 from posttrain.rewards.library.code_tests import read_tests

@@ -1,1 +1,1 @@
-"""How rewards are called: what each call contains, where it runs (inline, in a thread, in a process), and what its answer means."""
+"""How rewards are called: what each call contains and what its answer means (calls), in this process (inline) or in others (process, worker)."""

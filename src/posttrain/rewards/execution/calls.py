@@ -1,16 +1,21 @@
-"""From groups to calls: what each shape of reward is called with, and which completions an answer speaks of. Nothing is called here.
+"""From groups to the calls of a reward, and from what it answers to scores. Nothing is called here.
 
-N completions of a batch, in order of groups and then of rollouts.
+A failure says what is wrong with an answer; None stays None; nothing becomes a zero. N completions of a batch, in the order of groups, then rollouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, SupportsFloat
 
+from posttrain.errors import UserError
+from posttrain.rewards.failures import MESSAGE, Failure, trace_of, what_of
 from posttrain.rewards.reward import NOT_COLUMNS, OFFERED, RewardFunction
 from posttrain.types import Group, Rollout, Task
+
+LARGEST = 1e15  # squares and sums of larger scores are beyond 32-bit numbers
 
 
 @dataclass
@@ -27,38 +32,27 @@ class Notes:
         self.extras[column] = list(values)
 
 
-@dataclass
-class Failure:
-    """Why completions have no score."""
-
-    kind: str  # a key of KINDS
-    message: str  # names the reward, the row and the cause
-    trace: str = ""  # the traceback, where something was raised
-    error: BaseException | None = None  # what was raised, if that was in this process
-    is_fatal: bool = False  # the input is wrong (UserError): no policy goes on from there
-
-
-KINDS = {
-    "raised": "raised an exception, or its worker died",
-    "timed_out": "took longer than its timeout",
-    "not_finite": "returned NaN, an infinity, or a number beyond 1e15",
-    "wrong_type": "returned something that is no score",
-    "wrong_length": "returned another number of scores than there were completions",
-}
-
-
 Scores = list["float | Failure | None"]  # one for each completion of a call; None: the reward itself could not tell
 
 
 @dataclass
+class Attempt:
+    """One try at a call: what the reward answered, or how it broke. Each logs into notes of its own, so that a retry starts without them."""
+
+    answer: Any = None
+    failure: Failure | None = None
+    notes: Notes = field(default_factory=Notes)
+
+
+@dataclass
 class Call:
-    """One call of a reward, however often it is attempted, and in the end its scores."""
+    """One call of a reward, tried as often as its policy says, and then its scores."""
 
     reward: RewardFunction
     rows: list[tuple[Task, Rollout]]  # one entry for a per-completion reward
     is_single: bool  # the answer is one score, not a list of them
     offered: dict[str, Any]
-    notes: Notes = field(default_factory=Notes)  # of the attempt that counted
+    notes: Notes = field(default_factory=Notes)  # of the last attempt
     scores: Scores = field(default_factory=list)  # one per row, once it is settled
     retried: int = 0
     changed: list[str] = field(default_factory=list)  # what was changed in this process while it ran
@@ -76,10 +70,24 @@ class Call:
         return f"prompts {', '.join(ids[:5])}{' and others' if len(ids) > 5 else ''}"
 
     def arguments(self, notes: Notes) -> dict[str, Any]:
-        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: what a reward does to them, nobody else sees."""
+        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: what a reward does to them, no other sees."""
         loggers = {"log_metric": notes.log_metric, "log_extra": notes.log_extra}
         given = {name: own(value) for name, value in self.offered.items()}
         return given | {name: logger for name, logger in loggers.items() if name in self.offered and name in OFFERED[self.reward.shape]}
+
+    def settle(self, attempt: Attempt) -> None:
+        self.notes = attempt.notes
+        self.scores = scores_of(self, attempt.answer) if attempt.failure is None else [attempt.failure] * len(self.rows)
+
+    def failed(self, kind: str, what: str, trace: str = "", error: BaseException | None = None, is_fatal: bool = False) -> Failure:
+        return Failure(kind, f"reward '{self.reward.name}' {what}, while scoring {self.where}", trace, error, is_fatal)
+
+    def raised(self, error: BaseException) -> Failure:
+        return self.failed("raised", f"raised {what_of(error)}", trace_of(error), error, isinstance(error, UserError))
+
+    def timed_out(self, seconds: float | None) -> Failure:
+        assert seconds is not None
+        return self.failed("timed_out", f"took longer than its timeout of {seconds:g} s")
 
 
 def own(value: Any, depth: int = 50) -> Any:
@@ -156,3 +164,68 @@ def _completion(task: Task, rollout: Rollout) -> Any:
     if isinstance(task.prompt, str):
         return rollout.text
     return rollout.messages if rollout.messages is not None else [{"role": "assistant", "content": rollout.text}]
+
+
+def scores_of(call: Call, answer: Any) -> Scores:
+    """One entry for each completion of the call."""
+    if call.is_single:
+        return [_score(call, 0, answer)]
+    n, name = len(call.rows), call.reward.name
+    is_no_list = isinstance(answer, (str, bytes, Mapping, Set, SupportsFloat)) and not _is_array(answer)  # a set has no order
+    if not isinstance(answer, Iterable) or is_no_list:
+        message = f"reward '{name}' returned {_short(answer)} for {call.where}; it must return a list of {n} numbers"
+        return [Failure("wrong_type", message)] * n
+    answers = list(answer)
+    if len(answers) != n:
+        return [Failure("wrong_length", f"reward '{name}' returned {len(answers)} scores for the {n} completions of {call.where}")] * n
+    return [_score(call, index, value) for index, value in enumerate(answers)]
+
+
+def _score(call: Call, index: int, answer: Any) -> float | Failure | None:
+    if answer is None:
+        return None
+    problem = f"reward '{call.reward.name}' returned {_short(answer)} for prompt {call.rows[index][0].id}"
+    try:
+        score = float(answer) if isinstance(answer, SupportsFloat) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array of several numbers, an integer beyond floats
+        score = None
+    if score is None:
+        return Failure("wrong_type", f"{problem}; a score is a number, True, False, or None where it could not be scored")
+    if not math.isfinite(score):
+        return Failure("not_finite", f"{problem}; a score must be finite. Return None where the completion could not be scored")
+    if abs(score) > LARGEST:
+        return Failure("not_finite", f"{problem}; scores beyond {LARGEST:g} cannot be averaged and squared. Divide all scores of this reward")
+    if call.reward.is_verifier and score not in (0.0, 1.0):
+        return Failure("wrong_type", f"{problem}; a verifier says True, False or None. Use @reward for other numbers")
+    return score
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is a numpy array or tensor with an axis: those also claim to be convertible to one float."""
+    return isinstance(value, Iterable) and bool(getattr(value, "shape", ()))
+
+
+def plain(value: Any) -> Any:
+    """The answer as JSON can carry it: numbers of other libraries as floats, arrays as lists, anything else as its text."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return value[:MESSAGE]  # no score: it will be quoted
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, Iterable) and (not isinstance(value, SupportsFloat) or _is_array(value)):
+        return [plain(inner) for inner in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return _short(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (str, bytes)):
+        value = value[:100]
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

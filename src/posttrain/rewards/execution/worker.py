@@ -1,8 +1,8 @@
 """The process that a reward runs in: `python -m posttrain.rewards.execution.worker`. One line of JSON in, one out; the first names the reward.
 
-The pipes are moved away before anything is imported, so what a reward prints goes to stderr and cannot pass for an answer. The function runs
-on the main thread. When the trainer is gone, however it ended, its end of the pipe closes and this process ends too; if it cannot, because
-the reward does not let go of the interpreter, the guard ends it (processes.py).
+The pipes are moved away before the reward is imported, so what it prints goes to stderr and cannot pass for an answer. It runs on the main
+thread. When the trainer has ended, its end of the pipe is closed and this process ends too; if it cannot, because the reward holds the
+interpreter's lock, the guard kills it (posttrain/processes.py).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from posttrain.errors import UserError
-from posttrain.rewards.execution.answers import plain, trace_of, what_of
-from posttrain.rewards.execution.calls import Notes
+from posttrain.rewards.execution.calls import Notes, plain
+from posttrain.rewards.execution.inline import exhausted
+from posttrain.rewards.failures import trace_of, what_of
 from posttrain.rewards.loading import load_reward
 from posttrain.rewards.reward import RewardFunction
 from posttrain.types import Group, Rollout, StopReason, Task
@@ -98,9 +98,7 @@ def _answer(reward: RewardFunction, arguments: dict[str, Any], logs: list[str]) 
     answer = reward.function(**arguments, **{name: loggers[name] for name in logs})
     if inspect.isawaitable(answer):
         answer = asyncio.run(_awaited(answer))
-    if isinstance(answer, Iterator):
-        answer = list(answer)
-    return {"answer": plain(answer), "metrics": notes.metrics, "extras": notes.extras}
+    return {"answer": plain(exhausted(answer)), "metrics": notes.metrics, "extras": notes.extras}
 
 
 async def _awaited(answer: Any) -> Any:

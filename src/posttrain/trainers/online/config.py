@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from transformers import SchedulerType
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.rewards.execution.policy import ON_ERROR, FailurePolicy
+from posttrain.rewards.failures import ON_ERROR, FailurePolicy
 from posttrain.rollout.stopping import check_sampling
 from posttrain.trainers.core.config import AUTOMATIC, SWITCHED_OFF, BaseConfig, setting, settings
 from posttrain.types import Sampling

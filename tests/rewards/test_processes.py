@@ -208,7 +208,7 @@ def test_when_the_trainer_is_killed_its_workers_end_with_all_they_started_whatev
     program = tmp_path / "trainer.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "from test_workers import FLAKY, group\n"
+        "from test_processes import FLAKY, group\n"
         "from posttrain.rewards import Rubric\n"
         "Rubric.from_config([{'reward': f'{FLAKY}:does_as_told', 'timeout': 600, 'workers': 1}]).score([group(["
         f"{text!r}])])\n"
