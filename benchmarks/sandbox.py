@@ -52,7 +52,7 @@ def main() -> None:
         "hardware": hardware.describe(),
         "load_before": os.getloadavg()[0],
         "workers": options.workers,
-        "wall": sandbox.isolation.wall.name,
+        "backend": sandbox.isolation.backend.name,
         "kinds": {},
     }
     for kind in KINDS:

@@ -25,7 +25,7 @@ FORGERS = {
     "forge_many_answers": "import os\nfor fd in range(64):\n    try: os.write(fd, b'{\"value\": true}\\n' * 50)\n    except OSError: pass\n" + HEADER,
     "forge_broken": 'import os\nfor fd in range(64):\n    try: os.write(fd, b\'{"broken": "x"}\\n{"gone": true}\\n{"failed": "x"}\\n\')\n'
     "    except OSError: pass\n" + HEADER,
-    "forge_keeper_report": 'import os\nfor fd in range(3, 256):\n    try: os.write(fd, b\'{"failed": "x", "exit": 0}\\n\')\n    except OSError: pass\n'
+    "forge_supervisor_report": 'import os\nfor fd in range(3, 256):\n    try: os.write(fd, b\'{"failed": "x", "exit": 0}\\n\')\n    except OSError: pass\n'
     + HEADER,
     "equal_to_everything": "class All:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = None\n"
     "def square(n): return All()",
@@ -147,11 +147,11 @@ SPREADING = {
     "kill_everybody": "import os, signal\ntry: os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\n" + HEADER,
     "kill_process_group": "import os, signal\ntry: os.killpg(0, signal.SIGKILL)\nexcept OSError: pass\n" + HEADER,
     "kill_host_pids": "import os, signal\nfor pid in {pids}:\n    try: os.kill(pid, signal.SIGUSR1)\n    except OSError: pass\n" + HEADER,
-    "stop_keeper": "import os, signal\ntry: os.kill(1, signal.SIGSTOP)\nexcept OSError: pass\ntry: os.kill(os.getppid(), signal.SIGSTOP)\nexcept OSError: pass\n"
+    "stop_supervisor": "import os, signal\ntry: os.kill(1, signal.SIGSTOP)\nexcept OSError: pass\ntry: os.kill(os.getppid(), signal.SIGSTOP)\nexcept OSError: pass\n"
     + HEADER,
-    "ptrace_keeper": "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor pid in (1, os.getppid()): libc.ptrace(16, pid, 0, 0)\n"
+    "ptrace_supervisor": "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nfor pid in (1, os.getppid()): libc.ptrace(16, pid, 0, 0)\n"
     + HEADER,
-    "write_keeper_memory": "import ctypes, os\nlibc = ctypes.CDLL(None)\nb = ctypes.create_string_buffer(b'x' * 64)\n"
+    "write_supervisor_memory": "import ctypes, os\nlibc = ctypes.CDLL(None)\nb = ctypes.create_string_buffer(b'x' * 64)\n"
     "class V(ctypes.Structure): _fields_ = [('p', ctypes.c_void_p), ('n', ctypes.c_size_t)]\n"
     "v = V(ctypes.addressof(b), 64)\nlibc.process_vm_writev(1, ctypes.byref(v), 1, ctypes.byref(v), 1, 0)\n" + HEADER,
     "renice": "import os\ntry: os.nice(-20)\nexcept OSError: pass\n" + HEADER,

@@ -185,7 +185,7 @@ def test_probe_and_memory_import_no_trainer():
     assert [str(found) for found in ALL_IMPORTS if part_of(found.file) in ("probe", "memory") and found.part == "trainers"] == []
 
 
-# What runs a program beyond the wall of the sandbox, never in a process of ours; and the argument of `compile` is the stranger's text there.
+# What runs a program inside the sandbox, never in a process of ours; the argument of `compile` is hostile text there.
 RUNS_PROGRAMS = {"sandbox/inside/host.py", "sandbox/inside/test_runner.py"}
 
 
@@ -218,7 +218,7 @@ def runs_programs(file: Path) -> bool:
     return file.relative_to(ROOT).as_posix() in RUNS_PROGRAMS
 
 
-def test_what_runs_programs_is_imported_beyond_the_wall_only():
+def test_what_runs_programs_is_imported_inside_the_sandbox_only():
     hosts = {"posttrain.sandbox.inside"} | {f"posttrain.{name.removesuffix('.py').replace('/', '.')}" for name in RUNS_PROGRAMS}
     assert [str(found) for found in ALL_IMPORTS if found.module in hosts and found.file.parent.name != "inside"] == []
 

@@ -11,7 +11,7 @@ import pytest
 import posttrain
 
 ROOT = Path(posttrain.__file__).parent
-FILES = [file for file in sorted(ROOT.rglob("*.py")) if "inside" not in file.relative_to(ROOT).parts]  # beyond the sandbox's wall there is Linux only
+FILES = [file for file in sorted(ROOT.rglob("*.py")) if "inside" not in file.relative_to(ROOT).parts]  # sandbox/inside runs on Linux only
 MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 # file -> what it uses of POSIX, each behind a question about the system
 GUARDED = {

@@ -360,7 +360,7 @@ def test_no_more_threads_are_left_than_calls_that_hang():
     rubric = Rubric(reward(name="thread", timeout=5)(lambda completion: 1.0), waits, lambda completion: waits(completion))
     for _ in range(3):
         rubric.score([group(["a"] * 20)])
-    assert threading.active_count() <= before + 4  # the keeper of time, and one for each reward
+    assert threading.active_count() <= before + 4  # the loop that keeps time, and one for each reward
     rubric.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from posttrain.sandbox import Call, InputOutput, Job, Limits, Sandbox, strongest
 from posttrain.sandbox.inside.tree import descendants
 from posttrain.sandbox.isolation import IS_LINUX, Level
-from posttrain.sandbox.pipes import End, Feeder, Pipe
+from posttrain.sandbox.pipes import EndSignal, Feeder, Pipe
 
 NEEDS_LINUX = pytest.mark.skipif(not IS_LINUX, reason="looks into /proc")
 NEEDS_NAMESPACES = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
@@ -40,14 +40,14 @@ PARENT = """
 import os, sys, time
 from posttrain.sandbox import Limits, Sandbox
 from posttrain.sandbox.levels import Isolation, failure_of
-from posttrain.sandbox.isolation import WALLS
-wall = WALLS[sys.argv[1]]
-why = wall.missing() or failure_of(wall)
+from posttrain.sandbox.isolation import BACKENDS
+backend = BACKENDS[sys.argv[1]]
+why = backend.missing() or failure_of(backend)
 if why:
     print(why, flush=True)
     sys.exit()
 sandbox = Sandbox("process")
-sandbox.isolation = Isolation(wall)
+sandbox.isolation = Isolation(backend)
 with sandbox.start({"do": "script", "program": sys.argv[2]}, Limits(wall_s=100, cpu_s=100)) as process:
     process.line()
     sibling = os.fork()  # holds all that its parent held, as a forked data loader does
@@ -59,17 +59,17 @@ with sandbox.start({"do": "script", "program": sys.argv[2]}, Limits(wall_s=100, 
 
 
 @NEEDS_LINUX
-@pytest.mark.parametrize("wall", ["namespaces", "bubblewrap", "own user", "rlimits"])
-def test_nothing_is_left_of_a_program_when_the_training_is_killed(wall):
-    if wall == "own user":  # only root starts programs as other users
+@pytest.mark.parametrize("backend", ["namespaces", "bubblewrap", "own user", "rlimits"])
+def test_nothing_is_left_of_a_program_when_the_training_is_killed(backend):
+    if backend == "own user":  # only root starts programs as other users
         if os.geteuid() != 0 or ordinary.interpreter() is None:
             pytest.skip("needs root, and a Python that others may read")
         environment = {"PYTHONPATH": ordinary.SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
-        parent = subprocess.Popen([ordinary.interpreter(), "-c", PARENT, wall, STAYS], stdout=subprocess.PIPE, text=True, env=environment)
+        parent = subprocess.Popen([ordinary.interpreter(), "-c", PARENT, backend, STAYS], stdout=subprocess.PIPE, text=True, env=environment)
     elif ordinary.interpreter() is None:
         pytest.skip("an ordinary user has no Python here")
     else:
-        parent = ordinary.start_as_ordinary_user(PARENT, wall, STAYS)
+        parent = ordinary.start_as_ordinary_user(PARENT, backend, STAYS)
     with parent:
         said = parent.stdout.readline().split()
         if said[:1] != ["up"]:
@@ -115,24 +115,24 @@ def test_a_command_that_judges_elsewhere_ends_when_nobody_reads_its_verdicts():
 
 # What runs beyond the start of a program, told that it is on another system, where the kernel does not say that a parent has ended.
 ELSEWHERE = """
-import posttrain.sandbox.spawn as birth, posttrain.sandbox.isolation as walls
-boot = "import sys; sys.platform = 'darwin'; " + walls.BOOT
-birth.PYTHON = ("-S", "-s", "-X", "utf8", "-c", boot)
-walls.IS_LINUX = False
+import posttrain.sandbox.spawn as spawn, posttrain.sandbox.isolation as isolation
+boot = "import sys; sys.platform = 'darwin'; " + isolation.BOOT
+spawn.PYTHON = ("-S", "-s", "-X", "utf8", "-c", boot)
+isolation.IS_LINUX = False
 """
 
 
 @NEEDS_LINUX
-@pytest.mark.parametrize("wall", ["rlimits", "process"])
-def test_a_program_ends_with_its_parent_also_where_the_kernel_does_not_say_so(wall):
+@pytest.mark.parametrize("backend", ["rlimits", "process"])
+def test_a_program_ends_with_its_parent_also_where_the_kernel_does_not_say_so(backend):
     if ordinary.interpreter() is None:
         pytest.skip("an ordinary user has no Python here")
-    with ordinary.start_as_ordinary_user(ELSEWHERE + PARENT, wall, "print(1, flush=True)\nwhile True: pass") as parent:
+    with ordinary.start_as_ordinary_user(ELSEWHERE + PARENT, backend, "print(1, flush=True)\nwhile True: pass") as parent:
         said = parent.stdout.readline().split()
         assert said[:1] == ["up"], (said, parent.stderr.read() if not said else "")
         sibling = int(said[1])
         started = [pid for pid in descendants(parent.pid) if pid != sibling]
-        assert len(started) == (2 if wall == "rlimits" else 1), "the supervisor and the program, without a fork server"
+        assert len(started) == (2 if backend == "rlimits" else 1), "the supervisor and the program, without a fork server"
         parent.kill()
         try:
             assert not left_of(started, patience_s=10)
@@ -189,24 +189,24 @@ def test_no_thread_waits_for_a_pipe_that_is_held():
 @pytest.mark.skipif(os.name != "posix", reason="pipes of Windows cannot be asked")
 def test_a_pipe_that_is_held_is_read_to_what_lies_in_it():
     reader, writer = os.pipe()
-    end, changed = End(), threading.Condition()
+    end, changed = EndSignal(), threading.Condition()
     os.write(writer, b"x" * 60_000)
     pipe = Pipe(reader, 10**6, changed, end)
-    end.tell()
+    end.give()
     pipe.join(5)
-    assert (len(pipe.content), pipe.is_done, pipe.was_held) == (60_000, True, True)
+    assert (len(pipe.content), pipe.is_done, pipe.was_open) == (60_000, True, True)
     os.close(writer)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of Windows cannot be asked")
 def test_a_writer_stops_at_the_programs_end():
     reader, writer = os.pipe()
-    end = End()
+    end = EndSignal()
     feeder = Feeder(writer, end)
     feeder.put(b"x" * 10**6)
     feeder.join(0.2)
     assert feeder.is_alive()
-    end.tell()
+    end.give()
     feeder.join(5)
     assert not feeder.is_alive()
     os.close(reader)

@@ -14,7 +14,7 @@ import pytest
 from posttrain.sandbox import Asserts, Call, InputOutput, Job, Limits, Pool, Sandbox, strongest
 from posttrain.sandbox.inside.tree import descendants
 from posttrain.sandbox.isolation import Level
-from posttrain.sandbox.spawn import NURSERY
+from posttrain.sandbox.spawn import FORK_SERVER
 
 LIMITS = Limits(wall_s=3.0, cpu_s=1.0, memory_mb=128, processes=6, files_mb=1, output_kb=64)
 TESTS = {
@@ -140,7 +140,7 @@ def test_nothing_outside_was_reached(verdicts, field):
 
 
 def test_nobody_is_left_behind_but_the_process_that_starts_them(others, verdicts):
-    kept = {NURSERY._process.pid}
+    kept = {FORK_SERVER._process.pid}
     deadline = time.monotonic() + 2
     while {*descendants(os.getpid())} - others - kept and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -148,11 +148,11 @@ def test_nobody_is_left_behind_but_the_process_that_starts_them(others, verdicts
 
 
 def test_programs_are_started_again_when_that_process_has_ended(field):
-    NURSERY._process.kill()
+    FORK_SERVER._process.kill()
     assert verdicts_on({"honest": HONEST}, "calls", field)["honest"].passed
 
 
-DAEMONS = ["daemon_by_double_fork", "daemon_that_holds_stdout", "parent_exits_child_stays", "orphans_in_a_chain", "fork_bomb", "stop_keeper"]
+DAEMONS = ["daemon_by_double_fork", "daemon_that_holds_stdout", "parent_exits_child_stays", "orphans_in_a_chain", "fork_bomb", "stop_supervisor"]
 
 
 @pytest.mark.parametrize("name", DAEMONS)

@@ -11,7 +11,7 @@ import pytest
 
 from posttrain.errors import UserError
 from posttrain.sandbox import Sandbox, require, strongest
-from posttrain.sandbox.isolation import WALLS, Level
+from posttrain.sandbox.isolation import BACKENDS, Level
 from posttrain.sandbox.levels import failure_of
 
 NEEDS_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("unshare") is None, reason="needs Linux and unshare")
@@ -27,7 +27,7 @@ def forbidden(*arguments, stdin=""):
 def test_the_isolation_says_its_level_and_why_not_more():
     here = strongest()
     assert here.level.name.lower() in str(here)
-    stronger = [wall.name for wall in WALLS.values()][: list(WALLS).index(here.wall.name)]
+    stronger = [backend.name for backend in BACKENDS.values()][: list(BACKENDS).index(here.backend.name)]
     assert list(here.refused) == stronger
     assert all(here.refused.values())
 
@@ -58,13 +58,13 @@ def test_without_namespaces_nothing_is_run_and_the_sentence_says_what_to_install
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("wall", WALLS.values(), ids=lambda wall: wall.name)
-def test_every_wall_that_stands_runs_a_program(wall):
-    why = wall.missing() or failure_of(wall)
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=lambda backend: backend.name)
+def test_every_backend_that_works_runs_a_program(backend):
+    why = backend.missing() or failure_of(backend)
     if why:
         pytest.skip(why)
     sandbox = Sandbox("process")
-    sandbox.isolation = type(sandbox.isolation)(wall)
+    sandbox.isolation = type(sandbox.isolation)(backend)
     outcome = sandbox.run("import sys\nprint(sys.stdin.read()[::-1])\nsys.exit(7)", "abc")
     assert (outcome.ended, outcome.code, outcome.stdout.strip()) == ("exit", 7, b"cba")
 

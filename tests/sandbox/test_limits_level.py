@@ -19,14 +19,14 @@ import json, os, signal, socket, sys, tempfile
 from posttrain.sandbox import Isolation, Sandbox
 from posttrain.sandbox.inside import landlock, system
 from posttrain.sandbox.levels import failure_of
-from posttrain.sandbox.isolation import WALLS
-wall = WALLS[sys.argv[1]]
-why = wall.missing() or failure_of(wall)
+from posttrain.sandbox.isolation import BACKENDS
+backend = BACKENDS[sys.argv[1]]
+why = backend.missing() or failure_of(backend)
 if why:
     print(json.dumps(why))
     sys.exit()
 sandbox = Sandbox("process")
-sandbox.isolation = Isolation(wall)
+sandbox.isolation = Isolation(backend)
 folder = tempfile.mkdtemp()
 os.chmod(folder, 0o777)
 abstract, by_path = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
@@ -72,16 +72,16 @@ print("still works", b.recv(1) == b"y", os.waitpid(pid, 0)[1], open("/dev/stdin"
 """
 
 
-@pytest.mark.parametrize("wall", ["own user", "rlimits"])
-def test_what_a_program_reaches_and_what_still_works(wall):
-    if wall == "own user":
+@pytest.mark.parametrize("backend", ["own user", "rlimits"])
+def test_what_a_program_reaches_and_what_still_works(backend):
+    if backend == "own user":
         if os.geteuid() != 0:
             pytest.skip("needs root")
         environment = {"PYTHONPATH": ordinary.SOURCE, "PYTHONDONTWRITEBYTECODE": "1", "SECRET": "x"}
-        command = [ordinary.interpreter(), "-c", REACH, wall, PROGRAM]
+        command = [ordinary.interpreter(), "-c", REACH, backend, PROGRAM]
         said = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     else:
-        said = json.loads(ordinary.run_as_ordinary_user("import os\nos.environ['SECRET'] = 'x'\n" + REACH, wall, PROGRAM))
+        said = json.loads(ordinary.run_as_ordinary_user("import os\nos.environ['SECRET'] = 'x'\n" + REACH, backend, PROGRAM))
     if isinstance(said, str):
         pytest.skip(said)
     reached, output = said
@@ -99,14 +99,14 @@ def test_a_flood_of_directories_holds_no_verdict_up_and_is_removed():
     script = """
 import json, os, shutil, tempfile, time, threading
 from posttrain.sandbox import InputOutput, Isolation, Job, Limits, Sandbox
-from posttrain.sandbox.isolation import WALLS
+from posttrain.sandbox.isolation import BACKENDS
 from posttrain.sandbox.levels import failure_of
-if os.geteuid() == 0 or failure_of(WALLS["rlimits"]):
+if os.geteuid() == 0 or failure_of(BACKENDS["rlimits"]):
     print(json.dumps(None))
     raise SystemExit
 tempfile.tempdir = tempfile.mkdtemp()
 sandbox = Sandbox("process")
-sandbox.isolation = Isolation(WALLS["rlimits"])
+sandbox.isolation = Isolation(BACKENDS["rlimits"])
 program = "import os\\nfor _ in range(50): os.mkdir('d'); os.chdir('d')"
 remove = shutil.rmtree
 shutil.rmtree = lambda *args, **settings: time.sleep(3) or remove(*args, **settings)  # a slow disk

@@ -1,4 +1,4 @@
-"""What crosses the wall: values keep their worth and lose everything that could act."""
+"""Values that cross the border of the sandbox keep their content and lose everything that could act."""
 
 import collections
 import enum

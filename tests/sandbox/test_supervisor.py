@@ -17,14 +17,14 @@ JUDGE = """
 import json, sys
 from posttrain.sandbox import *
 from posttrain.sandbox.levels import failure_of
-from posttrain.sandbox.isolation import WALLS
-wall, programs = WALLS[sys.argv[1]], json.loads(sys.argv[2])
-why = wall.missing() or failure_of(wall)
+from posttrain.sandbox.isolation import BACKENDS
+backend, programs = BACKENDS[sys.argv[1]], json.loads(sys.argv[2])
+why = backend.missing() or failure_of(backend)
 if why:
     print(json.dumps(why))
     sys.exit()
 sandbox = Sandbox("process")
-sandbox.isolation = Isolation(wall)
+sandbox.isolation = Isolation(backend)
 limits = Limits(wall_s=2.5, cpu_s=1)
 tests = {"calls": Call("square", [4], 16), "input_output": InputOutput("4", "16"), "asserts": Asserts("assert square(4) == 16")}
 with Pool(sandbox, workers=4) as pool:
@@ -54,10 +54,10 @@ ATTACKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("wall", ["namespaces", "bubblewrap", "rlimits"])
-def test_an_ordinary_users_program_stays_wrong(wall):
+@pytest.mark.parametrize("backend", ["namespaces", "bubblewrap", "rlimits"])
+def test_an_ordinary_users_program_stays_wrong(backend):
     programs = {name: SUPERVISOR + attack + WRONG + ("'''" if attack.endswith("'''") else "") for name, attack in ATTACKS.items()}
-    said = json.loads(ordinary.run_as_ordinary_user(JUDGE, wall, json.dumps(programs)))
+    said = json.loads(ordinary.run_as_ordinary_user(JUDGE, backend, json.dumps(programs)))
     if isinstance(said, str):
         pytest.skip(said)
     assert len(said) == 3 * len(ATTACKS)
@@ -65,10 +65,10 @@ def test_an_ordinary_users_program_stays_wrong(wall):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wall", ["namespaces", "bubblewrap", "rlimits"])
-def test_no_hostile_program_of_an_ordinary_user_is_right_or_an_error_or_late(wall):
+@pytest.mark.parametrize("backend", ["namespaces", "bubblewrap", "rlimits"])
+def test_no_hostile_program_of_an_ordinary_user_is_right_or_an_error_or_late(backend):
     programs = {name: program.replace("{level}", "limits") for name, program in hostile.NEWER.items()}
-    said = json.loads(ordinary.run_as_ordinary_user(JUDGE, wall, json.dumps(programs)))
+    said = json.loads(ordinary.run_as_ordinary_user(JUDGE, backend, json.dumps(programs)))
     if isinstance(said, str):
         pytest.skip(said)
     assert len(said) == 3 * len(programs)

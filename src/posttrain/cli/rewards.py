@@ -16,7 +16,7 @@ from posttrain.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from posttrain.rewards.check import Report
+    from posttrain.rewards.check import CheckReport
     from posttrain.rewards.rubric import Rubric
 
 app = typer.Typer(no_args_is_help=True, help="Look at rewards before they cost a run.")
@@ -104,7 +104,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _print(name: str, rubric: Rubric, report: Report) -> None:
+def _print(name: str, rubric: Rubric, report: CheckReport) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -120,7 +120,7 @@ def _print(name: str, rubric: Rubric, report: Report) -> None:
     console.print(Text("passed", style="green") if report.passed else Text(f"{failed} of {len(report.findings)} checks failed", style="bold red"))
 
 
-def _table(report: Report) -> Table:
+def _table(report: CheckReport) -> Table:
     """One row a check; those that were not asked share a row for each reason."""
     from rich.table import Table
     from rich.text import Text

@@ -17,14 +17,14 @@ from types import ModuleType
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.rewards.reward import RewardFunction, Source, as_reward
+from posttrain.rewards.reward import RewardFunction, RewardSource, as_reward
 
 
 def load_reward(name: Any, settings: dict[str, Any] | None = None, *, folder: str | None = None) -> list[RewardFunction] | RewardFunction:
     """A reward, or the list of a preset's rewards. `settings` are keywords of the function or preset; paths are looked for in `folder` first."""
     settings = settings or {}
     loaded = _load(name, settings, folder)
-    source = Source(name, settings, str(Path(folder or ".").resolve()))
+    source = RewardSource(name, settings, str(Path(folder or ".").resolve()))
     if isinstance(loaded, list):
         return [replace(reward, source=replace(source, index=index)) for index, reward in enumerate(loaded)]
     return replace(loaded, source=source)

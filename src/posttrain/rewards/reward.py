@@ -29,7 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Source:
+class RewardSource:
     """Where another process finds a reward: the arguments of `loading.load_reward`."""
 
     name: str
@@ -51,7 +51,7 @@ class RewardFunction:
     policy: FailurePolicy = OPEN  # what is left open is said by the rubric or the trainer
     prepare: Callable[[], Any] | None = None  # done once in each worker before its first call, outside of any time limit: slow imports
     check: Callable[[], Any] | None = None  # done where a rubric takes it. Raises UserError for what is missing here
-    source: Source | None = None  # None: it was passed as an object, so that no other process can find it
+    source: RewardSource | None = None  # None: it was passed as an object, so that no other process can find it
     shape: str = field(init=False)  # a key of OFFERED
     required: tuple[str, ...] = field(init=False)  # columns it cannot be called without
     optional: tuple[str, ...] = field(init=False)  # columns it takes when the data has them
@@ -189,12 +189,12 @@ def name_of(function: Callable[..., Any]) -> str:
     return "lambda" if name == "<lambda>" else name
 
 
-def _source_of(function: Callable[..., Any]) -> Source | None:
+def _source_of(function: Callable[..., Any]) -> RewardSource | None:
     """Where a function of a module is found again; None for a closure, a lambda, or a function of a script or notebook."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<locals>")
     if module in (None, "__main__") or not name.isidentifier():
         return None
-    return Source(f"{module}:{name}", {}, None)
+    return RewardSource(f"{module}:{name}", {}, None)
 
 
 def checked_weight(weight: Any, name: str) -> float:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from posttrain.errors import RewardError, UserError
 from posttrain.event_loops import new_loop
-from posttrain.rewards.execution.calls import Call, Notes, Scores, calls_of
+from posttrain.rewards.execution.calls import Notes, RewardCall, Scores, calls_of
 from posttrain.rewards.execution.inline import InlineExecutor, Jobs
 from posttrain.rewards.execution.process import ProcessExecutor
 from posttrain.rewards.failures import FailurePolicy
@@ -33,7 +33,7 @@ class Report(Notes):
     changed: dict[str, list[str]] = field(default_factory=dict)  # reward -> what was changed in this process while it ran
     broken: list[str] = field(default_factory=list)  # for each completion over which a reward or its environment broke: how
 
-    def add(self, name: str, call: Call) -> None:
+    def add(self, name: str, call: RewardCall) -> None:
         for metric, values in call.notes.metrics.items():
             self.metrics.setdefault(metric, []).extend(values)
         self.extras.update(call.notes.extras)
@@ -51,7 +51,7 @@ class Report(Notes):
 class Executor(Protocol):
     """Runs calls of one reward and settles them. Its methods run on `_home()`."""
 
-    async def run(self, calls: list[Call], seconds: float | None) -> None:
+    async def run(self, calls: list[RewardCall], seconds: float | None) -> None:
         """seconds: the time limit of each call; None: no limit."""
         ...
 
@@ -119,7 +119,7 @@ class Scoring:
         self._state = trainer_state
         self._rewards, self._names, self._policies = rewards, names, policies
         self._executors = [executors.of(index, reward, policies[index], self._caller) for index, reward in enumerate(rewards)]
-        self._calls: dict[tuple[int, int], list[Call]] = {}  # (reward, id of a group) -> its calls
+        self._calls: dict[tuple[int, int], list[RewardCall]] = {}  # (reward, id of a group) -> its calls
         self._running: list[Future[None]] = []
 
     def __enter__(self) -> Scoring:
@@ -166,7 +166,7 @@ async def _all(running: list[Future[None]]) -> None:
     await asyncio.gather(*(asyncio.wrap_future(future) for future in running))
 
 
-async def _settle(executor: Executor, calls: list[Call], policy: FailurePolicy) -> None:
+async def _settle(executor: Executor, calls: list[RewardCall], policy: FailurePolicy) -> None:
     """Try every call, and those that failed again, as often as the policy allows."""
     assert policy.retries is not None
     await executor.run(calls, policy.seconds)
@@ -179,7 +179,7 @@ async def _settle(executor: Executor, calls: list[Call], policy: FailurePolicy) 
         await executor.run(calls, policy.seconds)
 
 
-def _raise_if_it_must(call: Call, policy: FailurePolicy) -> None:
+def _raise_if_it_must(call: RewardCall, policy: FailurePolicy) -> None:
     for failure in call.failures:
         if failure.is_fatal:
             raise UserError(failure.message) from failure.error

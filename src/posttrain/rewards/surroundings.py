@@ -21,7 +21,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 @dataclass(frozen=True)
-class Setting:
+class GlobalSetting:
     """Something global. write: sets it back; None: it is named only. is_imported: importing a library changes it too."""
 
     name: str
@@ -86,21 +86,21 @@ class Signals:
         return found
 
 
-def _everywhere() -> list[Setting]:
+def _everywhere() -> list[GlobalSetting]:
     """What is the same for all threads, and cheap to read."""
     found = [
-        Setting("the working directory", _directory, os.chdir),
-        Setting("the locale", lambda: locale.setlocale(locale.LC_ALL), lambda value: _ignored(locale.setlocale(locale.LC_ALL, value))),
-        Setting("sys.stdout", lambda: sys.stdout, lambda value: setattr(sys, "stdout", value)),
-        Setting("sys.stderr", lambda: sys.stderr, lambda value: setattr(sys, "stderr", value)),
-        Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+        GlobalSetting("the working directory", _directory, os.chdir),
+        GlobalSetting("the locale", lambda: locale.setlocale(locale.LC_ALL), lambda value: _ignored(locale.setlocale(locale.LC_ALL, value))),
+        GlobalSetting("sys.stdout", lambda: sys.stdout, lambda value: setattr(sys, "stdout", value)),
+        GlobalSetting("sys.stderr", lambda: sys.stderr, lambda value: setattr(sys, "stderr", value)),
+        GlobalSetting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     ]
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "default_generator"):  # all of it, not half imported
         found += [
-            Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-            Setting("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
-            Setting("torch's precision of float32 products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-            Setting(
+            GlobalSetting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+            GlobalSetting("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
+            GlobalSetting("torch's precision of float32 products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+            GlobalSetting(
                 "torch's deterministic algorithms",
                 lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
                 lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
@@ -109,25 +109,25 @@ def _everywhere() -> list[Setting]:
     return found
 
 
-def _of_this_thread() -> list[Setting]:
+def _of_this_thread() -> list[GlobalSetting]:
     """What belongs to a thread, or what only training itself would change meanwhile."""
     found = [
-        Setting("the filters of warnings", lambda: list(warnings.filters), _set_filters, is_imported=True),
-        Setting("environment variables (kept)", os.environ.copy, None, is_imported=True),
-        Setting("the random numbers of Python", random.getstate, _go_on_random),
+        GlobalSetting("the filters of warnings", lambda: list(warnings.filters), _set_filters, is_imported=True),
+        GlobalSetting("environment variables (kept)", os.environ.copy, None, is_imported=True),
+        GlobalSetting("the random numbers of Python", random.getstate, _go_on_random),
     ]
     if hasattr(signal, "getitimer"):
         stop = (lambda _: _ignored(signal.setitimer(signal.ITIMER_REAL, 0)),)
-        found.append(Setting("an alarm that was still set", lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, *stop))
+        found.append(GlobalSetting("an alarm that was still set", lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, *stop))
     if (numpy := sys.modules.get("numpy")) is not None and hasattr(numpy, "random"):
-        found.append(Setting("how numpy treats errors", numpy.geterr, lambda value: _ignored(numpy.seterr(**value))))
-        found.append(Setting("the random numbers of numpy", lambda: _numpy_state(numpy), lambda value: _go_on_numpy(numpy, value)))
+        found.append(GlobalSetting("how numpy treats errors", numpy.geterr, lambda value: _ignored(numpy.seterr(**value))))
+        found.append(GlobalSetting("the random numbers of numpy", lambda: _numpy_state(numpy), lambda value: _go_on_numpy(numpy, value)))
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "default_generator"):
         found += [
-            Setting("torch's gradient mode", torch.is_grad_enabled, lambda value: _ignored(torch.set_grad_enabled(value))),
-            Setting("torch's inference mode (kept)", torch.is_inference_mode_enabled, None),
-            Setting("torch's default device", torch.get_default_device, lambda value: _set_device(torch, value)),
-            Setting("the random numbers of torch", lambda: _torch_states(torch), lambda value: _go_on_torch(torch, value)),
+            GlobalSetting("torch's gradient mode", torch.is_grad_enabled, lambda value: _ignored(torch.set_grad_enabled(value))),
+            GlobalSetting("torch's inference mode (kept)", torch.is_inference_mode_enabled, None),
+            GlobalSetting("torch's default device", torch.get_default_device, lambda value: _set_device(torch, value)),
+            GlobalSetting("the random numbers of torch", lambda: _torch_states(torch), lambda value: _go_on_torch(torch, value)),
         ]
     return found
 

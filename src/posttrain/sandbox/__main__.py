@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _end_with_the_reader() -> None:
-    """Where nobody reads the verdicts any more, the program that is being judged ends too, and not after its time."""
+    """When the reader of the verdicts has ended, this process and the program that it judges end at once."""
     poller = select.poll()
     poller.register(sys.stdout.fileno(), 0)  # an error and a hang-up are reported always
     poller.poll()

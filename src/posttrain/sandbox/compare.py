@@ -1,7 +1,7 @@
-"""Whether what a program answered is what was expected. Compares encoded values (inside/plain.py), piece by piece, outside of the program.
+"""Whether a program's answer equals the expected value. Compares encoded values (inside/plain.py), outside of the program's process.
 
-Nothing of the program's is hashed, compared by its own methods or turned into an object, so a value can neither claim to be equal nor be
-made slow to compare.
+Nothing of the program's is hashed, turned into an object or compared by its own methods: a value can neither claim to be equal nor make
+the comparison slow.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 Plain = Any
 Number = int | float | complex | Fraction | Decimal
-MOST_DIGITS = 30  # what `encode` writes in decimals is below 2**63
-# Of a fraction, and of what is compared with a decimal: arithmetic on more takes too long for a stranger's number.
+MOST_DIGITS = 30  # what `encode` writes as decimal digits is below 2**63
+# Of a fraction, and of an integer compared with a decimal: arithmetic on more takes too long.
 MOST_BITS = 100_000
 MOST_DECIMALS, MOST_EXPONENT = 10_000, 5_000
 _WORDS = re.compile(r"(\s+)")  # keeps the white space between them
 
 
 def read_answer(line: bytes) -> Any:
-    """A line of JSON from a program. ValueError or RecursionError for what is none; numbers of too many digits take too long to read."""
+    """A line of JSON from a program. Raises ValueError or RecursionError for anything else, and for numbers that take long to read."""
     return json.loads(line, parse_int=_short_int)
 
 
@@ -50,7 +50,7 @@ def _same(expected: Plain, got: Plain, tolerance: float) -> bool:
 
 
 def _kind(plain: Plain) -> tuple[str, Any]:
-    """Kinds that compare alike have one name: number, sequence, set."""
+    """(kind, content). Kinds that compare alike have one name: number, sequence, set."""
     if plain is None or isinstance(plain, str):
         return "text", plain
     if isinstance(plain, (int, float)):
@@ -60,11 +60,11 @@ def _kind(plain: Plain) -> tuple[str, Any]:
     ((name, content),) = plain.items()
     if name in SEQUENCES and not isinstance(content, list):
         raise ValueError(f"not an encoded {name}")
-    return KINDS[name](content) if name in KINDS else ("unknown", plain)
+    return KIND_OF[name](content) if name in KIND_OF else ("unknown", plain)
 
 
 SEQUENCES = ("tuple", "set", "frozenset", "dict", "keys", "items", "deque", "range", "fraction", "complex")
-KINDS: dict[str, Callable[[Any], tuple[str, Any]]] = {
+KIND_OF: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "tuple": lambda content: ("sequence", content),
     "set": lambda content: ("set", content),
     "frozenset": lambda content: ("set", content),
@@ -153,7 +153,7 @@ SAME: dict[str, Callable[[Any, Any, float], bool]] = {
 
 
 def _digest(plain: Plain) -> bytes:
-    """32 bytes for each hashable value, the same for those that are equal (1, 1.0 and True). Of fixed size, however deeply values are nested."""
+    """32 bytes for each hashable value, the same for equal ones (1, 1.0 and True). Their size does not depend on how deeply values are nested."""
     kind, content = _kind(plain)
     if kind == "number":
         text = _text_of(content).encode()
@@ -168,7 +168,7 @@ def _digest(plain: Plain) -> bytes:
 
 
 def _text_of(number: Number) -> str:
-    """The same for numbers that are equal, of whatever class."""
+    """The same for equal numbers of any class."""
     if isinstance(number, complex):
         if number.imag:
             return f"{_text_of(number.real)} {_text_of(number.imag)}"

@@ -1,6 +1,6 @@
-"""The ways to put a program behind a wall, strongest first: how each is started, and how everything behind it is ended.
+"""The isolation backends, strongest first: how each starts a program, and how all that the program started is ended.
 
-This is the outer side, in the parent's process. The inner side of each wall is inside/supervisor.py.
+This is the parent's side. The inner side of each backend is inside/supervisor.py.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HERE = str(Path(__file__).parent)
 DEVICES = ("null", "zero", "full", "urandom", "random")
 SHOWN_AS = "/posttrain"  # HERE, where bubblewrap shows it
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.start import main; main()"
-# A range of user numbers that no account has. Each program gets its own, so that programs neither see, signal nor count against each other.
+# A range of user numbers that no account has. Each program gets one of its own: programs cannot see or signal each other, nor share a quota.
 FIRST_USER, USERS = 1_500_000_000, 500_000_000
 
 
 class Level(IntEnum):
-    """How much a program is kept from. docs/sandbox.md has the table."""
+    """How strong the isolation is. docs/sandbox.md has the table."""
 
     PROCESS = 1  # another process, a clock, capped output, an empty directory, a bare environment
     LIMITS = 2  # and limits of memory, processor, files and processes, as a user of its own where root starts it
@@ -46,30 +46,30 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Start:
-    """What a command that puts up a wall needs to know."""
+    """What a backend's command line depends on."""
 
     limits: Limits
     view: View
     status: int  # a descriptor to report on
-    empty: int  # a descriptor of an empty file, where the program wants a file /dev/stdin; or -1
+    empty: int  # a descriptor of an empty file, if the program needs a file /dev/stdin; or -1
 
 
 @dataclass(frozen=True)
-class Wall:
-    """One way of starting a program. `command` makes the command line of the inner one."""
+class Backend:
+    """One way of starting a program in isolation. command: from the inner command line to the whole one."""
 
     name: str
     level: Level
-    has_keeper: bool  # reports on a pipe that the program does not have
-    keeper_is_safe: bool  # the program cannot end it
-    user: str  # where root starts it, the program becomes a user of its own: "inside" the wall, already "outside" of it, or it stays the "same"
+    has_supervisor: bool  # a process that reports on a pipe which the program does not have
+    supervisor_is_safe: bool  # the program cannot end it
+    user: str  # when root starts it, the program becomes another user: "inside" the backend, before it ("outside"), or not ("same")
     command: Callable[[list[str], Start], list[str]]
-    missing: Callable[[], str | None]  # why it cannot work here, if that can be told without a trial
+    missing: Callable[[], str | None]  # why it cannot work here, if that is known without a trial
 
     @property
     def is_forked(self) -> bool:
-        """The keeper puts it up itself, so its process need not be a command."""
-        return IS_LINUX and self.has_keeper and self.command is bare
+        """Whether the supervisor does all of it, so that its process can be a fork."""
+        return IS_LINUX and self.has_supervisor and self.command is bare
 
 
 def bare(inner: list[str], start: Start) -> list[str]:
@@ -77,7 +77,7 @@ def bare(inner: list[str], start: Start) -> list[str]:
 
 
 def bubblewrap(inner: list[str], start: Start) -> list[str]:
-    """bwrap's arguments: what the view has, some devices and an empty /tmp. The supervisor is the first process, which no signal from inside ends."""
+    """bwrap's arguments: the view, some devices and an empty /tmp. The supervisor is process 1, which no signal from inside can end."""
     shown = [["--ro-bind", path, path] for path in start.view.shown]
     links = [["--symlink", target, path] for path, target in start.view.links.items()]
     empty = [["--tmpfs", path, "--remount-ro", path] for path in start.view.empty]
@@ -109,12 +109,12 @@ def _no_posix() -> str | None:
     return None if os.name == "posix" else f"it needs Linux or macOS, and this is {sys.platform}"
 
 
-WALLS = {
-    wall.name: wall
-    for wall in (
-        Wall("namespaces", Level.NAMESPACES, True, True, "inside", bare, _no_linux),
-        Wall("bubblewrap", Level.NAMESPACES, True, True, "outside", bubblewrap, _no_bubblewrap),
-        Wall(
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("namespaces", Level.NAMESPACES, True, True, "inside", bare, _no_linux),
+        Backend("bubblewrap", Level.NAMESPACES, True, True, "outside", bubblewrap, _no_bubblewrap),
+        Backend(
             "own user",
             Level.LIMITS,
             True,
@@ -123,8 +123,8 @@ WALLS = {
             bare,
             lambda: _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with"),
         ),
-        Wall("rlimits", Level.LIMITS, True, False, "same", bare, lambda: _no_posix() or _unlimited_root()),
-        Wall("process", Level.PROCESS, False, False, "same", bare, lambda: None),
+        Backend("rlimits", Level.LIMITS, True, False, "same", bare, lambda: _no_posix() or _unlimited_root()),
+        Backend("process", Level.PROCESS, False, False, "same", bare, lambda: None),
     )
 }
 
@@ -139,9 +139,9 @@ def new_user() -> int:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """All that a program finds in its environment. The hash seed is fixed, so that the same program says the same."""
+    """The program's environment variables. The hash seed is fixed, so that a program gives the same output each time."""
     names = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp", "MALLOC_ARENA_MAX": "1"}
-    if (zones := time_zones()) and not set(zones) <= set(zoneinfo.TZPATH):  # those of the package tzdata
+    if (zones := time_zones()) and not set(zones) <= set(zoneinfo.TZPATH):  # those of the tzdata package
         names["PYTHONTZPATH"] = os.pathsep.join(zones)
     if os.name != "posix":  # Windows starts no Python without it
         names["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
@@ -149,7 +149,7 @@ def environment() -> dict[str, str]:
 
 
 def end(process: Handle, first: int | None) -> None:
-    """Kills all that is behind the wall. `first`: a pidfd of the first process of its process namespace, if it has one."""
+    """Kills the program and all that it started. first: a pidfd of the first process of its process namespace, if it has one."""
     if os.name != "posix":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], check=False, capture_output=True)
     elif first is not None:

@@ -1,4 +1,4 @@
-"""A program with its tests, and the verdict on it. Plain data both, with a JSON form: what a remote runner receives and sends back."""
+"""A program with its tests, and the verdict on it. Both are plain data with a JSON form, which a remote runner receives and sends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Asserts:
-    """Python text that must run without an exception, and that calls the program by the names it does not define itself."""
+    """Python text that must run without an exception. Names that it does not define are the program's."""
 
     source: str
 
@@ -46,7 +46,7 @@ TESTS: dict[str, type] = {"input_output": InputOutput, "call": Call, "asserts": 
 
 @dataclass(frozen=True)
 class Job:
-    """Tests are of one kind. `setup` is Python text that runs before the asserts, where they run. Raises UserError for tests that cannot be."""
+    """Tests are of one kind. setup: Python text that runs before the asserts, in their process. Raises UserError for invalid tests."""
 
     program: str
     tests: Sequence[Test]
@@ -78,7 +78,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """One test: passed, or why not. `why` may quote the program: text of a stranger."""
+    """One test: passed, or why not. `why` may quote the program, so it is hostile text."""
 
     passed: bool
     why: str = ""
@@ -86,15 +86,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One result for each test, in order; or `error`: nobody can tell, and it is not the program's fault.
+    """One result for each test, in order; or `error`: no verdict, and not the program's fault.
 
-    `is_unusable`: the error is in the tests (they are not Python, or never call the program), so trying again will not help.
+    is_unusable: the error is in the tests (they are not Python, or never call the program), so trying again will not help.
     """
 
     results: tuple[Result, ...] = ()
     error: str | None = None
     is_unusable: bool = False
-    seconds: float = 0.0  # on the clock
+    seconds: float = 0.0  # of wall clock
 
     @property
     def passed(self) -> bool:
@@ -102,7 +102,7 @@ class Verdict:
 
     @property
     def fraction(self) -> float | None:
-        """The share of tests passed; None after an error."""
+        """The fraction of tests passed; None after an error."""
         return None if self.error is not None else sum(result.passed for result in self.results) / len(self.results)
 
     def to_json(self) -> dict[str, Any]:

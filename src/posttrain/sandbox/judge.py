@@ -1,7 +1,7 @@
-"""Judges a program by its tests. The program never sees what is expected, and the verdict is made where it has no hand.
+"""Judges a program by its tests. The program never sees the expected values, and the verdict is not made in its process.
 
-Outputs and answers are compared in this process, as data. Assert-style tests are text that nobody runs here either: they run in a second
-sandbox, and this process carries questions and answers between the two.
+Outputs and returned values are compared in this process, as data. Assert-style tests run in a second sandbox, the test runner; this process
+passes requests and replies between the two.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from posttrain.sandbox.run import Outcome, Process, SandboxError, run
 from posttrain.sandbox.view import checked
 
 ENDED = "the program had ended"
-EXAMINER_EXTRA_S = 0.5  # the examiner outlives the program, to say how its tests ended
+TEST_RUNNER_EXTRA_S = 0.5  # the test runner outlives the program, to report how its tests ended
 
 
 class Sandbox:
-    """Runs programs on this machine. Raises UserError when it cannot give the isolation level asked for (levels.LEVELS).
+    """Runs programs on this machine. Raises UserError if it cannot give this isolation level (levels.LEVELS).
 
-    `packages`: programs may import the packages installed here. `visible`: further directories that they may read. UserError where there is none.
+    packages: programs may import the packages installed here. visible: further directories that they may read; UserError for a missing one.
     """
 
     def __init__(self, level: str = "namespaces", *, packages: bool = False, visible: tuple[str, ...] = ()) -> None:
@@ -36,11 +36,11 @@ class Sandbox:
         self.packages, self.visible = packages, checked(visible)
 
     def judge(self, job: Job) -> Verdict:
-        """The verdict on one program. A sandbox that fails is tried once more, then named in the verdict's `error`; see Job for the UserErrors."""
+        """The verdict on one program. A sandbox that fails twice is the verdict's `error`; see Job for the UserErrors."""
         start = time.monotonic()
         for _ in range(2):
             try:
-                verdict = KINDS[type(job.tests[0])](self, job)
+                verdict = JUDGES[type(job.tests[0])](self, job)
                 break
             except SandboxError as error:
                 verdict = Verdict(error=str(error))
@@ -49,10 +49,12 @@ class Sandbox:
     def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
         """Runs a program without judging it. Raises SandboxError."""
         message = {"do": "script", "program": program}
-        return run(self.isolation.wall, message, stdin.encode("utf-8", "replace"), limits or Limits(), packages=self.packages, visible=self.visible)
+        return run(
+            self.isolation.backend, message, stdin.encode("utf-8", "replace"), limits or Limits(), packages=self.packages, visible=self.visible
+        )
 
     def start(self, message: dict[str, Any], limits: Limits) -> Process:
-        return Process(self.isolation.wall, message, limits, packages=self.packages, visible=self.visible)
+        return Process(self.isolation.backend, message, limits, packages=self.packages, visible=self.visible)
 
 
 def _input_output(sandbox: Sandbox, job: Job) -> Verdict:
@@ -69,14 +71,14 @@ def _input_output(sandbox: Sandbox, job: Job) -> Verdict:
 
 
 def _calls(sandbox: Sandbox, job: Job) -> Verdict:
-    """One process for all calls: they are asked at once, and answered in order."""
+    """One process for all calls: all requests are sent at once and answered in order."""
     try:
         right = [[encode(value) for value in (test.expected, *test.also)] for test in job.tests if isinstance(test, Call)]
-        asked = [json.dumps(_question(test)).encode() + b"\n" for test in job.tests if isinstance(test, Call)]
+        requests = [json.dumps(_request(test)).encode() + b"\n" for test in job.tests if isinstance(test, Call)]
     except NotPlain as error:
         raise UserError(f"a test cannot be sent to a program: {error}") from error
     with sandbox.start({"do": "serve", "program": job.program}, job.limits) as program:
-        program.write(b"".join(asked))
+        program.write(b"".join(requests))
         program.write(None)
         outcome = program.wait()
     answers = outcome.stdout.split(b"\n")[:-1]
@@ -85,7 +87,7 @@ def _calls(sandbox: Sandbox, job: Job) -> Verdict:
     return Verdict((*answered, *left))
 
 
-def _question(test: Call) -> dict[str, Any]:
+def _request(test: Call) -> dict[str, Any]:
     return {
         "of": 0,
         "get": test.function,
@@ -96,7 +98,7 @@ def _question(test: Call) -> dict[str, Any]:
 
 
 def _judged(right: list[Any], answer: bytes, tolerance: float) -> Result:
-    """right: the values that are, encoded."""
+    """right: all values that are right, encoded."""
     try:
         said = read_answer(answer)
     except (ValueError, RecursionError):
@@ -108,26 +110,26 @@ def _judged(right: list[Any], answer: bytes, tolerance: float) -> Result:
 
 def _asserts(sandbox: Sandbox, job: Job) -> Verdict:
     sources = [test.source for test in job.tests if isinstance(test, Asserts)]
-    longer = dataclasses.replace(job.limits, wall_s=job.limits.wall_s + EXAMINER_EXTRA_S)
+    longer = dataclasses.replace(job.limits, wall_s=job.limits.wall_s + TEST_RUNNER_EXTRA_S)
     with (
         sandbox.start({"do": "serve", "program": job.program}, job.limits) as program,
-        sandbox.start({"do": "examine", "setup": job.setup, "tests": sources}, longer) as examiner,
+        sandbox.start({"do": "run_tests", "setup": job.setup, "tests": sources}, longer) as test_runner,
     ):
         results: list[Result] = []
         was_asked = False
-        while (line := examiner.line()) is not None:
+        while (line := test_runner.line()) is not None:
             said = _said(line)
             if "ask" in said:
                 was_asked = True
                 program.write(json.dumps(said["ask"]).encode() + b"\n")
-                examiner.write((program.line() or b'{"gone": true}') + b"\n")
+                test_runner.write((program.line() or b'{"gone": true}') + b"\n")
             elif "result" in said:
                 results.append(Result(said["result"] is True, _why(said["why"], program)))
             elif "failed" in said:
                 return Verdict((*results, *[Result(False, said["failed"])] * (len(sources) - len(results))))
             else:
                 return Verdict(error=said["broken"], is_unusable=True)
-        outcome = examiner.wait()
+        outcome = test_runner.wait()
     if len(results) < len(sources) and not was_asked:
         return Verdict(error=f"the tests ended before they called the program: {outcome}", is_unusable=True)
     left = [Result(False, f"the tests ended early: {outcome}")] * (len(sources) - len(results))
@@ -135,7 +137,7 @@ def _asserts(sandbox: Sandbox, job: Job) -> Verdict:
 
 
 def _said(line: bytes) -> dict[str, Any]:
-    """A line of what runs the tests. Tests may write there themselves, and then nobody can tell."""
+    """A line from the test runner. Tests may write there themselves, and then there is no verdict."""
     try:
         said = json.loads(line)
     except (ValueError, RecursionError):
@@ -148,4 +150,4 @@ def _why(why: str | None, program: Process) -> str:
     return f"{why}: {program.outcome}" if why == ENDED and program.outcome is not None else why or ""
 
 
-KINDS: dict[type, Callable[[Sandbox, Job], Verdict]] = {InputOutput: _input_output, Call: _calls, Asserts: _asserts}
+JUDGES: dict[type, Callable[[Sandbox, Job], Verdict]] = {InputOutput: _input_output, Call: _calls, Asserts: _asserts}

@@ -1,4 +1,4 @@
-"""Which isolation this system gives, found out by trying; and refusing to run with less than was asked for."""
+"""Which isolation this system gives, found by trying, and the refusal to run with less than was asked for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
-from posttrain.sandbox.isolation import WALLS, Level, Wall
+from posttrain.sandbox.isolation import BACKENDS, Backend, Level
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.run import SandboxError, run
 
 LEVELS = {level.name.lower(): level for level in Level}
-# Imports modules that load late, so that an interpreter which the program's user may not read is found out here.
+# Imports modules that load late: so an interpreter that the program's user may not read fails here.
 TRIAL = "import bisect, ctypes, decimal, json, os, random\nopen('written', 'w').write('x')\nprint(os.getpid() if {level} == 3 else 1, decimal.Decimal(2) + 2)"
 TRIAL_LIMITS = Limits(wall_s=20.0, cpu_s=10.0)
 HOW_TO = {
@@ -26,38 +26,38 @@ HOW_TO = {
 
 @dataclass(frozen=True)
 class Isolation:
-    """What programs are kept from here. `refused` says for each stronger wall why this system does not give it."""
+    """The isolation that programs get here. refused: why each stronger backend does not work on this system."""
 
-    wall: Wall
+    backend: Backend
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def level(self) -> Level:
-        return self.wall.level
+        return self.backend.level
 
     def __str__(self) -> str:
-        return f"isolation level '{self.level.name.lower()}' (by {self.wall.name})"
+        return f"isolation level '{self.level.name.lower()}' (by {self.backend.name})"
 
     def to_json(self) -> dict[str, Any]:
-        return {"level": self.level.name.lower(), "wall": self.wall.name, "refused": self.refused}
+        return {"level": self.level.name.lower(), "backend": self.backend.name, "refused": self.refused}
 
 
 @functools.cache
 def strongest() -> Isolation:
-    """The strongest wall that works here: a small program is run behind each, until one does what it should. Tried once for each process."""
+    """The strongest backend that runs a small trial program as it should. Tried once per process."""
     refused: dict[str, str] = {}
-    for wall in WALLS.values():
-        why = wall.missing() or failure_of(wall)
+    for backend in BACKENDS.values():
+        why = backend.missing() or failure_of(backend)
         if why is None:
-            return Isolation(wall, refused)
-        refused[wall.name] = why
+            return Isolation(backend, refused)
+        refused[backend.name] = why
     raise SandboxError("no program can be run here: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
 
 
-def failure_of(wall: Wall) -> str | None:
-    """Why the wall does not stand here; None when it does."""
+def failure_of(backend: Backend) -> str | None:
+    """Why the backend does not work here; None when it does."""
     try:
-        outcome = run(wall, {"do": "script", "program": TRIAL.format(level=int(wall.level))}, b"", TRIAL_LIMITS)
+        outcome = run(backend, {"do": "script", "program": TRIAL.format(level=int(backend.level))}, b"", TRIAL_LIMITS)
     except SandboxError as error:
         return str(error)
     said = outcome.stdout.split()
@@ -73,7 +73,7 @@ def require(level: str) -> Isolation:
     wanted, here = LEVELS[level], strongest()
     if here.level >= wanted:
         return here
-    reasons = "; ".join(f"{name}: {why}" for name, why in here.refused.items() if WALLS[name].level >= wanted)
+    reasons = "; ".join(f"{name}: {why}" for name, why in here.refused.items() if BACKENDS[name].level >= wanted)
     raise UserError(
         f"programs of a model are to run at isolation level '{level}', and this system gives only {here} ({reasons}). {HOW_TO[wanted]}. "
         f"Or plug in a remote runner; or, if you accept what the weaker level lets a program do (docs/sandbox.md), set level: {here.level.name.lower()}."

@@ -1,4 +1,4 @@
-"""What a program may use. Reaching a limit ends the program, and a program that was ended is not right."""
+"""What a program may use. A program that reaches a limit is ended, and counts as wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.errors import UserError, did_you_mean
 
 MIB = 2**20
-SMALLEST_MEMORY_MB = 64  # Python itself needs about 30
+SMALLEST_MEMORY_MB = 64  # of which Python itself needs about 30
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Our ends of a program's pipes: threads that read and write them, and stop when told to, whoever holds the other ends."""
+"""This side of a program's pipes: threads that read and write them, and stop when told to, even if the other ends stay open."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ PIECE = 65536
 CAN_POLL = os.name == "posix"
 
 
-class End:
-    """Told once: the program and all it started are dead. What lies in the pipes then is all there will be.
+class EndSignal:
+    """Given once the program and all that it started are dead: nothing more is written to the pipes then.
 
-    A pipe's end of file is no sign of that. A pair of sockets on its way through itself, for one, holds a pipe open until the kernel comes
-    to collect it.
+    A pipe's end of file does not tell that. Two sockets that were sent through each other, for one, hold a pipe open until the kernel
+    collects them.
     """
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe() if CAN_POLL else (-1, -1)
 
-    def tell(self) -> None:
+    def give(self) -> None:
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
 
     def __del__(self) -> None:
-        self.tell()
+        self.give()
         if self.reader >= 0:
             os.close(self.reader)
 
 
 class Pipe(threading.Thread):
-    """Reads one pipe to its end, or to its cap, or until the program's end, and closes it."""
+    """Reads one pipe to its end, its cap, or the program's end, and closes it."""
 
-    def __init__(self, descriptor: int, cap: int, changed: threading.Condition, end: End) -> None:
+    def __init__(self, descriptor: int, cap: int, changed: threading.Condition, end: EndSignal) -> None:
         super().__init__(daemon=True, name="posttrain-sandbox-pipe")
         self.descriptor, self.cap, self.changed, self.end = descriptor, cap, changed, end
         self.content = bytearray()
-        self.is_over = False  # the cap is passed
+        self.is_over = False  # the cap is reached
         self.is_done = False
-        self.was_held = False  # somebody held its other end when the program was dead
+        self.was_open = False  # its other end was still open when the program was dead
         self.start()
 
     def run(self) -> None:
@@ -55,7 +55,7 @@ class Pipe(threading.Thread):
             except BlockingIOError:
                 if not is_ended:
                     continue
-                piece, self.was_held = b"", True
+                piece, self.was_open = b"", True
             except OSError:
                 piece = b""
             with self.changed:
@@ -69,7 +69,7 @@ class Pipe(threading.Thread):
 class Feeder(threading.Thread):
     """Writes to a program's standard input, which may never be read."""
 
-    def __init__(self, descriptor: int, end: End) -> None:
+    def __init__(self, descriptor: int, end: EndSignal) -> None:
         super().__init__(daemon=True, name="posttrain-sandbox-feeder")
         self.descriptor, self.end = descriptor, end
         self.waiting: deque[bytes | None] = deque()
@@ -102,8 +102,8 @@ class Feeder(threading.Thread):
         return True
 
 
-def _waiter(descriptor: int, event: int, end: End) -> Callable[[], bool]:
-    """A function that waits for the descriptor or the program's end, and says whether that has come."""
+def _waiter(descriptor: int, event: int, end: EndSignal) -> Callable[[], bool]:
+    """A function that waits for the descriptor or the program's end, and returns whether it was the end."""
     os.set_blocking(descriptor, False)
     poller = select.poll()
     poller.register(descriptor, event)

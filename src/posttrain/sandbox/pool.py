@@ -1,4 +1,4 @@
-"""Many programs at once: a few threads, each waiting for one program. The threads only wait; the work is in the programs' processes."""
+"""Many programs at once: a few threads, each of which waits for one program in its process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pool:
         return [future.result() for future in [self.submit(job) for job in jobs]]
 
     def close(self) -> None:
-        """Waits for the programs that run; those that have not begun are dropped."""
+        """Waits for the programs that run; those not started yet are dropped."""
         self._threads.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Pool:

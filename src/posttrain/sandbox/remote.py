@@ -1,6 +1,6 @@
-"""Programs on another machine, or in a container: any command that speaks one line of JSON each way, such as `ssh box python -m posttrain.sandbox`.
+"""Programs on another machine, or in a container: any command that reads and writes one line of JSON, such as `ssh box python -m posttrain.sandbox`.
 
-The other side is trusted with the verdict. What it says is read as data.
+The other side is trusted with the verdict. Its reply is read as data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from posttrain.sandbox.job import Job, Verdict
 
-OVERHEAD_S = 30.0  # for the connection, and the start of the interpreter over there
+OVERHEAD_S = 30.0  # for the connection and the start of the interpreter
 
 
 class CommandRunner:
@@ -21,7 +21,7 @@ class CommandRunner:
         self.command, self.overhead_s = list(command), overhead_s
 
     def judge(self, job: Job) -> Verdict:
-        """Whatever goes wrong on the way is the verdict's `error`: the program is not to blame."""
+        """A failure of the connection is the verdict's `error`, not the program's fault."""
         patience = 2 * len(job.tests) * job.limits.wall_s + self.overhead_s  # every test may use its limit, and be tried twice
         try:
             done = subprocess.run(self.command, input=json.dumps(job.to_json()).encode() + b"\n", capture_output=True, timeout=patience, check=False)
@@ -34,7 +34,7 @@ class CommandRunner:
 
 
 def _checked(verdict: Verdict, job: Job) -> Verdict:
-    """Raises ValueError for a verdict that does not speak of every test."""
+    """Raises ValueError for a verdict without a result for every test."""
     if verdict.error is None and len(verdict.results) != len(job.tests):
         raise ValueError(f"{len(verdict.results)} results for {len(job.tests)} tests")
     return verdict

@@ -1,6 +1,6 @@
-"""How a process for a program comes to be: forked by a nursery where that is possible (Linux), otherwise started like any command.
+"""Starts the process for a program: forked by a fork server where possible (Linux), otherwise as a command.
 
-Both give a handle with what is used of subprocess.Popen: pid, poll, wait, kill.
+Both give a handle with these methods of subprocess.Popen: pid, poll, wait, kill.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.sandbox.isolation import BOOT, HERE, Start, Wall, environment, new_user
+from posttrain.sandbox.isolation import BOOT, HERE, Backend, Start, environment, new_user
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.view import View, interpreter
 
@@ -35,7 +35,7 @@ class Handle(Protocol):
 
 
 class Forked:
-    """A process that the nursery forked, held by a pidfd: its pid cannot come to mean another."""
+    """A process forked by the fork server, with a pidfd: unlike its pid, that cannot come to mean another process."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid, self._pidfd = pid, pidfd
@@ -61,13 +61,13 @@ class Forked:
         os.close(self._pidfd)
 
 
-class Nursery:
-    """One for this process, started when the first program is, and again should it have ended."""
+class ForkServer:
+    """One for this process (inside/fork_server.py), started with the first program, and again if it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
-        self._owner = 0  # the process that started it: a fork of ours needs its own
+        self._owner = 0  # the process that started it; a fork of this one needs its own
         self._process: subprocess.Popen[bytes] | None = None
 
     def fork(self, config: dict[str, Any], descriptors: Sequence[int]) -> Handle:
@@ -80,7 +80,7 @@ class Nursery:
                     socket.send_fds(channel, [message], list(descriptors))
                     pid = int(channel.recv(32))
                     return Forked(pid, os.pidfd_open(pid))
-                except (OSError, ValueError) as error:  # an empty answer: it has ended
+                except (OSError, ValueError) as error:  # an empty reply: it has ended
                     self._close()
                     if attempt == 2:
                         raise OSError(f"the process that starts programs ended: {error}") from error
@@ -91,7 +91,7 @@ class Nursery:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(
-                    [interpreter(), *PYTHON, HERE, "nursery", str(os.getpid())],
+                    [interpreter(), *PYTHON, HERE, "fork_server", str(os.getpid())],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -112,7 +112,7 @@ class Nursery:
             self._process = None
 
 
-NURSERY = Nursery()
+FORK_SERVER = ForkServer()
 
 
 @dataclass(frozen=True)
@@ -123,37 +123,37 @@ class Child:
     stdin: int
     stdout: int
     stderr: int
-    status: int  # what its keeper says; -1 without a keeper
+    status: int  # the supervisor's reports; -1 without a supervisor
 
 
-def bear(wall: Wall, config: dict[str, Any], folder: str | None, limits: Limits) -> Child:
+def spawn(backend: Backend, config: dict[str, Any], folder: str | None, limits: Limits) -> Child:
     """Starts the process that `config` describes (inside/start.py). Raises OSError."""
-    pipes = [os.pipe() for _ in range(4 if wall.has_keeper else 3)]  # (to read, to write)
+    pipes = [os.pipe() for _ in range(4 if backend.has_supervisor else 3)]  # (to read, to write)
     ours = [pipes[0][1], *(pipe[0] for pipe in pipes[1:])]
     theirs = [pipes[0][0], *(pipe[1] for pipe in pipes[1:])]
     try:
-        if wall.is_forked:
-            handle: Handle = NURSERY.fork(config, theirs)
+        if backend.is_forked:
+            handle: Handle = FORK_SERVER.fork(config, theirs)
         else:
-            handle = _start(wall, config, theirs, folder, limits)
+            handle = _start(backend, config, theirs, folder, limits)
     except OSError:
         _close(ours)
         raise
     finally:
         _close(theirs)
-    return Child(handle, ours[0], ours[1], ours[2], ours[3] if wall.has_keeper else -1)
+    return Child(handle, ours[0], ours[1], ours[2], ours[3] if backend.has_supervisor else -1)
 
 
-def _start(wall: Wall, config: dict[str, Any], descriptors: list[int], folder: str | None, limits: Limits) -> Handle:
+def _start(backend: Backend, config: dict[str, Any], descriptors: list[int], folder: str | None, limits: Limits) -> Handle:
     """As a command of its own."""
-    reports = [descriptors[3], os.dup(descriptors[3])] if wall.has_keeper else []  # the keeper's, and that of what puts up the wall
+    reports = [descriptors[3], os.dup(descriptors[3])] if backend.has_supervisor else []  # the supervisor's, and bubblewrap's
     empty = [os.open(os.devnull, os.O_RDONLY)] if config["stdin"] else []
     inner = [interpreter(), *PYTHON, HERE, json.dumps(config | {"report": reports[0] if reports else -1, "parent": os.getpid()})]
-    user = new_user() if wall.user == "outside" and os.geteuid() == 0 else None
+    user = new_user() if backend.user == "outside" and os.geteuid() == 0 else None
     start = Start(limits, View(**config["view"]), reports[1] if reports else -1, empty[0] if empty else -1)
     try:
         return subprocess.Popen(
-            wall.command(inner, start),
+            backend.command(inner, start),
             stdin=descriptors[0],
             stdout=descriptors[1],
             stderr=descriptors[2],

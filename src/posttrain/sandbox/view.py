@@ -1,7 +1,7 @@
-"""What a program in namespaces sees of the host's files: the standard library, the libraries that it needs, the time zones. Nothing to execute.
+"""The host's files that a program in namespaces sees: the standard library, the libraries that it needs, the time zones. None can be executed.
 
-Everything is shown where it lies, under the name without symbolic links, and the links that lead there are made again. So it does not matter
-where the interpreter, a virtual environment or the packages are.
+Each is shown under its real path, and the symbolic links that lead there are made again. So the interpreter, a virtual environment and the
+packages may be anywhere.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 from posttrain.errors import UserError
 
-LOADED_FROM = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/lib32")  # where the system's loader looks of itself
-OWN = ("/", "/tmp", "/dev", "/proc", "/posttrain")  # what the program's view has of its own
-MOST_LINKS = 40  # on the way to one file, as the kernel has it
+LOADED_FROM = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/lib32")  # where the system's loader looks by default
+OWN = ("/", "/tmp", "/dev", "/proc", "/posttrain")  # what the program has of its own
+MOST_LINKS = 40  # on the way to one file: the kernel's limit
 HELPER_S = 60.0
-# Loads, without running them, the extension modules of the standard library (but for windows, which need a display) and what the C library
-# loads by itself; says which files that took.
+# Loads the extension modules of the standard library (but not Tk, which needs a display) without running them, and what the C library loads
+# on demand; prints the files that were mapped.
 LOADER = """
 import ctypes, glob, json, sys
 names = [name for folder in sys.path for name in glob.glob(glob.escape(folder) + "/*.so") if "_tkinter" not in name]
@@ -46,9 +46,9 @@ class View:
     """Paths without symbolic links in them, outer ones first."""
 
     shown: list[str] = field(default_factory=list)  # directories and files
-    links: dict[str, str] = field(default_factory=dict)  # where, and what the link says
-    empty: list[str] = field(default_factory=list)  # directories below those shown that are shown empty
-    owners: list[int] = field(default_factory=list)  # users that own a directory on the way which nobody else may enter
+    links: dict[str, str] = field(default_factory=dict)  # path of a link -> its target
+    empty: list[str] = field(default_factory=list)  # directories inside those shown that appear empty
+    owners: list[int] = field(default_factory=list)  # users who own a directory on the way that only they may enter
     groups: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class View:
 
 @functools.cache
 def view(packages: bool, more: tuple[str, ...]) -> View:
-    """`packages`: with those installed here, and all libraries of the system's that they may need. Raises OSError."""
+    """packages: with the packages installed here, and all libraries of the system that they may need. Raises OSError."""
     made = View()
     libraries = _needed_libraries()
     wanted = [*_standard_library(), *time_zones(), *(package_paths() if packages else ()), *more]
@@ -78,7 +78,7 @@ def view(packages: bool, more: tuple[str, ...]) -> View:
 
 
 def checked(more: Iterable[str]) -> tuple[str, ...]:
-    """Directories that a user wants shown, as absolute paths. Raises UserError for those that cannot be."""
+    """Directories to show, as absolute paths. Raises UserError for those that cannot be shown."""
     paths = tuple(os.path.abspath(path) for path in more)
     for path in paths:
         if not os.path.isdir(path):
@@ -91,7 +91,7 @@ def checked(more: Iterable[str]) -> tuple[str, ...]:
 
 
 def package_paths() -> list[str]:
-    """Where this interpreter's installed packages lie."""
+    """Directories of this interpreter's installed packages."""
     return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
 
 
@@ -109,7 +109,7 @@ def interpreter() -> str:
 
 
 def resolve(path: str, links: dict[str, str]) -> str | None:
-    """The path without symbolic links, and into `links` those on the way; None when nothing is there."""
+    """The path without symbolic links; those on the way are added to `links`. None if there is no such file."""
     left = [name for name in path.split("/") if name]
     real, followed = "", 0
     while left:
@@ -161,7 +161,7 @@ def _links_to(files: set[str], folders: set[str]) -> dict[str, str]:
 
 
 def _owners(paths: list[str]) -> tuple[list[int], list[int]]:
-    """Root in a user namespace enters only what belongs to a user that is known there."""
+    """Root in a user namespace may enter only directories of users that are mapped there."""
     users, groups = set(), set()
     for folder in {path[:end] for path in paths for end in range(1, len(path) + 1) if path[end : end + 1] in ("/", "")}:
         about = os.stat(folder)

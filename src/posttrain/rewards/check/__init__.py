@@ -1,6 +1,6 @@
 """A unit test for rewards: gold answers must earn the most, and text that deserves nothing must earn nothing. No model and no training needed."""
 
 from posttrain.rewards.check.bench import Bench
-from posttrain.rewards.check.checks import CHECKS, Finding, Report, check_reward
+from posttrain.rewards.check.checks import CHECKS, CheckFinding, CheckReport, check_reward
 
-__all__ = ["CHECKS", "Bench", "Finding", "Report", "check_reward"]
+__all__ = ["CHECKS", "Bench", "CheckFinding", "CheckReport", "check_reward"]

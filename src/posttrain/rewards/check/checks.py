@@ -23,15 +23,15 @@ SLOW = 2.0  # seconds for one text, at the better of two tries
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     name: str
     verdict: str  # OK, FAIL or NOTE
     detail: str
 
 
 @dataclass(frozen=True)
-class Report:
-    findings: list[Finding]
+class CheckReport:
+    findings: list[CheckFinding]
     form: str  # that gold answers were written in
     rows: int
 
@@ -44,12 +44,12 @@ class Report:
         return [finding.name for finding in self.findings if finding.verdict == FAIL]
 
 
-def check_reward(rubric: Rubric, rows: Sequence[dict[str, Any]] | None = None, *, form: str | None = None, patience: float = 10.0) -> Report:
+def check_reward(rubric: Rubric, rows: Sequence[dict[str, Any]] | None = None, *, form: str | None = None, patience: float = 10.0) -> CheckReport:
     """Asks everything. `rows`: dicts with `prompt`, `answer` and what the rewards read, default: rows of our own. `form`: how a good completion is
     written, with {answer} and {reasoning}; default: the one of `texts.FORMS` in which gold answers earn most. Raises UserError."""
     bench = Bench(rubric, rows, form=form, patience=patience)
-    findings = [Finding(name, *check(bench)) for name, check in CHECKS.items()]
-    return Report(findings, bench.form, len(bench))
+    findings = [CheckFinding(name, *check(bench)) for name, check in CHECKS.items()]
+    return CheckReport(findings, bench.form, len(bench))
 
 
 Verdict = tuple[str, str]

@@ -45,7 +45,7 @@ class Attempt:
 
 
 @dataclass
-class Call:
+class RewardCall:
     """One call of a reward, tried as often as its policy says, and then its scores."""
 
     reward: RewardFunction
@@ -111,13 +111,13 @@ _PLAIN = {str, int, float, bool, type(None)}
 Rows = Iterable[tuple[list[tuple[Task, Rollout]], bool, dict[str, Any]]]
 
 
-def calls_of(reward: RewardFunction, groups: list[Group], trainer_state: Any) -> list[Call]:
+def calls_of(reward: RewardFunction, groups: list[Group], trainer_state: Any) -> list[RewardCall]:
     """Every call that scores these groups. A reward of whole batches is called once for all of them."""
     if not groups:
         return []
     common = {"trainer_state": trainer_state, "log_metric": None, "log_extra": None}
     common = {name: value for name, value in common.items() if name in OFFERED[reward.shape]}
-    return [Call(reward, *parts) for parts in SHAPES[reward.shape](reward, groups, common)]
+    return [RewardCall(reward, *parts) for parts in SHAPES[reward.shape](reward, groups, common)]
 
 
 def _per_completion(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Rows:
@@ -166,7 +166,7 @@ def _completion(task: Task, rollout: Rollout) -> Any:
     return rollout.messages if rollout.messages is not None else [{"role": "assistant", "content": rollout.text}]
 
 
-def scores_of(call: Call, answer: Any) -> Scores:
+def scores_of(call: RewardCall, answer: Any) -> Scores:
     """One entry for each completion of the call."""
     if call.is_single:
         return [_score(call, 0, answer)]
@@ -181,7 +181,7 @@ def scores_of(call: Call, answer: Any) -> Scores:
     return [_score(call, index, value) for index, value in enumerate(answers)]
 
 
-def _score(call: Call, index: int, answer: Any) -> float | Failure | None:
+def _score(call: RewardCall, index: int, answer: Any) -> float | Failure | None:
     if answer is None:
         return None
     problem = f"reward '{call.reward.name}' returned {_short(answer)} for prompt {call.rows[index][0].id}"

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from posttrain.event_loops import UserLoop, awaited
-from posttrain.rewards.execution.calls import Attempt, Call, Notes
+from posttrain.rewards.execution.calls import Attempt, Notes, RewardCall
 from posttrain.rewards.surroundings import Surroundings
 
 
@@ -66,7 +66,7 @@ class InlineExecutor:
         self._loop = UserLoop("posttrain-reward-loop")
         self._one_at_a_time = asyncio.Lock()
 
-    async def run(self, calls: list[Call], seconds: float | None) -> None:
+    async def run(self, calls: list[RewardCall], seconds: float | None) -> None:
         attempts = []
         async with self._one_at_a_time:
             for together in [calls] if seconds is None else [[call] for call in calls]:
@@ -82,7 +82,7 @@ class InlineExecutor:
         self._abandon()
         self._loop.stop()
 
-    async def _invoke(self, calls: list[Call], seconds: float | None) -> list[Attempt]:
+    async def _invoke(self, calls: list[RewardCall], seconds: float | None) -> list[Attempt]:
         """One after another. An abandoned call writes into nothing that is still looked at."""
         job = functools.partial(_invoke_all, calls, whole=self.caller is not None)
         done = await awaited(asyncio.wrap_future((self.caller or self._thread()).do(job)), seconds)
@@ -106,7 +106,7 @@ class InlineExecutor:
             self._own.end()
             self._own = None
 
-    async def _await(self, call: Call, attempt: Attempt, seconds: float | None) -> None:
+    async def _await(self, call: RewardCall, attempt: Attempt, seconds: float | None) -> None:
         outcome = await self._loop.run(_read(attempt.answer), seconds)
         if outcome is None:
             attempt.failure, attempt.notes = call.timed_out(seconds), Notes()
@@ -115,7 +115,7 @@ class InlineExecutor:
         attempt.failure = None if error is None else call.raised(error)
 
 
-def _invoke_all(calls: list[Call], *, whole: bool) -> tuple[list[Attempt], list[str]]:
+def _invoke_all(calls: list[RewardCall], *, whole: bool) -> tuple[list[Attempt], list[str]]:
     """And what they changed in this process. whole: this is the thread that trains, which gets its surroundings back."""
     around = Surroundings(whole=whole)
     attempts = []
@@ -127,7 +127,7 @@ def _invoke_all(calls: list[Call], *, whole: bool) -> tuple[list[Attempt], list[
     return attempts, changed
 
 
-def _attempt(call: Call, around: Surroundings) -> Attempt:
+def _attempt(call: RewardCall, around: Surroundings) -> Attempt:
     """Its answer may still have to be awaited. Whatever the function raises is its failure, unless a signal arrived meanwhile."""
     attempt = Attempt()
     try:

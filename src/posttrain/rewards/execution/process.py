@@ -20,8 +20,8 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.processes import guard, release
-from posttrain.rewards.execution.calls import Attempt, Call, Notes
-from posttrain.rewards.reward import OFFERED, Source
+from posttrain.rewards.execution.calls import Attempt, Notes, RewardCall
+from posttrain.rewards.reward import OFFERED, RewardSource
 
 START_SECONDS = 120.0  # for starting Python and importing the reward
 START_TRIES = 3
@@ -32,14 +32,14 @@ _burials: set[asyncio.Task[None]] = set()  # each waits for the end of a process
 class ProcessExecutor:
     """Runs the reward found at `source` in at most `workers` processes. memory_mb: see FailurePolicy."""
 
-    def __init__(self, source: Source, workers: int, memory_mb: int | None = None) -> None:
+    def __init__(self, source: RewardSource, workers: int, memory_mb: int | None = None) -> None:
         self.source = source
         self.memory_mb = memory_mb
         self._idle: list[Process] = []
         self._places = asyncio.Semaphore(workers)
         self._refusal: UserError | None = None  # why no process can start; forgotten with each `run`
 
-    async def run(self, calls: list[Call], seconds: float | None) -> None:
+    async def run(self, calls: list[RewardCall], seconds: float | None) -> None:
         self._refusal = None
         await asyncio.gather(*(self._run(call, seconds) for call in calls))
 
@@ -47,7 +47,7 @@ class ProcessExecutor:
         while self._idle:
             _kill_group(self._idle.pop())
 
-    async def _run(self, call: Call, seconds: float | None) -> None:
+    async def _run(self, call: RewardCall, seconds: float | None) -> None:
         async with self._places:
             try:
                 call.settle(await self._attempt(call, _message(call), seconds))
@@ -58,7 +58,7 @@ class ProcessExecutor:
             except (OSError, ValueError) as error:  # no process can be started, or its answer has no end
                 call.settle(Attempt(failure=call.raised(error)))
 
-    async def _attempt(self, call: Call, message: bytes, seconds: float | None) -> Attempt:
+    async def _attempt(self, call: RewardCall, message: bytes, seconds: float | None) -> Attempt:
         for deaths in (0, 1):  # a death may have had nothing to do with the call: one more try is free
             call.retried += deaths
             process = self._idle.pop() if self._idle and not deaths else await self._start()  # an idle one may have died meanwhile
@@ -91,7 +91,7 @@ class ProcessExecutor:
         raise OSError(f"its worker died {START_TRIES} times while it started")
 
 
-def _message(call: Call) -> bytes:
+def _message(call: RewardCall) -> bytes:
     """The call as a line of JSON. Raises UserError that names an argument which JSON lacks."""
     arguments = dict(call.offered)
     if call.reward.shape == "group":

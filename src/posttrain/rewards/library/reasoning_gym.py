@@ -23,7 +23,7 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.reasoning_gym_tasks import library, open_task, question
-from posttrain.rewards.reward import RewardFunction, Source, reward
+from posttrain.rewards.reward import RewardFunction, RewardSource, reward
 
 SECONDS = 10.0  # for one answer; almost all take milliseconds
 MEMORY_MB = 2048
@@ -61,7 +61,7 @@ def reasoning_gym(tag: str | None = "answer", guarded: bool = True) -> RewardFun
             return float(dataset.score_answer(said, entry))
         return 0.0 if said is None else guarded_score(dataset, entry, said)
 
-    return replace(score, source=Source("reasoning_gym", {"tag": tag, "guarded": guarded}, None))
+    return replace(score, source=RewardSource("reasoning_gym", {"tag": tag, "guarded": guarded}, None))
 
 
 def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError
-from posttrain.rewards.reward import RewardFunction, Source, reward
+from posttrain.rewards.reward import RewardFunction, RewardSource, reward
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -67,7 +67,7 @@ def json_schema(schema: dict[str, Any] | str | None = None) -> RewardFunction:
         _validator(fixed)
     marked = reward(name="json_schema", range=(0.0, 1.0), prepare=_import, timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB)
     made = marked(of_column if fixed is None else of_setting)
-    return replace(made, source=Source("json_schema", {} if fixed is None else {"schema": fixed}, None))
+    return replace(made, source=RewardSource("json_schema", {} if fixed is None else {"schema": fixed}, None))
 
 
 def read_json(completion: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a call changed in its arguments, changed in those of the tests: the same containers, with the content that the program's have."""
+"""Applies what a call changed in its arguments to those of the tests: the same containers, with the new content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SIMPLE = (str, int, float, complex, bytes, type(None))
 
 
 def become(old: Any, new: Any) -> Any:
-    """What stands where `old` stood: `old` itself with the new content where it can be changed, or is as it was; otherwise `new`."""
+    """What replaces `old`: `old` itself, with the new content, if it can be changed or is unchanged; otherwise `new`."""
     if isinstance(old, SIMPLE) and isinstance(new, SIMPLE):
         return old if old == new else new
     if isinstance(old, (list, deque)) and isinstance(new, (list, deque)):

@@ -11,19 +11,19 @@ IS_LINUX = sys.platform.startswith("linux")
 if IS_LINUX:
     from . import system
 
-STACK = 64 * 2**20  # deep recursion is what many programs do; the memory limit holds all the same
+STACK = 64 * 2**20  # many programs recurse deeply; the memory limit holds as well
 
 NOT_TO_CATCH = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 
 
 def ignore_signals() -> None:
-    """For the processes that supervise, which a program of the same user may signal. SIGCHLD is ignored by default, and waiting needs it so."""
+    """For supervisors, which a program of the same user may signal. SIGCHLD keeps its default, which waiting needs."""
     for number in signal.valid_signals() - NOT_TO_CATCH:
         signal.signal(number, signal.SIG_IGN)
 
 
 def default_signals() -> None:
-    """As a new interpreter has them."""
+    """Those of a new interpreter."""
     for number in signal.valid_signals() - NOT_TO_CATCH - {signal.SIGPIPE, signal.SIGXFSZ}:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,7 +31,7 @@ def default_signals() -> None:
 
 
 def be_killed_first() -> None:
-    """Where memory runs out, the kernel ends a program and not the training beside it. Inherited; a raised score may be set by anybody."""
+    """When memory runs out, the kernel kills programs before the training. Inherited by children; any user may raise a score."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -40,7 +40,7 @@ def be_killed_first() -> None:
 
 
 def give_up_rights(user: int | None, *, has_capabilities: bool) -> None:
-    """Becomes `user` (None: stays who it is), without capabilities or groups, and can never gain any by starting a program."""
+    """Becomes `user` (None: keeps its user), without capabilities or groups, and cannot gain any by executing a program."""
     if IS_LINUX and has_capabilities:
         system.drop_bounding_set()
         system.prctl(system.PR_CAP_AMBIENT, system.PR_CAP_AMBIENT_CLEAR_ALL)
@@ -54,7 +54,7 @@ def give_up_rights(user: int | None, *, has_capabilities: bool) -> None:
 
 
 def set_limits(limits: dict[str, int], others: int) -> None:
-    """`others`: processes that the system counts with the program's, as those of the same user."""
+    """others: further processes of the same user, which the system counts towards the limit."""
     wanted = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: limits["cpu_s"],
@@ -72,12 +72,12 @@ def set_limits(limits: dict[str, int], others: int) -> None:
         try:
             resource.setrlimit(name, (most, most))
         except (ValueError, OSError):
-            if IS_LINUX:  # macOS knows RLIMIT_AS and refuses to set it; the isolation level says so
+            if IS_LINUX:  # macOS refuses RLIMIT_AS; docs/sandbox.md says so
                 raise
 
 
 def processes_of(user: int) -> int:
-    """Threads of all processes of a user: what RLIMIT_NPROC counts. 0 where /proc does not tell."""
+    """Threads of all processes of a user, which RLIMIT_NPROC counts. 0 without /proc."""
     if not os.path.isdir("/proc/self/task"):
         return 0
     count = 0

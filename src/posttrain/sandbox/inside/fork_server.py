@@ -1,8 +1,8 @@
-"""A bare interpreter with everything imported, which forks a process for each program: starting Python takes longer than a small program.
+"""An interpreter with everything imported that forks a process for each program, since starting Python takes longer than a small program.
 
-It never sees a program, a test or an answer. It gets the descriptors of the new process over its standard input, a socket, and says
-its pid. When the socket closes it ends, or when the process that started it is gone (a fork of which may hold the socket still), and so does
-every process that it made.
+It never sees a program, a test or an answer. It receives the new process's descriptors over its standard input, a socket, and sends back the
+pid. It ends, with every process that it forked, when the socket is closed or its parent has ended (a fork of the parent may still hold the
+socket).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_BYTES = 2**20  # of one configuration
 
 
 def next_child(parent: int) -> dict[str, Any]:
-    """Returns in the new process only, with its configuration; its standard descriptors are those that were sent. `parent`: who started this."""
+    """Returns in the new process only, with its configuration; its standard descriptors are those that were sent. parent: the pid of this one's."""
     from . import confine, supervisor, test_runner  # noqa: F401  # imported once, for all
 
     confine.ignore_signals()
@@ -48,12 +48,12 @@ def next_child(parent: int) -> dict[str, Any]:
 
 
 def _watching(channel: socket.socket, parent: int) -> select.poll:
-    """Of what is sent, and of the parent's end."""
+    """Polls the socket, and for the parent's end."""
     try:
         watched = os.pidfd_open(parent)
     except ProcessLookupError:
         os._exit(0)
-    if os.getppid() != parent:  # it ended before, and its number means another
+    if os.getppid() != parent:  # it has ended, and its pid is another process's
         os._exit(0)
     poller = select.poll()
     poller.register(channel, select.POLLIN)

@@ -1,7 +1,7 @@
-"""Hosts the program in its own process, where it may do to this code what it likes: nothing here knows what the right answers are.
+"""Hosts the program in its own process. The program may change this code as it likes: nothing here knows the right answers.
 
-`script` runs it as `python program.py` would. `serve` loads it once and then calls its functions by name, a line of JSON per question and
-per answer; its own printing goes to standard error meanwhile.
+`script` runs it as `python program.py` would. `serve` loads it once and then calls its functions by name, one line of JSON per request and
+per reply; what the program prints goes to standard error then.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 from .plain import decode, encode
 
 SOLUTION = "Solution"  # the class whose methods LeetCode's programs define
-DEEDS: dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     **{each.__name__: each for each in (setattr, delattr, iter, next, len, str, repr)},
     **{each.__name__: each for each in (operator.getitem, operator.setitem, operator.delitem)},
 }
 
 
 class Kept:
-    """Objects of the program that are no plain data, by number, for as long as it runs. The first is its module."""
+    """Objects of the program that are not plain data, by number, for as long as it runs. Number 0 is its module."""
 
     def __init__(self) -> None:
         self.objects: list[Any] = []
@@ -50,38 +50,38 @@ def script(message: dict[str, Any]) -> None:
 
 
 def serve(message: dict[str, Any]) -> None:
-    questions, answer = channel()
+    requests, reply_with = channel()
     objects = Kept()
     failure: BaseException | None = None
     try:
         objects.number(_load(message["program"], "program"))
-    except BaseException as error:  # also SystemExit: the program is not there, and every question is answered so
+    except BaseException as error:  # also SystemExit: the reply to every request
         failure = error
-    for line in questions:
+    for line in requests:
         try:
             if failure is not None:
                 raise failure
             reply = _reply(json.loads(line), objects)
         except BaseException as error:
             reply = {"raised": type(error).__name__, "message": _text(error)}
-        answer(reply)
+        reply_with(reply)
 
 
 def channel() -> tuple[Any, Callable[[dict[str, Any]], None]]:
-    """Takes standard input and output away from the program: (lines that arrive, a function that writes one)."""
-    questions = os.fdopen(os.dup(0), "rb", closefd=False)
-    answers = os.dup(1)
+    """Takes standard input and output away from the program. Returns (incoming lines, a function that writes a line)."""
+    requests = os.fdopen(os.dup(0), "rb", closefd=False)
+    replies = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
 
-    def answer(reply: dict[str, Any]) -> None:
+    def reply_with(reply: dict[str, Any]) -> None:
         left = memoryview(json.dumps(reply).encode() + b"\n")
         while left:
-            left = left[os.write(answers, left) :]
+            left = left[os.write(replies, left) :]
 
-    return questions, answer
+    return requests, reply_with
 
 
 def _load(text: str, name: str) -> types.ModuleType:
@@ -92,31 +92,31 @@ def _load(text: str, name: str) -> types.ModuleType:
     return module
 
 
-def _reply(question: dict[str, Any], objects: Kept) -> dict[str, Any]:
-    """{"value": plain}, in which {"object": number} stands for what is not plain."""
+def _reply(request: dict[str, Any], objects: Kept) -> dict[str, Any]:
+    """{"value": plain}; {"object": number} stands for an object that is not plain data."""
 
     def keep(value: Any) -> Any:
         number = _number(value)
         return {"object": objects.number(value)} if number is None else encode(number)
 
-    if "do" in question:
+    if "do" in request:
         try:
-            args = [decode(item, objects.__getitem__) for item in question["args"]]
-            return {"value": encode(DEEDS[question["do"]](objects[question["of"]], *args), keep)}
+            args = [decode(item, objects.__getitem__) for item in request["args"]]
+            return {"value": encode(OPERATIONS[request["do"]](objects[request["of"]], *args), keep)}
         except StopIteration:
-            return {"is_over": True} if question["do"] == "next" else {"raised": "StopIteration", "message": ""}
-    value = _found(objects[question["of"]], question["get"], "or_method" in question) if "get" in question else objects[question["of"]]
-    if "args" not in question:
+            return {"is_over": True} if request["do"] == "next" else {"raised": "StopIteration", "message": ""}
+    value = _found(objects[request["of"]], request["get"], "or_method" in request) if "get" in request else objects[request["of"]]
+    if "args" not in request:
         return {"value": encode(value, keep)}
-    args = [decode(item, objects.__getitem__) for item in question["args"]]
-    kwargs = {name: decode(item, objects.__getitem__) for name, item in question["kwargs"].items()}
+    args = [decode(item, objects.__getitem__) for item in request["args"]]
+    kwargs = {name: decode(item, objects.__getitem__) for name, item in request["kwargs"].items()}
     try:
         reply = {"value": encode(value(*args, **kwargs), keep)}
     except BaseException as error:
         reply = {"raised": type(error).__name__, "message": _text(error)}
-    if "changes" in question:  # what the call left in its arguments
+    if "changes" in request:  # send the arguments as the call left them
         changed = [[encode(item, keep) for item in args], {name: encode(item, keep) for name, item in kwargs.items()}]
-        if changed != [question["args"], question["kwargs"]]:
+        if changed != [request["args"], request["kwargs"]]:
             reply["changed"] = changed
     return reply
 
@@ -138,7 +138,7 @@ def _found(value: Any, path: str, or_method: bool) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """A number of a class that is not Python's, such as numpy's, by its value; None for what is no number."""
+    """The value of a number of another library's class, such as numpy's; None for anything else."""
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):

@@ -1,6 +1,6 @@
-"""What a process takes from itself through Landlock, where there are no namespaces: writing outside of its directory, and reaching others.
+"""What a process gives up through Landlock, where there are no namespaces: writing outside of its directory, and access to other processes.
 
-Linux 5.13 or later gives the first, and hides the environment and memory of others; 6.12 forbids signals to them and their abstract sockets.
+Linux 5.13 gives the first, and hides the environment and memory of other processes; 6.12 also forbids signals to them and their abstract sockets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Own namespaces without a helper program: a private view of files, processes, network, users. Linux 5.12 or later.
+"""Namespaces without a helper program: files, processes, network and users of the program's own. Linux 5.12 or later.
 
-Files: what the view has (view.py), read-only, some devices, and an empty /tmp of limited size. There is no /proc, no shell, no network
-device that is up. The program's root is a directory below the namespace's root, and in such a place the kernel allows no further user
-namespace, hence no mounts of the program's own.
+Files: those of the view (view.py), read-only, some devices, and an empty /tmp of limited size. There is no /proc, no shell, no network
+device that is up. The program's root is a directory below the namespace's root (chroot), where the kernel allows no further user namespace,
+hence no mounts by the program.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 from . import system
 
 USER_INSIDE = 1000
-BASE = "/tmp"  # where the new root is put together; what the host has there is out of sight
+BASE = "/tmp"  # where the new root is built; the host's files there become invisible
 DEVICES = ("null", "zero", "full", "urandom", "random")
-OWNERS_INSIDE = 2000  # and following: users who own a directory on the way to what is shown
+OWNERS_INSIDE = 2000  # and following: users who own a directory on the way to a visible one
 FILES_AT_MOST = 1024
 
 
 def enter(outside_user: int, owners: list[int], groups: list[int]) -> None:
-    """New namespaces for this process and its children. `outside_user`: who the program is, seen from outside.
+    """New namespaces for this process and its children. outside_user: the program's user number outside.
 
-    owners, groups: whose directories root has to pass (view.View).
+    owners, groups: of directories that root has to enter (view.View).
     """
     ready, go = os.pipe()
     mine = os.getpid()
-    helper = os.fork()  # stays outside, where it has the right to say who is who inside
+    helper = os.fork()  # stays outside, where it may map the users
     if helper == 0:
         try:
             os.close(go)
@@ -46,7 +46,7 @@ def enter(outside_user: int, owners: list[int], groups: list[int]) -> None:
 
 
 def _map_users(process: int, outside_user: int, owners: tuple[list[int], list[int]]) -> bool:
-    """Root keeps its number, to mount, and the program gets another; anybody else can only be themselves."""
+    """Root keeps its number, in order to mount, and the program gets another; another user can map only itself."""
     users = (os.geteuid(), os.getegid())
     for name, user, more in zip(("uid_map", "gid_map"), users, owners, strict=True):
         path = f"/proc/{process}/{name}"
@@ -55,7 +55,7 @@ def _map_users(process: int, outside_user: int, owners: tuple[list[int], list[in
             others = "".join(f"{OWNERS_INSIDE + index} {owner} 1\n" for index, owner in enumerate(more))
             try:
                 _write(path, text + others)
-            except OSError:  # this root knows only some users itself, as in a container
+            except OSError:  # this root has only some users mapped itself, as in a container
                 _write(path, text)
         else:
             if name == "gid_map":
@@ -70,7 +70,7 @@ def _write(path: str, text: str) -> None:
 
 
 def build_root(config: dict[str, Any]) -> None:
-    """Mounts the program's view and goes there. For the first process of the new process namespace."""
+    """Mounts the program's view and enters it. For process 1 of the new process namespace."""
     system.mount("none", "/", None, system.MS_REC | system.MS_PRIVATE)
     system.mount("tmpfs", BASE, "tmpfs", system.MS_NOSUID | system.MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
     for name in ("old", "jail"):
@@ -102,7 +102,7 @@ def build_root(config: dict[str, Any]) -> None:
 
 
 def _make_stdin() -> None:
-    """A file for what stands on standard input: on the program's own file system, and there without a name."""
+    """A file for the content of standard input: on the program's own file system, and there without a name."""
     os.close(os.open("/jail/dev/stdin", os.O_CREAT | os.O_WRONLY, 0o644))
     content = os.open("/jail/tmp/stdin", os.O_CREAT | os.O_WRONLY)
     os.fchmod(content, 0o666)
@@ -112,7 +112,7 @@ def _make_stdin() -> None:
 
 
 def _show(path: str) -> None:
-    """A directory or file of the host, read-only. The path has no links in it, and none is shown that lies below another."""
+    """A directory or file of the host, read-only. The path has no links in it, and is not inside another that is shown."""
     source, target = "/old" + path, "/jail" + path
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.isdir(source):

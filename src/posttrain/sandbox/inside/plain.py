@@ -1,4 +1,4 @@
-"""Values as plain JSON: what crosses the wall, both ways. Nothing decoded here can run anything or compare itself.
+"""Values as plain JSON, as they cross the sandbox's border in both directions. Decoding runs no code and makes no objects that compare themselves.
 
 Lists, text, numbers, booleans and None stand for themselves; everything else is an object with one key, its kind: {"tuple": [...]},
 {"dict": [[key, value], ...]}, {"int": "0x..."} (beyond 64 bits), {"float": "nan"}. Subclasses lose their class.
@@ -21,11 +21,11 @@ SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset
 
 
 class NotPlain(TypeError):
-    """A value that is no plain data: an open file, a generator, an instance of a class of the program."""
+    """A value that is not plain data: an open file, a generator, an instance of a class of the program."""
 
 
 def encode(value: Any, other: Callable[[Any], Plain] | None = None) -> Plain:
-    """`other` says what to write for what is not plain; without it NotPlain is raised. RecursionError for what is nested too deeply."""
+    """other: what to write for a value that is not plain; without it NotPlain is raised. Raises RecursionError for deep nesting."""
     if value is None or value is True or value is False:
         return value
     for kind, write in WRITERS:
@@ -37,7 +37,7 @@ def encode(value: Any, other: Callable[[Any], Plain] | None = None) -> Plain:
 
 
 def _write_int(value: int, other: Any) -> Plain:
-    number = int.__add__(value, 0)  # the digits of a subclass, not what it says of itself
+    number = int.__add__(value, 0)  # the digits of a subclass, not what its methods return
     return number if -SMALL < number < SMALL else {"int": hex(number)}
 
 
@@ -70,7 +70,7 @@ WRITERS: tuple[tuple[type, Callable[[Any, Any], Plain]], ...] = (
 
 
 def decode(plain: Plain, other: Callable[[Any], Any] | None = None) -> Any:
-    """The value written. ValueError for what `encode` does not write. Hashes what it is given: for use where a flood of collisions does no harm."""
+    """The value. Raises ValueError for what `encode` does not write. Hashes its input: use it only where hash collisions do no harm."""
     if plain is None or isinstance(plain, (str, int, float)):
         return plain
     if isinstance(plain, list):

@@ -1,7 +1,7 @@
-"""The first thing that runs beyond the wall: confine, then host the program. What the program is comes over standard input.
+"""The entry point inside the sandbox: confine this process, then host the program, which arrives on standard input.
 
-A frame on standard input (ten digits, that many bytes of JSON) holds the program's text and what to do with it. The rest of standard input is
-the program's. Everything needed is imported before the walls close.
+A frame (ten digits, then that many bytes of JSON) holds the program's text and what to do with it. The rest of standard input is the
+program's. Everything needed is imported before files become invisible.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import time
 from typing import Any
 
 FRAME_DIGITS = 10
-LOOK_S = 1.0  # how often a process looks whether its parent is still there, where the system does not tell it
+LOOK_S = 1.0  # between looks at the parent, on systems that do not signal its end
 
 
 def main() -> None:
-    """argv: the directory this package lies in; the configuration as JSON, or "nursery" and the pid of who starts it: then each
-    child of the nursery is sent its own."""
+    """argv: the directory of this package; then the configuration as JSON, or "fork_server" and its parent's pid. A child of the fork
+    server is sent its configuration."""
     from . import host
 
-    if sys.argv[2] == "nursery":
+    if sys.argv[2] == "fork_server":
         from . import fork_server
 
         config = fork_server.next_child(int(sys.argv[3]))
     else:
         config = json.loads(sys.argv[2])
-    if config["do"] == "examine":
+    if config["do"] == "run_tests":
         from . import test_runner
 
-        action = test_runner.examine
+        action = test_runner.run_tests
     else:
         action = {"script": host.script, "serve": host.serve}[config["do"]]
     sys.path[:] = [entry for entry in sys.path if entry not in ("", sys.argv[1])]
@@ -47,17 +47,17 @@ def main() -> None:
     if config["posix"]:
         from . import supervisor
 
-        supervisor.confine_and_keep(config)  # returns in the confined process only
+        supervisor.confine_and_supervise(config)  # returns in the confined process only
     else:
         _end_with(config["parent"])
     message = _frame()
     for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-        del sys.modules[name]  # a program that imports a module of its own called `host` should not find this one
+        del sys.modules[name]  # a program with a module of its own called `host` must not get this one
     action(message)
 
 
 def _end_with(parent: int) -> None:
-    """Where no process supervises the program: this one ends when `parent` does. What the program itself may undo."""
+    """Without a supervisor: this process ends when `parent` does. The program can undo that."""
     if sys.platform.startswith("linux"):
         from . import system
 

@@ -1,10 +1,10 @@
-"""The process above the program's: it sets up the walls, starts the program in a child, waits, and reports on a pipe that the child closes.
+"""The parent process of the program: sets up the isolation, starts the program in a child, waits, and reports on a pipe that the child closes.
 
-In namespaces it is the first process of its own process namespace, and everything in there dies with it. Elsewhere it adopts what the
-program leaves behind and ends it. It holds nothing that a program might want: no tests, no answers.
+In namespaces it is process 1 of its process namespace, and everything in there dies with it. Elsewhere it adopts the processes that the
+program leaves behind and kills them. It knows no tests and no expected values.
 
-It outlives what the program does to it: signals are ignored (as the first process of its namespace it cannot be killed from within), and it
-needs nothing any more that could run out. It ends with its parent, however that ends, and takes the program along.
+The program cannot stop it: signals are ignored (process 1 cannot be killed from within its namespace), and while it waits it needs
+nothing that could run out. It ends with its parent, however that ends, and kills the program then.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from . import confine
 from .tree import end_descendants
 
 IS_LINUX = sys.platform.startswith("linux")
-if IS_LINUX:  # here, since beyond the wall these files are out of sight
+if IS_LINUX:  # here, since these files are not visible from within the sandbox
     from . import landlock, namespaces, syscalls, system
 
 LOOK_S = 1.0  # how often it looks whether its parent is still there
-PATIENCE_S = 60.0  # beyond the time limit, which the parent's process keeps; a busy machine may be late
+PATIENCE_S = 60.0  # beyond the time limit, which the parent process enforces; a busy machine may be late
 
 
-def confine_and_keep(config: dict[str, Any]) -> None:
-    """Returns in the confined child only. What goes wrong before the program starts is reported as {"failed": why}."""
+def confine_and_supervise(config: dict[str, Any]) -> None:
+    """Returns in the confined child only. Errors before the program starts are reported as {"failed": why}."""
     report = int(config["report"])
     os.closerange(3, report)
     os.closerange(report + 1, 4096)
@@ -42,7 +42,7 @@ def confine_and_keep(config: dict[str, Any]) -> None:
         _say(report, {"failed": str(error)})
         os._exit(1)
     if program != 0:
-        _keep(program, report, config)
+        _supervise(program, report, config)
     try:
         confine.default_signals()
         _confine_program(config, others)
@@ -54,20 +54,20 @@ def confine_and_keep(config: dict[str, Any]) -> None:
 
 
 def _enter(config: dict[str, Any], report: int) -> None:
-    if config["wall"] in ("own user", "rlimits") and os.getppid() != config["parent"]:
-        os._exit(1)  # whoever started this is gone already
+    if config["backend"] in ("own user", "rlimits") and os.getppid() != config["parent"]:
+        os._exit(1)  # the parent has ended already
     if not IS_LINUX:
         return
-    if config["wall"] in ("own user", "rlimits"):
+    if config["backend"] in ("own user", "rlimits"):
         system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
         system.prctl(system.PR_SET_DUMPABLE, 0)
         return
-    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever started this is gone: so are we, and all of the namespace
-    if config["wall"] == "bubblewrap":
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent's end ends this process and the namespace
+    if config["backend"] == "bubblewrap":
         system.prctl(system.PR_SET_DUMPABLE, 0)
         return
     namespaces.enter(config["user"], config["view"]["owners"], config["view"]["groups"])
-    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # again: the kernel forgets it when a process becomes another user
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)  # again: the kernel resets it when a process changes its user
     if os.getppid() != config["parent"]:
         os._exit(1)
     first = os.fork()
@@ -83,13 +83,13 @@ def _enter(config: dict[str, Any], report: int) -> None:
 
 
 def _others(config: dict[str, Any]) -> int:
-    """Processes that the kernel counts with the program's. In a user namespace it counts those inside only, since Linux 5.14."""
+    """Further processes that count towards the program's limit. Since Linux 5.14 a user namespace counts only those inside."""
     if config["user"] is not None and os.geteuid() == 0:
-        return 0  # the program gets a user number of its own
-    keepers = 2
-    if IS_LINUX and config["wall"] != "rlimits" and _kernel() >= (5, 14):
-        return keepers
-    return keepers + confine.processes_of(os.geteuid())
+        return 0  # the program gets its own user number
+    supervisors = 2
+    if IS_LINUX and config["backend"] != "rlimits" and _kernel() >= (5, 14):
+        return supervisors
+    return supervisors + confine.processes_of(os.geteuid())
 
 
 def _kernel() -> tuple[int, int]:
@@ -98,42 +98,42 @@ def _kernel() -> tuple[int, int]:
 
 
 def _confine_program(config: dict[str, Any], others: int) -> None:
-    if IS_LINUX:  # a signal to the process group reaches those outside of the process namespace too
+    if IS_LINUX:  # a signal to the process group also reaches processes outside of the namespace
         os.setsid()
     is_root = os.geteuid() == 0
     user = config["user"] if is_root else None
-    if user is not None and config["wall"] == "namespaces":
+    if user is not None and config["backend"] == "namespaces":
         user = namespaces.USER_INSIDE
     elif user is not None:
-        for descriptor in (0, 1, 2):  # so that it may open them anew, as /dev/stdin and its like
+        for descriptor in (0, 1, 2):  # so that it may reopen them as /dev/stdin, /dev/stdout and /dev/stderr
             os.fchown(descriptor, user, user)
-    confine.give_up_rights(user, has_capabilities=is_root or config["wall"] == "namespaces")
+    confine.give_up_rights(user, has_capabilities=is_root or config["backend"] == "namespaces")
     confine.set_limits(config["limits"], others)
     if IS_LINUX:
         system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
         if config["folder"] is not None:
             landlock.confine_to(config["folder"])
-        syscalls.refuse(programs=config["wall"] in ("namespaces", "bubblewrap"))
+        syscalls.refuse(programs=config["backend"] in ("namespaces", "bubblewrap"))
 
 
-def _keep(program: int, report: int, config: dict[str, Any]) -> NoReturn:
-    for descriptor in (0, 1, 2):  # the program's to close
+def _supervise(program: int, report: int, config: dict[str, Any]) -> NoReturn:
+    for descriptor in (0, 1, 2):  # only the program holds them then
         os.close(descriptor)
     ended = _until_it_ends(program, report, config)
-    if config["wall"] in ("own user", "rlimits"):
+    if config["backend"] in ("own user", "rlimits"):
         end_descendants(os.getpid())
     if ended is not None:
         status, usage = ended
         cpu_s = round(usage.ru_utime + usage.ru_stime, 3)
         _say(report, {"exit": os.waitstatus_to_exitcode(status), "cpu_s": cpu_s, "peak_kb": usage.ru_maxrss})
-    if not IS_LINUX:  # no way to find what the program left, but for those that stayed in its group, with this process
+    if not IS_LINUX:  # what the program left can only be found in its process group, which includes this process
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 
 def _until_it_ends(program: int, report: int, config: dict[str, Any]) -> tuple[int, Any] | None:
-    """How it ended, by wait4; None when nobody waits for it any more: the parent is gone, or nobody reads the report, or its time is long over."""
-    parent = config["parent"] if config["wall"] in ("own user", "rlimits") else os.getppid()
+    """(status, usage) by wait4; None if the parent has ended, the report has no reader, or the time limit is long over."""
+    parent = config["parent"] if config["backend"] in ("own user", "rlimits") else os.getppid()
     until = time.monotonic() + config["limits"]["wall_s"] + PATIENCE_S
     child_ended, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -141,7 +141,7 @@ def _until_it_ends(program: int, report: int, config: dict[str, Any]) -> tuple[i
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     poller = select.poll()
     poller.register(child_ended, select.POLLIN)
-    poller.register(report, 0)  # an error is what its reader leaves behind
+    poller.register(report, 0)  # an error: its reader has closed it
     while True:
         while (ended := os.wait4(-1, os.WNOHANG))[0] != 0:
             if ended[0] == program:
@@ -157,5 +157,5 @@ def _until_it_ends(program: int, report: int, config: dict[str, Any]) -> tuple[i
 def _say(report: int, message: dict[str, Any]) -> None:
     try:
         os.write(report, json.dumps(message).encode() + b"\n")
-    except BrokenPipeError:  # nobody listens any more: the run was given up
+    except BrokenPipeError:  # the parent has closed the pipe
         os._exit(1)

@@ -1,8 +1,8 @@
-"""System calls that a program has no use for, refused by a seccomp filter. Linux on x86-64 and arm64.
+"""System calls that a program does not need, refused by a seccomp filter. Linux on x86-64 and arm64.
 
-What is listed opens a network, reaches a socket, queue or segment of the host, allocates memory that no limit counts (System V, memfd), looks
-into other processes, or is a door into the kernel that has been broken before. Each gives "operation not permitted". The isolation does not
-rest on this; it closes what is left open.
+Those listed open a network, reach a socket, queue or segment of the host, allocate memory that no limit counts (System V, memfd), look into
+other processes, or have often been the way into the kernel. Each fails with "operation not permitted". The isolation does not rest on the
+filter; it is a second defence.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
 }
-EXEC: dict[str, tuple[int, int]] = {"execve": (59, 221), "execveat": (322, 281)}  # refused where no program is to be seen
+EXEC: dict[str, tuple[int, int]] = {"execve": (59, 221), "execveat": (322, 281)}  # refused where no executable is visible
 PRLIMIT = (302, 261)  # refused for other processes: that of a supervisor with the same user number could be starved
 SOCKETPAIR = (53, 199)  # refused but for streams and packets: a datagram socket sends to any address without connecting
 STREAM, PACKETS, KIND_OF_SOCKET = 1, 5, 0xF
 CLONE = (56, 220)  # refused with the flag for a new user namespace
-CLONE3 = 435  # its flags lie in memory, out of sight; "no such call" makes the C library use clone
+CLONE3 = 435  # its flags lie in memory, which a filter cannot read; "no such call" makes the C library use clone
 X32 = 0x40000000  # calls of x86-64's second interface
 
 LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF
@@ -107,7 +107,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 
 
 def refuse(*, programs: bool) -> None:
-    """For this process and all it starts, for good. `programs`: no other program may be executed either.
+    """For this process and all it starts, irrevocably. programs: no other program may be executed either.
 
     Needs no-new-privileges. Raises OSError on other architectures.
     """

@@ -1,4 +1,4 @@
-"""System calls that Python has no names for, through ctypes. Linux only; each raises OSError with what was tried."""
+"""System calls that Python does not offer, through ctypes. Linux only; each raises OSError that names the call."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def unmount(target: str) -> None:
 
 
 def drop_capabilities() -> None:
-    """Every capability, for good."""
+    """Every capability, irrevocably."""
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     call("capset", libc.capset, header, bytes(24))
 
 
 def drop_bounding_set() -> None:
-    """No program started later can have capabilities. Needs CAP_SETPCAP; until the kernel knows no further one."""
+    """No program executed later can have capabilities. Needs CAP_SETPCAP. The kernel refuses the first number that it does not know."""
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)

@@ -1,8 +1,7 @@
-"""Runs assert-style tests in a process of its own. The program is elsewhere: a name that the tests do not define asks it, by value.
+"""Runs assert-style tests in a process of its own. Names that the tests do not define are requested from the program, by value.
 
-So asserts, comparisons and exceptions are evaluated where the program has no hand: what it answers arrives as plain data, or as a `Remote`
-that can be called, asked for attributes and items, and changed, and that equals nothing. What a call changes in its arguments is changed here
-too.
+So asserts, comparisons and exceptions are evaluated outside of the program's process. A reply is plain data, or a `Remote`, which can be
+called, changed and asked for attributes and items, and equals nothing. What a call changes in its arguments is changed here too.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .changes import become
 from .host import channel
 from .plain import NotPlain, decode, encode
 
-# What a program may raise in the tests. Not StopIteration or SystemExit: those end the loops and the process of whoever called.
+# What a program may raise in the tests. Not StopIteration or SystemExit, which would end a loop or the process of the tests.
 RAISABLE: dict[str, type[Exception]] = {
     each.__name__: each
     for each in (
@@ -51,35 +50,35 @@ class ProgramError(Exception):
 
 
 class Ended(BaseException):
-    """The program is gone. No `except Exception` of a test stops this."""
+    """The program has ended. A test's `except Exception` does not catch this."""
 
 
 class Unsupported(BaseException):
-    """The tests hand the program something that cannot be sent: the tests' fault, not the program's."""
+    """The tests pass the program something that cannot be sent: their fault, not the program's."""
 
 
 class Wire:
-    """Questions to the program, and what came of them."""
+    """Requests to the program, and what came of them."""
 
     def __init__(self) -> None:
-        self.answers, self.say = channel()
+        self.replies, self.say = channel()
         self.asked = 0
         self.is_gone = False
         self.unsupported: str | None = None
-        self.objects: dict[int, Remote] = {}  # one for each of the program's, so that `is` means what it says
+        self.objects: dict[int, Remote] = {}  # one for each object of the program's, so that `is` works
 
-    def ask(self, question: dict[str, Any], given: tuple[list[Any], dict[str, Any]] | None = None) -> Any:
-        """`given`: the arguments of a call, in which what the call changed is changed."""
+    def ask(self, request: dict[str, Any], given: tuple[list[Any], dict[str, Any]] | None = None) -> Any:
+        """given: the arguments of a call, which are changed as the call changed them."""
         self.asked += 1
-        self.say({"ask": question})
-        reply = json.loads(self.answers.readline() or '{"gone": true}')
+        self.say({"ask": request})
+        reply = json.loads(self.replies.readline() or '{"gone": true}')
         if "changed" in reply and given is not None:
             args, kwargs = reply["changed"]
             become(given[0], [decode(value, self.remote) for value in args])
             become(given[1], {name: decode(value, self.remote) for name, value in kwargs.items()})
         if "value" in reply:
             return decode(reply["value"], self.remote)
-        if "is_over" in reply and question.get("do") == "next":
+        if "is_over" in reply and request.get("do") == "next":
             raise StopIteration
         if "raised" in reply:
             name, message = str(reply["raised"]), str(reply.get("message", ""))
@@ -99,7 +98,7 @@ class Wire:
 
 
 class Remote:
-    """Something of the program's that is not plain data. It has no truth and no equality here, and no arithmetic: a lie would be a verdict."""
+    """An object of the program's that is not plain data. It has no truth value, equality or arithmetic here: a false one would decide a test."""
 
     __slots__ = ("_number", "_wire")
 
@@ -110,15 +109,15 @@ class Remote:
     def _found(self) -> Remote:
         return self
 
-    def _do(self, deed: str, *args: Any) -> Any:
-        """A function of Python's (host.DEEDS), applied to it where it is."""
+    def _do(self, operation: str, *args: Any) -> Any:
+        """One of host.OPERATIONS, applied in the program's process."""
         found = self._found()
-        return self._wire.ask({"of": found._number, "do": deed, "args": [self._wire.plain(value) for value in args]})
+        return self._wire.ask({"of": found._number, "do": operation, "args": [self._wire.plain(value) for value in args]})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plain, given = self._wire.plain, list(args)
-        question = {"of": self._found()._number, "args": [plain(value) for value in args], "kwargs": {name: plain(kwargs[name]) for name in kwargs}}
-        return self._wire.ask({**question, "changes": True}, (given, kwargs))
+        request = {"of": self._found()._number, "args": [plain(value) for value in args], "kwargs": {name: plain(kwargs[name]) for name in kwargs}}
+        return self._wire.ask({**request, "changes": True}, (given, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -178,15 +177,15 @@ class Named(Remote):
 
 
 def _number_of(value: Any) -> Any:
-    if isinstance(value, Named):  # may name anything, also plain data
+    if isinstance(value, Named):  # it may name plain data too
         return encode(value._found(), _number_of)
     if isinstance(value, Remote):
         return {"object": value._number}
     raise NotPlain(f"an object of the class {type(value).__name__}")
 
 
-def examine(message: dict[str, Any]) -> None:
-    """Says {"result": ...} for each test, in order; {"failed": why} for all that are left; {"broken": why} when they cannot be judged by."""
+def run_tests(message: dict[str, Any]) -> None:
+    """Sends {"result": ...} for each test, in order; {"failed": why} for all that are left; {"broken": why} if the tests are unusable."""
     wire = Wire()
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
@@ -225,7 +224,7 @@ def _run(tree: ast.Module, module: types.ModuleType, wire: Wire, is_setup: bool)
 
 
 def _undefined(trees: list[ast.Module]) -> set[str]:
-    """Names that the tests use and nowhere define."""
+    """Names that the tests use and do not define."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     defined = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
@@ -239,7 +238,7 @@ def _undefined(trees: list[ast.Module]) -> set[str]:
 
 
 def _modules(trees: list[ast.Module]) -> set[str]:
-    """Names of the standard library's modules that are used as modules only (`math.isclose`): imported here, not asked for."""
+    """Modules of the standard library that are used as modules only (`math.isclose`): imported here, not requested."""
     parents: dict[str, list[bool]] = {}
     attributes = {id(node.value) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for tree in trees:

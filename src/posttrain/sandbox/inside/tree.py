@@ -1,4 +1,4 @@
-"""Processes and what descends from them, read from /proc. Used on both sides of the wall."""
+"""Processes and their descendants, read from /proc. Used inside and outside of the sandbox."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import signal
 import time
 
-PATIENCE_S = 5.0  # for killed processes to be gone: giving back much memory takes a busy machine a while
+PATIENCE_S = 5.0  # for killed processes to end: a busy machine takes a while to free much memory
 
-LOOKS = 5  # in a row that find nobody
+LOOKS = 5  # in a row that find no process
 
 
 def end_descendants(of: int) -> None:
-    """Kills every process below `of`, which adopts those whose parents die first. Stopped before killed, so that none can fork away.
+    """Kills every descendant of `of`, which adopts those whose parents die first. They are stopped first, so that none can fork meanwhile.
 
-    One look that finds nobody proves nothing: a process may fork and end while it is being listed. A process that asks for itself knows from the
+    One look that finds none proves nothing: a process may fork and end while /proc is read. With its own pid, a process learns from the
     kernel when it has no child left.
     """
     until = time.monotonic() + PATIENCE_S
-    looks_in_vain = 0
-    while time.monotonic() < until and looks_in_vain < LOOKS:
+    empty_looks = 0
+    while time.monotonic() < until and empty_looks < LOOKS:
         found = descendants(of)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in found:
@@ -34,12 +34,12 @@ def end_descendants(of: int) -> None:
             except ChildProcessError:
                 return
         else:
-            looks_in_vain = 0 if found else looks_in_vain + 1
+            empty_looks = 0 if found else empty_looks + 1
         time.sleep(0.001)
 
 
 def descendants(of: int) -> list[int]:
-    """Pids below `of`, zombies left out. Empty where there is no /proc."""
+    """Pids of the descendants of `of`, without zombies. Empty without /proc."""
     if not os.path.isdir("/proc/self"):
         return []
     children: dict[int, list[int]] = {}
