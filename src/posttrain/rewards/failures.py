@@ -38,7 +38,7 @@ class FailurePolicy:
     on_error: str | None = None  # "stop": RewardError; "drop": the completion leaves its group unscored
     retries: int | None = None  # further attempts before that
     workers: int | None = None  # processes that the reward runs in, at most
-    memory_mb: int | None = None  # what each of them may allocate beyond what the imported reward holds, in MiB; Linux only
+    memory_mb: int | None = None  # what each of them may allocate beyond the imported reward, in MiB; Linux only
 
     def __post_init__(self) -> None:
         if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):

@@ -1,7 +1,7 @@
-"""A language model as judge, behind any URL that speaks OpenAI's chat completions. Asynchronous, so that many verdicts are waited for at once.
+"""A language model as judge, at any URL with OpenAI's chat completions. Asynchronous, so that many verdicts are awaited at once.
 
-What is judged is data: one line of JSON between marks of random digits, in which no tag and no mark can be spelled. The verdict must be the whole
-reply, and must carry a token that only the judge was told. So no text can give itself a score; it can still try to persuade a gullible judge.
+The judged text is data: one line of JSON between marks of random digits, in which no tag and no mark can be spelled. The verdict must be the
+whole reply, with a token that only the judge was told. So no text can give itself a score, though it can still persuade a gullible judge.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import time
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,47 +34,45 @@ class Busy(RuntimeError):
     """The server did not answer, or asked for patience."""
 
 
+@dataclass(eq=False)
 class Judge:
-    """An async reward. Raises RewardError for a reply that is no verdict, UserError where the server refuses the request itself."""
+    """An async reward. Raises RewardError for a reply that is no verdict, UserError if the server refuses the request itself.
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        criteria: str,
-        *,
-        low: float = 0.0,
-        high: float = 10.0,
-        name: str = "judge",
-        seconds: float = 60.0,
-        attempts: int = 5,
-        first_wait: float = 1.0,
-        concurrent: int = 8,
-        characters: int = 20_000,
-        max_tokens: int = 1024,
-        api_key_env: str = "POSTTRAIN_JUDGE_KEY",
-        price: tuple[float, float] | None = None,
-        structured: bool = True,
-    ) -> None:
-        """url: up to and with /v1. seconds: of one request; attempts: while the server is busy, after first_wait seconds, then twice as many.
+    The key is read from the environment and sent to this URL alone.
+    """
 
-        characters: of a longer text the middle is left out. price: of a million tokens (read, written), for the logged cost. structured: ask the
-        server to enforce the verdict's schema. The key is read from the environment and sent to this URL alone.
-        """
-        parts = urlsplit(url)
+    url: str  # up to and with /v1
+    model: str
+    criteria: str
+    _: KW_ONLY
+    low: float = 0.0
+    high: float = 10.0
+    name: str = "judge"
+    seconds: float = 60.0  # of one request
+    attempts: int = 5  # while the server is busy
+    first_wait: float = 1.0  # seconds after the first attempt; then twice as many each time
+    concurrent: int = 8  # requests at once
+    characters: int = 20_000  # of a longer text the middle is left out
+    max_tokens: int = 1024
+    api_key_env: str = "POSTTRAIN_JUDGE_KEY"
+    price: tuple[float, float] | None = None  # of a million tokens (read, written), for the logged cost
+    structured: bool = True  # ask the server to enforce the verdict's schema
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise UserError(f"{name}: {url!r} is not the URL of a judge, such as http://127.0.0.1:8000/v1; a key belongs into ${api_key_env}")
-        if not high > low:
-            raise UserError(f"{name}: low={low} and high={high} are no range of scores")
-        self._key = os.environ.get(api_key_env)
+            raise UserError(
+                f"{self.name}: {self.url!r} is not the URL of a judge, such as http://127.0.0.1:8000/v1; a key belongs into ${self.api_key_env}"
+            )
+        if not self.high > self.low:
+            raise UserError(f"{self.name}: low={self.low} and high={self.high} are no range of scores")
+        self._key = os.environ.get(self.api_key_env)
         if self._key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise UserError(f"{name}: the key in ${api_key_env} would cross the network unencrypted to {parts.hostname}; use https")
-        self.url, self.model, self.criteria, self.low, self.high, self.name = url.rstrip("/"), model, criteria, low, high, name
-        self.seconds, self.attempts, self.first_wait, self.concurrent = seconds, attempts, first_wait, concurrent
-        self.characters, self.max_tokens, self.price, self.structured = characters, max_tokens, price, structured
+            raise UserError(f"{self.name}: the key in ${self.api_key_env} would cross the network unencrypted to {parts.hostname}; use https")
+        self.url = self.url.rstrip("/")
         self._loop: asyncio.AbstractEventLoop | None = None  # that client and places belong to
         self._client: Any = None
-        self._places = asyncio.Semaphore(concurrent)
+        self._places = asyncio.Semaphore(self.concurrent)
 
     async def __call__(self, completion: str, prompt: Prompt, log_metric: Any, answer: Any = None) -> float:
         """A column `answer` is shown to the judge as the reference."""
@@ -179,20 +178,9 @@ def judge(
     price: tuple[float, float] | None = None,
     structured: bool = True,
 ) -> RewardFunction:
-    """A model's grade of the completion, by `criteria`, from `low` to `high`. A completion that gets no verdict is dropped, unless on_error says otherwise."""
-    asked = Judge(
-        url,
-        model,
-        criteria,
-        low=low,
-        high=high,
-        name=name,
-        seconds=seconds,
-        attempts=attempts,
-        concurrent=concurrent,
-        price=price,
-        structured=structured,
-    )
+    """A model's grade of the completion, by `criteria`, from `low` to `high`. A completion without a verdict is dropped, unless on_error says otherwise."""
+    limits: dict[str, Any] = {"seconds": seconds, "attempts": attempts, "concurrent": concurrent}
+    asked = Judge(url, model, criteria, low=low, high=high, name=name, price=price, structured=structured, **limits)
     return RewardFunction(asked, name, range=(float(low), float(high)), policy=FailurePolicy(on_error="drop"))
 
 

@@ -78,7 +78,7 @@ def test_anywhere_reads_the_last_number():
     assert numeric_answer(anywhere=True)("4, no, 5", "4") is False
 
 
-def test_tolerance_is_absolute_and_relative_is_a_share_of_the_gold_number():
+def test_tolerance_is_absolute_and_relative_is_a_fraction_of_the_gold_number():
     assert numeric_answer(tolerance=0.5)("4.5", "4") is True
     assert numeric_answer(tolerance=0.5)("4.51", "4") is False
     assert numeric_answer(relative=0.1)("110", "100") is True

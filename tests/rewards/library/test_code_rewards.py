@@ -134,8 +134,11 @@ def test_the_preset_gives_a_tenth_for_a_program_and_one_for_a_right_one():
 
 
 @LEVEL
-def test_the_share_of_tests_is_a_fraction():
-    rubric = Rubric(passes_tests(scoring="share"))
+@pytest.mark.parametrize("scoring", ["fraction", "share"])
+@pytest.mark.filterwarnings("ignore:.*is called fraction now:FutureWarning")
+def test_the_fraction_of_tests_passed(scoring):
+    rubric = Rubric(passes_tests(scoring=scoring))
+    assert rubric.names == ["fraction_of_tests"]
     group, _ = scored(rubric, [RIGHT, WRONG, "42"], tests=[f"assert square({n}) == {n * n}" for n in (1, 2, 3, 4)])
     assert [rollout.reward for rollout in group.rollouts] == [1.0, 0.25, 0.0]
 

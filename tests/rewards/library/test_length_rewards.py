@@ -51,7 +51,7 @@ def test_cosine_length_takes_another_verdict():
     ("token_ids", "score"),
     [([], 0.0), ([1, 2], 0.0), ([1, 2, 3], 0.0), ([1] * 6, -0.75), ([1] * 100, -97 / 98), ([1, 2, 3, 1, 2, 3], -0.25), (list(range(50)), 0.0)],
 )
-def test_repetition_is_the_share_of_trigrams_said_before(token_ids, score):
+def test_repetition_is_the_fraction_of_trigrams_said_before(token_ids, score):
     assert repetition()(completion="x", completion_ids=token_ids) == pytest.approx(score)
 
 
@@ -84,7 +84,7 @@ def test_repetition_agrees_with_a_plain_count():
         ("ru", "два and два", 2 / 3),
     ],
 )
-def test_language_is_the_share_of_words_in_its_script(code, text, score):
+def test_language_is_the_fraction_of_words_in_its_script(code, text, score):
     assert language(code)(text) == pytest.approx(score)
 
 

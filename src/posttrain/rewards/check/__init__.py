@@ -1,4 +1,4 @@
-"""A unit test for rewards: gold answers must earn the most, and text that deserves nothing must earn nothing. No model and no training needed."""
+"""A unit test for rewards: gold answers must earn the most, and text without the answer nothing. Needs no model and no training."""
 
 from posttrain.rewards.check.bench import Bench
 from posttrain.rewards.check.checks import CHECKS, CheckFinding, CheckReport, check_reward

@@ -1,4 +1,4 @@
-"""Puts texts before a rubric and notes what it says: which form the gold answers take, what they earn, and what a wrong answer earns.
+"""Scores texts with a rubric: the form in which gold answers earn most, what they earn, and what a wrong answer earns.
 
 Every text is scored as its row's only completion. A reward that breaks is noted, also where its policy is to drop what it breaks over, and the text
 counts as not scored. `answer` is the gold column.
@@ -24,8 +24,8 @@ from posttrain.types import Group, Rollout, StopReason, Task
 
 Probe = tuple[int, str]  # (row, completion)
 _PIECE = re.compile(r"\s*\w{1,6}|\s*[^\w\s]|\s+")  # stands for a token: about as long as one
-FULL = 0.02  # share of the range by which gold answers may miss the top: a length schedule gives its last percent to the empty text
-SLACK = 0.01  # share of the way from wrong to right that is overlooked
+FULL = 0.02  # fraction of the range by which gold answers may miss the top: a length schedule gives its last percent to the empty text
+SLACK = 0.01  # fraction of the difference between wrong and right that is tolerated
 SHORT = 40  # characters of a gold answer that is right or wrong as a whole
 
 
@@ -68,7 +68,7 @@ class Bench:
 
     @property
     def is_short(self) -> bool:
-        """Whether gold answers are short enough to be right or wrong as a whole; of longer ones a part may deserve a part of the reward."""
+        """Whether gold answers are short enough to be right or wrong as a whole; of longer ones a part may earn a part of the reward."""
         return all(len(gold) <= SHORT and "\n" not in gold for gold in self.golds)
 
     @property
@@ -79,13 +79,13 @@ class Bench:
     def limit(self, row: int, *, strict: bool = False) -> float:
         """What text without the answer may earn: as much as a wrong answer, plus 1 % of what separates right from wrong.
 
-        Where a part of the reward can be deserved (long answers, numbers that are near) it must be less than a right answer, unless `strict`.
+        Where a part of the reward can be earned (long answers, numbers that are near) it must be less than a right answer, unless `strict`.
         """
         right, low = self.gold[row], self.wrong[row]
         if right is None or low is None:
             return float("inf")
-        deserves_a_part = (self.is_graded and not strict) or not self.is_short
-        return right - SLACK * (right - low) if deserves_a_part else low + SLACK * (right - low)
+        earns_a_part = (self.is_graded and not strict) or not self.is_short
+        return right - SLACK * (right - low) if earns_a_part else low + SLACK * (right - low)
 
     def write(self, row: int, answer: str, reasoning: str = REASONING) -> str:
         return self.form.replace("{reasoning}", reasoning).replace("{answer}", answer)

@@ -1,7 +1,7 @@
-"""The checks, one function each: what is asked of a reward, and what it says when the answer is no.
+"""The checks, one function each, with what they report when a reward fails them.
 
-Gold answers must earn the most. Everything else is measured against a plainly wrong answer in the right form: text that does not contain the
-right answer, or hides it among others, may earn no more than that (up to 1 % of what separates right from wrong).
+Gold answers must earn the most. Everything else is compared with a plainly wrong answer in the right form: text without the right answer, or
+with many answers, may earn no more than that (plus 1 % of the difference between right and wrong).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from posttrain.rewards.check import texts
 from posttrain.rewards.check.bench import FULL, SLACK, Bench, Probe, as_number
 from posttrain.rewards.rubric import Rubric
 
-OK, FAIL, NOTE = "ok", "FAIL", "note"  # a note is worth knowing and no fault by itself
-COINCIDENCE = 0.2  # share of rows where a prompt may happen to contain its answer
+OK, FAIL, NOTE = "ok", "FAIL", "note"  # a note is worth knowing, but not a fault
+COINCIDENCE = 0.2  # fraction of rows where a prompt may happen to contain its answer
 SLOW = 2.0  # seconds for one text, at the better of two tries
 
 
@@ -45,8 +45,8 @@ class CheckReport:
 
 
 def check_reward(rubric: Rubric, rows: Sequence[dict[str, Any]] | None = None, *, form: str | None = None, patience: float = 10.0) -> CheckReport:
-    """Asks everything. `rows`: dicts with `prompt`, `answer` and what the rewards read, default: rows of our own. `form`: how a good completion is
-    written, with {answer} and {reasoning}; default: the one of `texts.FORMS` in which gold answers earn most. Raises UserError."""
+    """Runs all checks. rows: dicts with `prompt`, `answer` and the columns that the rewards read; default: texts.SAMPLES. form: of a good
+    completion, with {answer} and {reasoning}; default: the one of texts.FORMS in which gold answers earn most. Raises UserError."""
     bench = Bench(rubric, rows, form=form, patience=patience)
     findings = [CheckFinding(name, *check(bench)) for name, check in CHECKS.items()]
     return CheckReport(findings, bench.form, len(bench))
@@ -126,7 +126,7 @@ def constant(bench: Bench) -> Verdict:
 def echo(bench: Bench) -> Verdict:
     """The prompt itself is no answer."""
     probes = [*bench.each(bench.prompt), *bench.each(lambda row: bench.write(row, bench.prompt(row)))]
-    return _more_than_wrong(bench, probes, share=COINCIDENCE)
+    return _more_than_wrong(bench, probes, tolerated=COINCIDENCE)
 
 
 def every_answer(bench: Bench) -> Verdict:
@@ -285,15 +285,15 @@ CHECKS: dict[str, Callable[[Bench], Verdict]] = {
 }
 
 
-def _more_than_wrong(bench: Bench, probes: list[Probe], *, share: float = 0.0, strict: bool = False) -> Verdict:
-    """FAIL where probes earn more than they may in more than `share` of the rows."""
+def _more_than_wrong(bench: Bench, probes: list[Probe], *, tolerated: float = 0.0, strict: bool = False) -> Verdict:
+    """FAIL where probes earn more than they may in more than the fraction `tolerated` of the rows."""
     scores = bench.score(probes)
     if not bench.reads_the_answer:
         return NOTE, "not asked: it does not read the answer"
     caught = [
         (row, text, score) for (row, text), score in zip(probes, scores, strict=True) if score is not None and score > bench.limit(row, strict=strict)
     ]
-    if len({row for row, _, _ in caught}) <= share * len(bench):
+    if len({row for row, _, _ in caught}) <= tolerated * len(bench):
         return OK, ""
     row, text, score = max(caught, key=lambda found: found[2])
     return FAIL, f"{_short(text)} earns {score:g} where the answer is {_short(bench.golds[row])}; a wrong answer earns {bench.wrong[row]:g}"

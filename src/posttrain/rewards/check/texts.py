@@ -1,4 +1,4 @@
-"""What is put before a reward: rows to ask about, forms that an answer is written in, and texts that deserve nothing.
+"""What a reward is tested with: sample rows, forms of a completion, and texts that should earn nothing.
 
 A form is text with {answer} and, where completions reason, {reasoning}. Rows are chosen so that no prompt contains its answer.
 """

@@ -80,11 +80,11 @@ def _limit_memory(more: int) -> None:
     """A MemoryError for what goes beyond `more` bytes. Only private memory counts: not what libraries reserve or map from files."""
     import resource
 
-    held = next(
+    used = next(
         int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmData")
     )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = held + more if hard == resource.RLIM_INFINITY else min(held + more, hard)
+    limit = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 

@@ -9,17 +9,17 @@ import asyncio
 import functools
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from posttrain.errors import RewardError, UserError, did_you_mean
 from posttrain.rewards.library.code_tests import read_tests
 from posttrain.rewards.reward import RewardFunction, reward, verifier
-from posttrain.sandbox import Job, Limits, Pool, Result, Sandbox, Verdict
+from posttrain.sandbox import Job, Limits, Pool, Sandbox
 
 LANGUAGES = ("", "python", "py", "python3")
 _MARKS = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
-NO_PROGRAM = Verdict((Result(False, "no program in the completion"),))
 
 
 class Fence(NamedTuple):
@@ -32,7 +32,7 @@ class Fence(NamedTuple):
 
 
 def program_in(completion: str, fence: bool = True) -> str | None:
-    """The program of a completion, or None. A block that is cut off counts to its end. `fence=False`: without any block the whole text is it."""
+    """The program of a completion, or None. A truncated block counts to its end. fence=False: without any block the whole text is the program."""
     found: str | None = None
     opened: Fence | None = None
     fences = list(_fences(completion))
@@ -50,7 +50,7 @@ def program_in(completion: str, fence: bool = True) -> str | None:
 
 
 def _fences(text: str) -> Iterator[Fence]:
-    """The rest of a line is read without a pattern, which would try each way of dividing it."""
+    """The rest of a line is read without a pattern, which would backtrack."""
     for marks in _MARKS.finditer(text):
         end = text.find("\n", marks.end())
         rest = text[marks.end() : end if end >= 0 else len(text)]
@@ -60,11 +60,11 @@ def _fences(text: str) -> Iterator[Fence]:
 
 
 def program_given(fence: bool = True) -> RewardFunction:
-    """1 if the completion holds a program, else 0. It is not run."""
+    """1 if the completion has a program, else 0. It is not run."""
     return reward(name="program_given", range=(0.0, 1.0))(lambda completion: 0.0 if program_in(completion, fence) is None else 1.0)
 
 
-SCORINGS = ("all", "share")
+SCORINGS = ("all", "fraction")
 
 
 def passes_tests(
@@ -79,10 +79,13 @@ def passes_tests(
 ) -> RewardFunction:
     """1 if the program passes every test of the column `tests`, else 0. None for a row without tests, or with tests that cannot judge.
 
-    scoring: "all", a verifier, or the "share" of tests passed. level: the isolation without which nothing is run (UserError). limits: as
+    scoring: "all", a verifier, or the "fraction" of tests passed. level: the least isolation, without which nothing is run (UserError). limits: as
     sandbox.Limits. packages: programs may import what is installed here. tolerance: of floats. programs_at_once: None: one for each core.
     The columns `entry_point` and `setup` are used when a row has them.
     """
+    if scoring == "share":
+        warnings.warn("code: scoring: share is called fraction now", FutureWarning, stacklevel=2)
+        scoring = "fraction"
     if scoring not in SCORINGS:
         raise UserError(f"scoring={scoring!r}: use one of {', '.join(SCORINGS)}.{did_you_mean(scoring, SCORINGS)}")
     if programs_at_once is not None and (type(programs_at_once) is not int or programs_at_once < 1):
@@ -90,32 +93,26 @@ def passes_tests(
     pool = _pool(level, packages, programs_at_once)
     bounds = Limits.from_config(limits or {})
 
-    async def judge(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> Verdict | None:
-        """None where nobody can tell. Raises RewardError when the sandbox failed."""
+    async def score(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> bool | float | None:
+        """None where the tests cannot tell. Raises RewardError when the sandbox failed."""
         found = read_tests(tests, entry_point)
         if not found:
             return None
         program = program_in(completion, fence)
         if program is None:
-            return NO_PROGRAM
+            return False
         verdict = await asyncio.wrap_future(pool.submit(Job(program, found, setup or "", bounds, tolerance, stop_at_failure=scoring == "all")))
         log_metric("code/unusable_tests", float(verdict.is_unusable))
         if verdict.error is not None and not verdict.is_unusable:
             raise RewardError(f"a program could not be judged: {verdict.error}")
-        return None if verdict.is_unusable else verdict
-
-    async def passes(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> bool | None:
-        verdict = await judge(completion, tests, log_metric, entry_point, setup)
-        return None if verdict is None else verdict.passed
-
-    async def share(completion: str, tests: Any, log_metric: Any, entry_point: Any = None, setup: Any = None) -> float | None:
-        verdict = await judge(completion, tests, log_metric, entry_point, setup)
-        return None if verdict is None else verdict.fraction
+        if verdict.is_unusable:
+            return None
+        return verdict.passed if scoring == "all" else verdict.fraction
 
     # Without a time limit: every program has its own, and may have to wait for its turn.
     if scoring == "all":
-        return verifier(name="passes_tests", timeout=math.inf)(passes)
-    return reward(name="share_of_tests", range=(0.0, 1.0), decides=True, timeout=math.inf)(share)
+        return verifier(name="passes_tests", timeout=math.inf)(score)
+    return reward(name="fraction_of_tests", range=(0.0, 1.0), decides=True, timeout=math.inf)(score)
 
 
 def code(
@@ -139,5 +136,5 @@ def code(
 
 @functools.cache
 def _pool(level: str, packages: bool, programs_at_once: int | None) -> Pool:
-    """One for all rewards that want the same, so that the number of programs at once is what it says."""
+    """One for all rewards with these settings, so that programs_at_once counts all of their programs."""
     return Pool(Sandbox(level, packages=packages), programs_at_once)

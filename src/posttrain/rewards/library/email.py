@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.rewards.library.patterns import contains_word, listed, share_present
+from posttrain.rewards.library.patterns import contains_word, fraction_present, listed
 from posttrain.rewards.reward import RewardFunction, reward
 
 SIGNATURE_LINES = 8  # of the end of a mail, where its signature is looked for
@@ -21,13 +21,13 @@ _STREET = re.compile(r"\b[0-9]{1,5}[a-z]?,? +[^\W\d_]{3,}|[^\W\d_]{3,}\.? +[0-9]
 
 
 def keywords_present(each: bool = False) -> RewardFunction:
-    """The share of the row's keywords that occur as whole words, so all of them are +1. With `each`: +1 for each (no upper end)."""
+    """The fraction of the row's keywords that occur as whole words, so all of them are +1. each: +1 for each instead (no upper end)."""
 
     def score(completion: str, keywords: Any) -> float | None:
         wanted = listed(keywords)
         if not wanted:
             return None
-        return share_present(completion, wanted) * (len(wanted) if each else 1)
+        return fraction_present(completion, wanted) * (len(wanted) if each else 1)
 
     return reward(name="keywords_present", range=(0.0, float("inf") if each else 1.0))(score)
 

@@ -1,4 +1,4 @@
-"""What an environment paid for a whole episode: `rollout.info["reward"]`. Nobody scored where it said nothing."""
+"""The reward that an environment gave for a whole episode: `rollout.info["reward"]`. Without it an episode is not scored."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from posttrain.types import Group
 
 @reward
 def environment(group: Group) -> list[float | None]:
-    """The sum of what `step` paid, or whatever else the environment reports as its reward."""
+    """The sum of the rewards of `step`, or what else the environment reports as its reward."""
     return [rollout.info.get("reward") for rollout in group.rollouts]

@@ -31,7 +31,7 @@ _SYMBOLS = frozenset({"GREEK"})  # alpha, pi: a lone Greek letter is mathematics
 
 
 def language(code: str = "en") -> RewardFunction:
-    """The share of words that are written in the language's script. A text without words earns 1: it is in no other language."""
+    """The fraction of words that are written in the language's script. A text without words earns 1."""
     if code not in SCRIPTS:
         raise UserError(f"language: there is no script for '{code}'; known are {', '.join(SCRIPTS)}.{did_you_mean(code, SCRIPTS)}")
     scripts = SCRIPTS[code]

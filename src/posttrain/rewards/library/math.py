@@ -1,6 +1,6 @@
 """Whether a mathematical answer equals the gold one, by the math-verify library: fractions, roots, sets, intervals, LaTeX or plain.
 
-Parsing and comparing run SymPy on what a model wrote, which may take for ever or crash: in a rubric always in a process that can be killed. An
+Parsing and comparing run SymPy on a model's text, which may take for ever or crash: a rubric runs them in a process that can be killed. An
 answer that cannot be compared in time is dropped and counted. A gold answer that cannot be parsed is a mistake in the data and stops the run.
 """
 
@@ -59,7 +59,7 @@ def math_answer(completion: str, answer: Any) -> bool | None:
     right = gold_text(answer) or ""
     gold = _parsed(_as_formula(right))
     if all(isinstance(part, str) for part in gold):  # it fell back on the text itself, or found nothing
-        raise UserError(f"the gold answer {str(answer)[:200]!r} cannot be parsed as mathematics; mend the row or leave it out")
+        raise UserError(f"the gold answer {str(answer)[:200]!r} cannot be parsed as mathematics; correct the row or leave it out")
     if same_words(last_box(right) or right, (last_box(completion) or completion)[-READ:]):
         return True
     units = unit_of(last_box(right) or right), unit_of(last_box(completion) or "")

@@ -85,7 +85,7 @@ def is_near(said: Decimal, gold: Decimal, *, tolerance: float = 0.0, relative: f
 
 
 def _value(written: str) -> Decimal | None:
-    """None where the exponent is beyond what decimals can hold."""
+    """None where the exponent is too large for a Decimal."""
     plain = (
         _SEPARATORS.sub("" if written.count(",") == written.count("{,}") + written.count("\\,") else ",", written).replace("\u2212", "-").rstrip(",")
     )

@@ -1,7 +1,7 @@
 """Text that must contain or match something: keywords, a regular expression.
 
-Keywords are whole words, compared without case. An expression comes from the user and the text from a model, which may find the text that makes
-it run for years: matching stops after `seconds`, and such a completion is not scored.
+Keywords are whole words, compared without case. A model may find a text on which the user's expression takes years to match: matching stops
+after `seconds`, and such a completion is not scored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from posttrain.rewards.reward import RewardFunction, reward
 
 
 def keywords(words: Iterable[str] | str | None = None) -> RewardFunction:
-    """The share of the keywords that occur as whole words. Without `words` a row brings its own in the column `keywords` (a list, or text with commas).
+    """The fraction of the keywords that occur as whole words. Without `words` a row brings its own in the column `keywords` (a list, or text with commas).
 
     A row without keywords is not scored.
     """
@@ -23,11 +23,11 @@ def keywords(words: Iterable[str] | str | None = None) -> RewardFunction:
         wanted = listed(words)
         if not wanted:
             raise UserError("keywords: words is empty")
-        return reward(name="keywords", range=(0.0, 1.0))(lambda completion: share_present(completion, wanted))
+        return reward(name="keywords", range=(0.0, 1.0))(lambda completion: fraction_present(completion, wanted))
 
     def score(completion: str, keywords: Any) -> float | None:
         of_row = listed(keywords)
-        return share_present(completion, of_row) if of_row else None
+        return fraction_present(completion, of_row) if of_row else None
 
     return reward(name="keywords", range=(0.0, 1.0))(score)
 
@@ -58,7 +58,7 @@ def listed(words: Iterable[str] | str | None) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in parts if word.strip()))
 
 
-def share_present(text: str, words: list[str]) -> float:
+def fraction_present(text: str, words: list[str]) -> float:
     return sum(contains_word(text, word) for word in words) / len(words)
 
 

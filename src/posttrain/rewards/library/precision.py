@@ -1,6 +1,6 @@
-"""Whether two SymPy values are equal to six significant digits. math-verify rounds to six digits after the point, so that 1e-7 is 2e-7 to it.
+"""Whether two SymPy values are equal to six significant digits. math-verify rounds to six digits after the point, so that 1e-7 equals 2e-7.
 
-Asked only about pairs that math-verify calls equal: it says no where their values differ, and leaves alone what it cannot put a value to.
+Used on pairs that math-verify calls equal only: False where their values differ, True where they cannot be evaluated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def agrees(gold: Any, said: Any) -> bool:
 
 
 def _value_of(value: Any) -> Any:
-    """Of a set with one element, that."""
+    """The element of a set that has only one."""
     import sympy
 
     if isinstance(value, sympy.FiniteSet) and len(value.args) == 1:

@@ -1,10 +1,10 @@
-"""The scorers of reasoning-gym, made safe against what optimisation finds in them. Rows come from `reasoning-gym:` sources.
+"""The scorers of reasoning-gym, guarded against reward hacking. Rows come from `reasoning-gym:` sources.
 
-The library's scorers are lenient: many pay part of the credit to any text that contains the answer ("14" for "4"), one takes "nan" for right, one
-takes anything but "True" for "False", some pay for nonsense, and a few run `eval` on the text. Guarded, an answer earns what the scorer says only if
-nonsense earns less, it is finite, it is not merely a text around the right one, nothing in it could be executed, and it does not earn full marks
-for other questions too: one scorer (puzzle24) looks at an answer's form only. In a rubric all of it
-runs in processes that can be killed, for SymPy may compute for ever; what is not scored in time is dropped and counted.
+The library's scorers are lenient: many give part of the credit to any text that contains the answer ("14" for "4"), one takes "nan" for right, one
+takes anything but "True" for "False", some reward nonsense, and a few run `eval` on the text. Guarded, an answer gets the scorer's value only if
+nonsense gets less, it is finite, it is not just a text around the right answer, nothing in it could be executed, and it does not get full marks
+for other questions too (one scorer, puzzle24, looks at an answer's form only). In a rubric all of it runs in processes that can be killed, since
+SymPy may compute for ever; what is not scored in time is dropped and counted.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from posttrain.rewards.reward import RewardFunction, RewardSource, reward
 SECONDS = 10.0  # for one answer; almost all take milliseconds
 MEMORY_MB = 2048
 NONSENSE = ("?", "nonsense")
-FEE = 0.05  # what several scorers pay for any answer at all
+FEE = 0.05  # what several scorers give for any answer at all
 LONGEST = 2000  # characters of an answer, unless the right one is longer
-OTHERS = 4  # questions that an answer must not be right for as well, unless it is their gold answer
+OTHERS = 4  # further questions for which an answer must not be right too, unless it is their gold answer
 TERMS = 2000  # that an answer may have once it is multiplied out
 _RUNS_TEXT = re.compile(r"\b(eval|exec|sympify|(sympy|sp)\.parse_expr)\(")
 _FRAME = re.compile(r"[\s+.0,;:$%()'\"]*")  # what may stand around the right answer: 42.0, +42, (42)
@@ -65,7 +65,7 @@ def reasoning_gym(tag: str | None = "answer", guarded: bool = True) -> RewardFun
 
 
 def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:
-    """What the scorer pays, unless it pays for what is no answer. An answer on which the scorer raises is wrong."""
+    """The scorer's value, or 0 where it rewards a text that is no answer. An answer on which the scorer raises is wrong."""
     gold = entry["answer"]
     if answer == gold:
         return 1.0
@@ -73,14 +73,14 @@ def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:
         return 0.0
     score = _asked(dataset, entry, answer)
     if gold and gold in answer and (score < 1.0 or not _FRAME.fullmatch(answer.replace(gold, "", 1))):
-        return 0.0  # paid for containing the right answer
+        return 0.0  # rewarded for containing the right answer
     if score == 1.0 and (_is_rounded_away(answer, gold) or not _is_of_this_question(dataset, entry, answer)):
         return 0.0
     return score if score > max(FEE, *(_asked(dataset, entry, text) for text in NONSENSE)) else 0.0
 
 
 def _is_of_this_question(dataset: Any, entry: dict[str, Any], answer: str) -> bool:
-    """Whether its own check says so, or some other question does not take the answer for right as well."""
+    """By the task's own check, or because the answer is wrong for some other question."""
     metadata = entry.get("metadata") or {}
     if (check := CHECKS.get(str(metadata.get("source_dataset")))) is not None:
         return check(answer, metadata)
@@ -93,7 +93,7 @@ def _is_of_this_question(dataset: Any, entry: dict[str, Any], answer: str) -> bo
 
 
 def _makes_24(answer: str, metadata: dict[str, Any]) -> bool:
-    """The four operators on exactly the numbers that were given. The library takes any four numbers, and cuts what they make to a whole number."""
+    """The four operators on exactly the numbers that were given. The library takes any four numbers, and truncates their value to a whole number."""
     numbers: list[int] = []
 
     def value(node: ast.AST) -> Fraction:
@@ -112,7 +112,7 @@ def _makes_24(answer: str, metadata: dict[str, Any]) -> bool:
         return False
 
 
-CHECKS: dict[str, Callable[[str, dict[str, Any]], bool]] = {"puzzle24": _makes_24}  # of tasks whose scorer forgets the question
+CHECKS: dict[str, Callable[[str, dict[str, Any]], bool]] = {"puzzle24": _makes_24}  # of tasks whose scorer ignores the question
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -133,7 +133,7 @@ def _is_rounded_away(answer: str, gold: str | None) -> bool:
 def _asked(dataset: Any, entry: dict[str, Any], answer: str) -> float:
     try:
         score = float(dataset.score_answer(answer, entry))
-    except Exception:  # hostile text: whatever the scorer stumbles over is not the answer
+    except Exception:  # hostile text: one on which the scorer raises is not the answer
         return 0.0
     return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
 

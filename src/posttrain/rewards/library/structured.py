@@ -1,8 +1,8 @@
-"""Completions that are JSON: valid at all, or valid under a JSON schema. Nothing is fetched: a schema that refers to another address is refused.
+"""Completions that are JSON: at all, or valid under a JSON schema. Nothing is fetched: a schema that refers to another address is refused.
 
-The JSON is the whole completion, or what stands in its last fenced block. Python's extensions (NaN, Infinity), numbers
-beyond floats and repeated keys are refused. A schema's regular expressions may run for years on the text that a model finds: in a rubric schemas
-are checked in processes that can be killed, and a completion that takes too long is dropped and counted.
+The JSON is the whole completion, or its last fenced block. Python's extensions (NaN, Infinity), numbers beyond floats and repeated keys are
+refused. A model may find a text on which a schema's regular expression takes years: a rubric checks schemas in processes that can be killed,
+and a completion that takes too long is dropped and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_CHARACTERS = 50_000  # some schema keywords (uniqueItems) take quadratic tim
 
 
 class NotJSON(ValueError):
-    """The completion holds no JSON."""
+    """The completion is not JSON."""
 
 
 def json_valid() -> RewardFunction:
@@ -71,7 +71,7 @@ def json_schema(schema: dict[str, Any] | str | None = None) -> RewardFunction:
 
 
 def read_json(completion: str) -> Any:
-    """The value that a completion holds. Raises NotJSON."""
+    """The JSON value of a completion. Raises NotJSON."""
     fences = list(_FENCE.finditer(completion))
     text = completion[fences[-2].end() : fences[-1].start()] if len(fences) >= 2 else completion
     if len(text) > MAX_CHARACTERS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from posttrain.rewards import Rubric
-from posttrain.rewards.library.repetition import repeated_share
+from posttrain.rewards.library.repetition import repeated_fraction
 from posttrain.trainers.core.metrics import Metrics
 from posttrain.trainers.online.environment import note_episode
 from posttrain.types import Group, Rollout
@@ -40,6 +40,6 @@ def _note_rollout(rollout: Rollout, metrics: Metrics, rubric: Rubric, in_environ
     metrics.note_extreme("completions/min_length", "min", length)
     metrics.note_extreme("completions/max_length", "max", length)
     metrics.note("completions/clipped_ratio", rollout.is_truncated)
-    metrics.note("completions/repeated", repeated_share(rollout.sampled_ids, 3))
+    metrics.note("completions/repeated", repeated_fraction(rollout.sampled_ids, 3))
     if not rollout.is_truncated:
         metrics.note("completions/mean_terminated_length", length)
