@@ -21,16 +21,17 @@ from posttrain.memory import Job, find_shape
 from posttrain.memory.cards import GB
 from posttrain.memory.choice import AUTOMATIC, Choice, choose
 from posttrain.trainers.core.config import BaseConfig
+from posttrain.trainers.cpo import CPOConfig
 from posttrain.trainers.dpo import DPOConfig
 from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.kto import KTOConfig
 from posttrain.trainers.offline.config import OfflineConfig, ReferenceConfig
 from posttrain.trainers.online.config import OnlineConfig
-from posttrain.trainers.orpo import CPOConfig, ORPOConfig
+from posttrain.trainers.orpo import ORPOConfig
 from posttrain.trainers.ppo_config import PPOConfig
 from posttrain.trainers.reward import RewardConfig
 from posttrain.trainers.rloo import RLOOConfig
-from posttrain.trainers.sft_config import SFTConfig
+from posttrain.trainers.sft import SFTConfig
 
 FOLDER = Path(__file__).parent
 METHODS: dict[str, dict[str, Any]] = {

@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOME = {
-    "CPOConfig": "posttrain.trainers.orpo",
-    "CPOTrainer": "posttrain.trainers.orpo",
+    "CPOConfig": "posttrain.trainers.cpo",
+    "CPOTrainer": "posttrain.trainers.cpo",
     "DPOConfig": "posttrain.trainers.dpo",
     "DPOTrainer": "posttrain.trainers.dpo",
     "GRPOConfig": "posttrain.trainers.grpo",
@@ -111,11 +111,12 @@ if TYPE_CHECKING:
     from posttrain.rewards.reward import reward, verifier
     from posttrain.rewards.rubric import Rubric
     from posttrain.rollout.local.engine import LocalEngine
+    from posttrain.trainers.cpo import CPOConfig, CPOTrainer
     from posttrain.trainers.dpo import DPOConfig, DPOTrainer
     from posttrain.trainers.grpo import GRPOConfig, GRPOTrainer
     from posttrain.trainers.kto import KTOConfig, KTOTrainer
     from posttrain.trainers.online.reward_model import ModelReward
-    from posttrain.trainers.orpo import CPOConfig, CPOTrainer, ORPOConfig, ORPOTrainer
+    from posttrain.trainers.orpo import ORPOConfig, ORPOTrainer
     from posttrain.trainers.ppo import PPOConfig, PPOTrainer
     from posttrain.trainers.reward import RewardConfig, RewardTrainer
     from posttrain.trainers.rloo import RLOOConfig, RLOOTrainer

@@ -78,8 +78,8 @@ KINDS = {
     "cpo": Kind(
         title="CPO",
         section="cpo",
-        config="posttrain.trainers.orpo:CPOConfig",
-        trainer="posttrain.trainers.orpo:CPOTrainer",
+        config="posttrain.trainers.cpo:CPOConfig",
+        trainer="posttrain.trainers.cpo:CPOTrainer",
         help="CPO and SimPO: preferences without a reference (data with `chosen` and `rejected`). Any setting can follow: --cpo.loss_type=simpo",
     ),
     "reward-model": Kind(

@@ -8,17 +8,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sized
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from posttrain.data.examples import Example, ExampleMaker, bins, pieces
+from posttrain.data.examples import Example, ExampleMaker, ExampleOptions, bins, pieces
 from posttrain.data.given import named, rows_of
 from posttrain.data.stream import PackItem, pack, split
-from posttrain.errors import NothingToLearn, UserError
+from posttrain.errors import NothingToLearn, UserError, did_you_mean
 from posttrain.losses.sft import LOSSES, nll, smoothed_nll
 from posttrain.models.adapter_files import is_adapter
 from posttrain.models.embedding_noise import embedding_noise
@@ -28,15 +29,15 @@ from posttrain.models.smoothing import mean_minus_target
 from posttrain.models.templates import grow_embeddings, set_chat_template, set_eos_token
 from posttrain.models.vocabulary import check_ids
 from posttrain.trainers.core.base import BaseTrainer, MicroBatch
-from posttrain.trainers.core.config import as_config, refuse
+from posttrain.trainers.core.config import BaseConfig, as_config, refuse, setting, settings
 from posttrain.trainers.core.loader import EndlessBatches, example_loader, stream_loader
 from posttrain.trainers.core.ranks import gather_json
-from posttrain.trainers.sft_config import SFTConfig
 
 __all__ = ["SFTConfig", "SFTTrainer"]
 
 logger = logging.getLogger(__name__)
 
+PACKING_STRATEGIES = ("bfd", "bfd_split")
 Bin = list[Example]  # what a batch counts: one example, or with packing several
 _REFUSED = {
     "data_collator": "streams are packed without padding, so there is nothing to collate; leave it out",
@@ -46,6 +47,74 @@ _REFUSED = {
     "optimizer_cls_and_kwargs": "choose `optim` in the settings, or give `optimizers`",
     "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
+
+
+@settings
+@dataclass
+class SFTConfig(BaseConfig):
+    """per_device_train_batch_size counts examples; with `packing`, bins of examples of at most max_length tokens together."""
+
+    refused: ClassVar[dict[str, tuple[Any, str]]] = {
+        "dataset_kwargs": (None, "rows are always prepared here; give text or messages, or subclass SFTTrainer"),
+        "dataset_num_proc": (None, "rows are tokenised in this process; leave it out"),
+        "truncation_mode": ("keep_start", "what is too long loses its end (the setting is deprecated in TRL too); leave it out"),
+        "pad_to_multiple_of": ("auto", "streams have no padding; leave it out"),
+        "pad_token": (None, "streams have no padding; set tokenizer.pad_token if the exported model shall have another"),
+        "eval_packing": (None, "an evaluation is a mean over tokens, which packing does not change; leave it out"),
+        "router_aux_loss_coef": (None, "the auxiliary loss of mixture-of-experts routers is not built; leave it out"),
+    }
+
+    no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        name: why for name, why in BaseConfig.no_effect.items() if name not in ("label_smoothing_factor", "neftune_noise_alpha")
+    }
+
+    learning_rate: float = setting(2e-5, "AdamW's learning rate.")
+    max_length: int | None = setting(1024, "Longer examples are cut at their end; None keeps them whole. With packing: the size of a bin.")
+    shuffle_dataset: bool = setting(True, "A new order each epoch, drawn from (seed, epoch). A stream is shuffled within 1,000 rows.")
+    loss_type: str = setting("nll", "nll: negative log-likelihood (chunked_nll is the same here). dft: each token weighted by its own probability.")
+    completion_only_loss: bool | None = setting(
+        None, "Train on the completion only. Default: where rows have prompt and completion. False trains on the prompt too."
+    )
+    assistant_only_loss: bool = setting(
+        False, "Train only on what the assistant writes in a conversation. Found by rendering, so any chat template will do."
+    )
+    packing: bool = setting(False, "Fill bins of max_length tokens with whole examples; a batch counts bins. No example attends to another.")
+    packing_strategy: str = setting("bfd", "bfd: best fit, the longest first; too long examples are cut. bfd_split: they are split into several.")
+    padding_free: bool = setting(True, "Streams never have padding, whatever this says: kept for scripts that set it.")
+    dataset_text_field: str = setting("text", "The column of plain text, for data without prompts or messages.")
+    eos_token: str | None = setting(None, "The token that ends a reply, e.g. '<|im_end|>'. Default: the tokenizer's.")
+    chat_template_path: str | None = setting(
+        None, "A chat template: a .jinja file, a tokenizer's directory or hub name, or one of ours for base models: plain, chatml."
+    )
+    reply_opening: str | None = setting(
+        None, "With the template plain or chatml: text that opens every reply, e.g. '<start_working_out>', so that the model need not write it."
+    )
+
+    @property
+    def knows_gradient(self) -> bool:
+        return not self.fp16 and self.loss_type != "dft"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.packing_strategy == "wrapped":
+            raise UserError("packing_strategy='wrapped' cuts examples anywhere and joins them, so that they read each other; use bfd or bfd_split")
+        for name, value, known in (("loss_type", self.loss_type, LOSSES), ("packing_strategy", self.packing_strategy, PACKING_STRATEGIES)):
+            if value not in known:
+                raise UserError(f"{name}={value!r} is not known; use one of {', '.join(known)}.{did_you_mean(str(value), known)}")
+        if self.packing and self.max_length is None:
+            raise UserError("packing fills bins of max_length tokens; give max_length")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"max_length={self.max_length} leaves no token to predict; use 2 or more")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise UserError(f"label_smoothing_factor={self.label_smoothing_factor} must be in [0, 1)")
+        if self.label_smoothing_factor and self.loss_type == "dft":
+            raise UserError("label_smoothing_factor and loss_type='dft' contradict each other: one flattens the targets, the other sharpens them")
+
+    @property
+    def examples(self) -> ExampleOptions:
+        """What of a row is trained."""
+        whole = self.packing and self.packing_strategy == "bfd_split"  # cut afterwards, into pieces
+        return ExampleOptions(None if whole else self.max_length, self.dataset_text_field, self.completion_only_loss, self.assistant_only_loss)
 
 
 class SFTBatch(MicroBatch):
