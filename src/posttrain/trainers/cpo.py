@@ -31,7 +31,7 @@ class CPOConfig(OfflineConfig):
 
     beta: float = setting(0.1, "How much a difference of log-probs counts. SimPO's are means over tokens: 2.0 to 2.5 is usual there.")
     loss_type: str = setting("sigmoid", f"{', '.join(CPO_LOSSES)}, or alphapo: simpo with alpha and without the NLL.")
-    label_smoothing: float = setting(0.0, "The share of labels that are thought to be wrong; for sigmoid and simpo.")
+    label_smoothing: float = setting(0.0, "The fraction of labels that are thought to be wrong; for sigmoid and simpo.")
     cpo_alpha: float = setting(1.0, "Weight of the chosen completions' NLL.")
     simpo_gamma: float = setting(0.5, "The margin that simpo asks for.")
     alpha: float = setting(0.0, "Shape of AlphaPO's reward, (1 - p^-alpha) / alpha. 0 is log p.")
@@ -43,7 +43,7 @@ class CPOConfig(OfflineConfig):
         check_choice("loss_type", self.loss_type, [*CPO_LOSSES, "alphapo"])
         self.check_read([self.loss_type], {"label_smoothing": ("sigmoid", "simpo"), "simpo_gamma": ("simpo",)})
         if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing={self.label_smoothing}: a share of wrong labels, from 0 to less than 0.5")
+            raise UserError(f"label_smoothing={self.label_smoothing}: a fraction of wrong labels, from 0 to less than 0.5")
 
 
 class CPOTrainer(ReferenceFreeTrainer):

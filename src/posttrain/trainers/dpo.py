@@ -38,7 +38,8 @@ from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.offline.config import ReferenceConfig, check_choice
 from posttrain.trainers.offline.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
 from posttrain.trainers.offline.reference import ReferenceLogps
-from posttrain.trainers.offline.trainer import Example, OfflineTrainer
+from posttrain.trainers.offline.rows import EncodedRow
+from posttrain.trainers.offline.trainer import OfflineTrainer
 
 __all__ = ["DPOConfig", "DPOTrainer"]
 
@@ -55,7 +56,7 @@ class DPOConfig(ReferenceConfig):
     loss_type: list[str] | str = setting("sigmoid", f"One loss or a list of them, added with loss_weights: {', '.join(LOSSES)}.")
     loss_weights: list[float] | None = setting(None, "A weight for each loss of loss_type. Default: 1.0 each.")
     label_smoothing: float = setting(
-        0.0, "The share of labels that are thought to be wrong: for sigmoid (conservative DPO), robust, exo_pair (above 0), aot and aot_unpaired."
+        0.0, "The fraction of labels that are thought to be wrong: for sigmoid (conservative DPO), robust, exo_pair (above 0), aot and aot_unpaired."
     )
     f_divergence_type: str = setting("reverse_kl", f"What distance to the reference is kept small: {', '.join(DIVERGENCES)}.")
     f_alpha_divergence_coef: float = setting(0.5, "The alpha of alpha_divergence; 1 is reverse_kl.")
@@ -79,7 +80,7 @@ class DPOConfig(ReferenceConfig):
         if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
             raise UserError("f_alpha_divergence_coef is read by f_divergence_type='alpha_divergence' only; leave it out")
         if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing={self.label_smoothing}: a share of wrong labels, from 0 to less than 0.5")
+            raise UserError(f"label_smoothing={self.label_smoothing}: a fraction of wrong labels, from 0 to less than 0.5")
         if "exo_pair" in self.loss_type and self.label_smoothing == 0:
             raise UserError("loss_type='exo_pair' needs label_smoothing above 0 (0.001, say): it is infinite for labels that are certain")
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
@@ -91,17 +92,17 @@ class DPOConfig(ReferenceConfig):
 
 
 @dataclass(frozen=True)
-class Update:
+class DPOUpdate:
     """What the pairs of one update have in common, over all processes. Tensors are of this process's pairs, (N, ...)."""
 
     ref_logps: torch.Tensor  # (N, 2) of chosen and rejected, under the reference
     transport: Transport | None  # None: no loss needs it
     mean_chosen_length: float
-    share: float  # 1 / pairs of the update, times the number of processes, which average their gradients
+    weight: float  # 1 / pairs of the update, times the number of processes, which average their gradients
 
 
 class DPOBatch(PairBatch):
-    def __init__(self, items: list[PackItem], device: torch.device, update: Update) -> None:
+    def __init__(self, items: list[PackItem], device: torch.device, update: DPOUpdate) -> None:
         super().__init__(items, device)
         self.update = update
 
@@ -162,7 +163,7 @@ class DPOTrainer(OfflineTrainer):
     def learns_from_chosen(self) -> bool:
         return "sft" in self.args.loss_type
 
-    def encode(self, rows: list[Any]) -> list[Example]:
+    def encode(self, rows: list[Any]) -> list[EncodedRow]:
         return encode_pairs(self, rows)
 
     def row_sums(self, logps: torch.Tensor, stream: Stream) -> torch.Tensor:
@@ -175,20 +176,20 @@ class DPOTrainer(OfflineTrainer):
 
     # An update
 
-    def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[DPOBatch]:
+    def batches(self, mine: list[EncodedRow], everyone: list[EncodedRow]) -> Iterator[DPOBatch]:
         assert self.references is not None
         with self.metrics.timed("time/reference"):
             ref_logps = torch.tensor(self.references.of(mine), dtype=torch.float64).reshape(-1, 2)
-        update = Update(
+        update = DPOUpdate(
             ref_logps=ref_logps.to(self.args.device),
             transport=self._transport(mine, ref_logps) if set(self.args.loss_type) & set(TRANSPORTED) else None,
             mean_chosen_length=sum(len(example.completions[0]) for example in everyone) / len(everyone),
-            share=self.args.world_size / len(everyone),
+            weight=self.args.world_size / len(everyone),
         )
         for items in pair_parts(mine, self.token_budget):
             yield DPOBatch(items, self.args.device, update)
 
-    def _transport(self, mine: list[Example], ref_logps: torch.Tensor) -> Transport:
+    def _transport(self, mine: list[EncodedRow], ref_logps: torch.Tensor) -> Transport:
         """Ranks are taken over the pairs of all processes."""
         rows = [[*ours, *refs] for ours, refs in zip(self.sums(self.model_wrapped, mine), ref_logps.tolist(), strict=True)]
         parts = gather_json(rows, self.args.device)
@@ -208,7 +209,7 @@ class DPOTrainer(OfflineTrainer):
         self.note_tokens(answer, batch.stream)
         rewards = torch.stack([pairs.chosen_ratio, pairs.rejected_ratio], dim=1) * args.beta
         note_pairs(self.metrics, rewards, torch.stack([pairs.chosen, pairs.rejected], dim=1))
-        return per_pair.sum() * update.share
+        return per_pair.sum() * update.weight
 
     def _pairs(self, logps: torch.Tensor, batch: DPOBatch) -> Pairs:
         sums = self.row_sums(logps, batch.stream).view(-1, 2)  # (n, 2)

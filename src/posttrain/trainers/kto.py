@@ -29,7 +29,8 @@ from posttrain.trainers.core.config import as_config, setting, settings
 from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.offline.config import ReferenceConfig, check_choice
 from posttrain.trainers.offline.reference import ReferenceLogps
-from posttrain.trainers.offline.trainer import Example, OfflineTrainer
+from posttrain.trainers.offline.rows import EncodedRow
+from posttrain.trainers.offline.trainer import OfflineTrainer
 
 __all__ = ["KTOConfig", "KTOTrainer"]
 
@@ -63,20 +64,20 @@ class KTOConfig(ReferenceConfig):
 
 
 @dataclass(frozen=True)
-class Update:
+class KTOUpdate:
     """What the completions of one update have in common, over all processes. Tensors are of this process's completions, (N,)."""
 
     ref_logps: torch.Tensor
     is_good: torch.Tensor
     kl: float
-    share: float  # 1 / completions of the update, times the number of processes, which average their gradients
-    shares_of_margin: torch.Tensor  # 1 / good completions, -1 / bad ones: rewards times this add up to the margin; 0 where one kind is missing
+    weight: float  # 1 / completions of the update, times the number of processes, which average their gradients
+    margin_weights: torch.Tensor  # 1 / good completions, -1 / bad ones: rewards times this add up to the margin; 0 where one kind is missing
 
 
 class KTOBatch(MicroBatch):
     """A stream of n completions. `places` (n,): which of this process's they are."""
 
-    def __init__(self, items: list[PackItem], device: torch.device, update: Update) -> None:
+    def __init__(self, items: list[PackItem], device: torch.device, update: KTOUpdate) -> None:
         super().__init__(items, device)
         self.places, self.update = self.stream.row_ids, update
 
@@ -126,7 +127,7 @@ class KTOTrainer(OfflineTrainer):
 
     # Rows
 
-    def encode(self, rows: list[Any]) -> list[Example]:
+    def encode(self, rows: list[Any]) -> list[EncodedRow]:
         given = len(rows)
         if "chosen" in rows[0]:
             rows = unpair_preference_dataset(rows)
@@ -136,7 +137,7 @@ class KTOTrainer(OfflineTrainer):
             self._add_mismatched(examples)
         return examples
 
-    def _count_useless(self, examples: list[Example]) -> None:
+    def _count_useless(self, examples: list[EncodedRow]) -> None:
         """Says how many completions can teach nothing: they are called good and bad, or their weight is 0. Raises UserError where all are such."""
         weights = {True: self.args.desirable_weight, False: self.args.undesirable_weight}
         labels: dict[tuple[tuple[int, ...], tuple[int, ...]], set[bool]] = {}
@@ -150,12 +151,12 @@ class KTOTrainer(OfflineTrainer):
             if count:
                 logger.warning("%d of %d completions %s: they teach nothing", count, len(examples), why)
 
-    def _encode_row(self, row: Any, number: int) -> Example:
+    def _encode_row(self, row: Any, number: int) -> EncodedRow:
         with at_row(number):
             prompt_ids, completion = encode_example(self.tokenizer, row["prompt"], row["completion"], **self.template_options(row))
-        return Example(prompt_ids, [completion[: self.room(prompt_ids, number)]], is_good=bool(row["label"]))
+        return EncodedRow(prompt_ids, [completion[: self.room(prompt_ids, number)]], is_good=bool(row["label"]))
 
-    def _add_mismatched(self, examples: list[Example]) -> None:
+    def _add_mismatched(self, examples: list[EncodedRow]) -> None:
         if len(examples) < 2:
             raise UserError("KTO compares with completions of other rows, but there is only one row; give more, or use loss_type='apo_zero_unpaired'")
         others = [examples[other].completions[0] for other in following_of_another([example.prompt_ids for example in examples])]
@@ -164,26 +165,26 @@ class KTOTrainer(OfflineTrainer):
 
     # An update
 
-    def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[KTOBatch]:
+    def batches(self, mine: list[EncodedRow], everyone: list[EncodedRow]) -> Iterator[KTOBatch]:
         assert self.references is not None
         with self.metrics.timed("time/reference"):
             refs = self.references.of(mine)  # [N][1 or 2]: both completions of a row behind its prompt, computed once
         good = sum(example.is_good for example in everyone)
         bad = len(everyone) - good
-        shares = [(1 / good if example.is_good else -1 / bad) if good and bad else 0.0 for example in mine]
+        margin_weights = [(1 / good if example.is_good else -1 / bad) if good and bad else 0.0 for example in mine]
         device = self.args.device
-        update = Update(
+        update = KTOUpdate(
             ref_logps=torch.tensor([values[0] for values in refs], dtype=torch.float64, device=device),
             is_good=torch.tensor([example.is_good for example in mine], dtype=torch.bool, device=device),
             kl=self._kl(mine, [values[-1] for values in refs]) if self.args.needs_kl else 0.0,
-            share=self.args.world_size / len(everyone),
-            shares_of_margin=torch.tensor(shares, dtype=torch.float64, device=device),
+            weight=self.args.world_size / len(everyone),
+            margin_weights=torch.tensor(margin_weights, dtype=torch.float64, device=device),
         )
         items = [PackItem(example.prompt_ids, example.completions[OWN]) for example in mine]
         for part in split(items, self.token_budget):
             yield KTOBatch(part, device, update)
 
-    def _kl(self, mine: list[Example], ref_logps: list[float]) -> float:
+    def _kl(self, mine: list[EncodedRow], ref_logps: list[float]) -> float:
         with self.metrics.timed("time/kl"):
             ours = [values[0] for values in self.sums(self.model_wrapped, mine, OTHER)]
         parts = gather_json([sum(ours) - sum(ref_logps), len(ours)], self.args.device)
@@ -201,16 +202,16 @@ class KTOTrainer(OfflineTrainer):
         weights = torch.where(is_good, ratios.new_tensor(args.desirable_weight), ratios.new_tensor(args.undesirable_weight))
         self.note_tokens(answer, batch.stream)
         self._note(batch, args.beta * ratios.detach(), logps.detach(), is_good)
-        return (weights * losses).sum() * update.share
+        return (weights * losses).sum() * update.weight
 
     def _note(self, batch: KTOBatch, rewards: torch.Tensor, logps: torch.Tensor, is_good: torch.Tensor) -> None:
         for name, kind in (("chosen", is_good), ("rejected", ~is_good)):
             if count := int(kind.sum()):
                 self.metrics.note(f"rewards/{name}", rewards[kind].sum(), count)
                 self.metrics.note(f"logps/{name}", logps[kind].sum(), count)
-        shares = batch.update.shares_of_margin[batch.places]
-        if shares.any():
-            self.metrics.note("rewards/margins", (rewards * shares).sum(), shares.abs().sum() / 2)
+        margin_weights = batch.update.margin_weights[batch.places]
+        if margin_weights.any():
+            self.metrics.note("rewards/margins", (rewards * margin_weights).sum(), margin_weights.abs().sum() / 2)
 
 
 def following_of_another(prompts: list[list[int]]) -> list[int]:

@@ -31,7 +31,8 @@ from posttrain.models.precision import make_trainable
 from posttrain.trainers.core.base import MicroBatch
 from posttrain.trainers.core.config import BaseConfig, as_config, setting, settings
 from posttrain.trainers.offline.config import REFUSED
-from posttrain.trainers.offline.trainer import Example, OfflineTrainer
+from posttrain.trainers.offline.rows import EncodedRow
+from posttrain.trainers.offline.trainer import OfflineTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +61,25 @@ class RewardConfig(BaseConfig):
 
 
 @dataclass
-class Pair(Example):
+class Pair(EncodedRow):
     """`completions` are the chosen and the rejected one."""
 
     margin: float = 0.0  # by how much the chosen one should be ahead
 
 
-class PairBatch(MicroBatch):
+class RewardBatch(MicroBatch):
     """A stream of whole pairs: rows chosen, rejected, chosen, rejected..."""
 
     keeps_groups = True
 
-    def __init__(self, items: list[PackItem], margins: list[float], share: float, device: torch.device) -> None:
+    def __init__(self, items: list[PackItem], margins: list[float], weight: float, device: torch.device) -> None:
         super().__init__(items, device)
         self.margins = margins  # [pairs]
-        self.share = share  # 1 / pairs of the update, times the number of processes
+        self.weight = weight  # 1 / pairs of the update, times the number of processes
 
-    def of(self, items: list[PackItem]) -> PairBatch:
+    def of(self, items: list[PackItem]) -> RewardBatch:
         margin_of = {tuple(item.row_ids or ()): margin for item, margin in zip(self.items, self.margins, strict=True)}
-        return PairBatch(items, [margin_of[tuple(item.row_ids or ())] for item in items], self.share, self.stream.device)
+        return RewardBatch(items, [margin_of[tuple(item.row_ids or ())] for item in items], self.weight, self.stream.device)
 
 
 class RewardTrainer(OfflineTrainer):
@@ -135,12 +136,12 @@ class RewardTrainer(OfflineTrainer):
 
     # Rows
 
-    def encode(self, rows: list[Any]) -> list[Example]:
+    def encode(self, rows: list[Any]) -> list[EncodedRow]:
         return self.to_compare(self._pairs(rows))
 
-    def _pairs(self, rows: list[Any]) -> list[Example]:
+    def _pairs(self, rows: list[Any]) -> list[EncodedRow]:
         limits = [limit for limit in (self.args.max_length, context_length(self.model)) if limit is not None]
-        pairs: list[Example] = []
+        pairs: list[EncodedRow] = []
         cut = 0
         for number, row in enumerate(rows):
             with at_row(number):
@@ -175,21 +176,21 @@ class RewardTrainer(OfflineTrainer):
                 scores.update(zip(stream.row_ids.tolist(), self._scores(module, stream).last.tolist(), strict=True))
         return [(scores[2 * number], scores[2 * number + 1]) for number in range(len(pairs))]
 
-    def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[MicroBatch]:
-        share = self.args.world_size / max(len(everyone), 1)  # processes average their gradients
+    def batches(self, mine: list[EncodedRow], everyone: list[EncodedRow]) -> Iterator[MicroBatch]:
+        weight = self.args.world_size / max(len(everyone), 1)  # processes average their gradients
         items = [PackItem(pair.prompt_ids, pair.completions, row_ids=(2 * place, 2 * place + 1)) for place, pair in enumerate(mine)]
         for part in split(items, self.token_budget, whole=True):
             pairs = [mine[item.row_ids[0] // 2] for item in part if item.row_ids is not None]
-            yield PairBatch(part, [pair.margin for pair in pairs if isinstance(pair, Pair)], share, self.args.device)
+            yield RewardBatch(part, [pair.margin for pair in pairs if isinstance(pair, Pair)], weight, self.args.device)
 
-    def loss(self, model: nn.Module, batch: PairBatch) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: RewardBatch) -> torch.Tensor:
         scores = self._scores(model, batch.stream).last  # (2 * pairs,)
         chosen, rejected = scores[0::2], scores[1::2]
         losses = bradley_terry(chosen, rejected, torch.tensor(batch.margins, dtype=scores.dtype, device=scores.device))  # (pairs,)
         if self.args.center_rewards_coefficient:
             losses = losses + self.args.center_rewards_coefficient * centring(chosen, rejected)
         self._note(chosen.detach(), rejected.detach())
-        return losses.sum() * batch.share
+        return losses.sum() * batch.weight
 
     def _zero_loss(self, model: nn.Module) -> torch.Tensor:
         return self._scores(model, pack([PackItem([0], [[0]])]).to(self.args.device)).last.sum() * 0.0

@@ -118,14 +118,14 @@ class SFTConfig(BaseConfig):
 
 
 class SFTBatch(MicroBatch):
-    """A stream of examples; `share` is 1 / trained tokens of the update, times the number of processes."""
+    """A stream of examples; `weight` is 1 / trained tokens of the update, times the number of processes."""
 
-    def __init__(self, items: list[PackItem], share: float, device: torch.device) -> None:
+    def __init__(self, items: list[PackItem], weight: float, device: torch.device) -> None:
         super().__init__(items, device)
-        self.share = share
+        self.weight = weight
 
     def of(self, items: list[PackItem]) -> SFTBatch:
-        return SFTBatch(items, self.share, self.stream.device)
+        return SFTBatch(items, self.weight, self.stream.device)
 
 
 class SFTTrainer(BaseTrainer):
@@ -267,8 +267,8 @@ class SFTTrainer(BaseTrainer):
         counts = gather_json([sum(e.targets for e in mine), sum(len(e.ids) for e in mine)], self.args.device)
         targets, tokens = (sum(values) for values in zip(*counts, strict=True))
         self.metrics.note("num_tokens", tokens, 0.0)
-        share = self.args.world_size / max(targets, 1)  # processes average their gradients
-        return [SFTBatch(part, share, self.args.device) for part in self._parts(mine)]
+        weight = self.args.world_size / max(targets, 1)  # processes average their gradients
+        return [SFTBatch(part, weight, self.args.device) for part in self._parts(mine)]
 
     def _parts(self, examples: list[Example]) -> list[list[PackItem]]:
         items = []
@@ -284,8 +284,8 @@ class SFTTrainer(BaseTrainer):
 
         def loss_of(logps: torch.Tensor, values: torch.Tensor | float = 0.0) -> torch.Tensor:
             if smoothing:
-                return smoothed_nll(logps, logps + values, mask, smoothing) * batch.share
-            return LOSSES[self.args.loss_type](logps, mask) * batch.share
+                return smoothed_nll(logps, logps + values, mask, smoothing) * batch.weight
+            return LOSSES[self.args.loss_type](logps, mask) * batch.weight
 
         with self._noise(batch):
             out = self.logprobs(model, stream, want_argmax=True, scorer=scorer, expected_grad=self.expected_grad(stream.shape, loss_of))

@@ -15,7 +15,8 @@ from posttrain.data.formats import IMPLICIT_PREFERENCE, PREFERENCE
 from posttrain.data.stream import PackItem, split
 from posttrain.errors import at_row
 from posttrain.trainers.core.base import MicroBatch
-from posttrain.trainers.offline.trainer import Example, OfflineTrainer
+from posttrain.trainers.offline.rows import EncodedRow
+from posttrain.trainers.offline.trainer import OfflineTrainer
 
 if TYPE_CHECKING:
     from posttrain.trainers.core.metrics import Metrics
@@ -39,17 +40,17 @@ class PairBatch(MicroBatch):
         return torch.arange(self.stream.shape[1], device=self.lengths.device) < self.lengths.view(-1, 1)
 
 
-def encode_pairs(trainer: OfflineTrainer, rows: list[Mapping[str, Any]]) -> list[Example]:
+def encode_pairs(trainer: OfflineTrainer, rows: list[Mapping[str, Any]]) -> list[EncodedRow]:
     examples = []
     for number, row in enumerate(rows):
         with at_row(number):
             prompt_ids, *pair = encode_preference(trainer.tokenizer, row["prompt"], row["chosen"], row["rejected"], **trainer.template_options(row))
         room = trainer.room(prompt_ids, number)
-        examples.append(Example(prompt_ids, [completion[:room] for completion in pair]))
+        examples.append(EncodedRow(prompt_ids, [completion[:room] for completion in pair]))
     return trainer.to_compare(examples)
 
 
-def pair_parts(examples: list[Example], max_tokens: int) -> list[list[PackItem]]:
+def pair_parts(examples: list[EncodedRow], max_tokens: int) -> list[list[PackItem]]:
     """The pairs of each micro-batch; none is split."""
     return split([PackItem(example.prompt_ids, example.completions) for example in examples], max_tokens, whole=True)
 

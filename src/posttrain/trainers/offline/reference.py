@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,11 +17,9 @@ from posttrain.models.merge import load_merged
 from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.offline import reference_file
 from posttrain.trainers.offline.config import ReferenceConfig
+from posttrain.trainers.offline.rows import EncodedRow
 
-if TYPE_CHECKING:
-    from posttrain.trainers.offline.trainer import Example
-
-Sums = Callable[[nn.Module, "list[Example]"], "list[list[float]]"]  # a model's summed log-probs of each example's completions
+Sums = Callable[[nn.Module, list[EncodedRow]], list[list[float]]]  # a model's summed log-probs of each example's completions
 SYNCED = "reference.safetensors"  # within a checkpoint
 
 
@@ -64,7 +62,7 @@ class ReferenceLogps:
             given["dtype"] = base_model(self.policy).dtype
         return given
 
-    def of(self, examples: list[Example]) -> list[list[float]]:
+    def of(self, examples: list[EncodedRow]) -> list[list[float]]:
         known = [example.ref_logps for example in examples if example.ref_logps is not None]
         if len(known) == len(examples):
             return known
@@ -75,7 +73,7 @@ class ReferenceLogps:
         with self.model.active() as module:
             return self.sums(module, examples)
 
-    def compute_ahead(self, examples: list[Example]) -> None:
+    def compute_ahead(self, examples: list[EncodedRow]) -> None:
         """Give every example its log-probs, from the file if there is one, else from one pass over the data. Only before the first update."""
         if all(example.ref_logps is not None for example in examples):
             return

@@ -13,7 +13,8 @@ from posttrain.data.stream import PackItem
 from posttrain.trainers.core.config import as_config
 from posttrain.trainers.offline.config import OfflineConfig
 from posttrain.trainers.offline.pairs import FORMATS, PairBatch, encode_pairs, note_pairs, pair_parts
-from posttrain.trainers.offline.trainer import Example, OfflineTrainer
+from posttrain.trainers.offline.rows import EncodedRow
+from posttrain.trainers.offline.trainer import OfflineTrainer
 
 
 class ReferenceFreeBatch(PairBatch):
@@ -69,10 +70,10 @@ class ReferenceFreeTrainer(OfflineTrainer):
         """Loss (n,) and rewards (n, 2) of n pairs, from the log-probs (n, 2) of chosen and rejected."""
         raise AssertionError(f"{type(self).__name__} does not say how it compares")
 
-    def encode(self, rows: list[Any]) -> list[Example]:
+    def encode(self, rows: list[Any]) -> list[EncodedRow]:
         return encode_pairs(self, rows)
 
-    def batches(self, mine: list[Example], everyone: list[Example]) -> Iterator[ReferenceFreeBatch]:
+    def batches(self, mine: list[EncodedRow], everyone: list[EncodedRow]) -> Iterator[ReferenceFreeBatch]:
         world, tokens = self.args.world_size, sum(len(example.completions[0]) for example in everyone)
         for items in pair_parts(mine, self.token_budget):
             yield ReferenceFreeBatch(items, self.args.device, world / len(everyone), world / tokens)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +32,7 @@ from posttrain.trainers.core.metrics import Metrics
 from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.offline.config import OfflineConfig
 from posttrain.trainers.offline.reference import ReferenceLogps
+from posttrain.trainers.offline.rows import EncodedRow
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +41,6 @@ REFUSED_ARGUMENTS = {
     "compute_metrics": "metrics are sums over streams; read the log, or override `loss`",
     "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
-
-
-@dataclass
-class Example:
-    """A row as token ids. Completions end with a stop token unless they were cut."""
-
-    prompt_ids: list[int]
-    completions: list[list[int]]
-    is_good: bool = True  # KTO's label
-    ref_logps: list[float] | None = None  # the reference's log-prob of each completion, summed. None: not computed ahead
 
 
 class OfflineTrainer(BaseTrainer):
@@ -88,20 +78,20 @@ class OfflineTrainer(BaseTrainer):
             peft_config=peft_config,
         )
         self.references: ReferenceLogps | None = None  # whoever needs one sets it
-        self.train_dataset: list[Example] = self._encoded(rows)
+        self.train_dataset: list[EncodedRow] = self._encoded(rows)
         self.eval_examples = {name: self._encoded(part) for name, part in eval_rows.items()}
 
-    def _encoded(self, rows: list[Any]) -> list[Example]:
+    def _encoded(self, rows: list[Any]) -> list[EncodedRow]:
         examples = self.encode(rows)
         check_ids(self.model, self.tokenizer, ([*e.prompt_ids, *chain(*e.completions)] for e in examples))
         return examples
 
     # What subclasses say
 
-    def encode(self, rows: list[Any]) -> list[Example]:
+    def encode(self, rows: list[Any]) -> list[EncodedRow]:
         raise AssertionError(f"{type(self).__name__} does not say how a row becomes token ids")
 
-    def batches(self, mine: list[Example], everyone: list[Example]) -> Iterable[MicroBatch]:
+    def batches(self, mine: list[EncodedRow], everyone: list[EncodedRow]) -> Iterable[MicroBatch]:
         """Micro-batches of this process's examples; a mean is taken over `everyone`, the update's examples of all processes."""
         raise AssertionError(f"{type(self).__name__} does not say what it learns from")
 
@@ -125,7 +115,7 @@ class OfflineTrainer(BaseTrainer):
             check_spoken_by_the_assistant(row, f"row {number}")
         return extracted
 
-    def to_compare(self, pairs: list[Example]) -> list[Example]:
+    def to_compare(self, pairs: list[EncodedRow]) -> list[EncodedRow]:
         """The pairs whose completions differ, within max_length. The others have a gradient of 0, of which Adam would make steps out of rounding.
 
         They are left out and counted, or only counted where the chosen one teaches by itself (`learns_from_chosen`). Raises UserError where all are.
@@ -169,7 +159,7 @@ class OfflineTrainer(BaseTrainer):
     def get_train_dataloader(self) -> DataLoader:
         return example_loader(self.train_dataset, self.args, lambda: self.state.global_step, shuffle=self.args.shuffle_dataset)
 
-    def window(self, micro_steps: list[list[Example]]) -> list[MicroBatch]:
+    def window(self, micro_steps: list[list[EncodedRow]]) -> list[MicroBatch]:
         if self.references is not None:
             self.references.follow(self.accelerator.unwrap_model(self.model_wrapped), self.state.global_step)
         everyone = [example for examples in micro_steps for example in examples]
@@ -180,7 +170,7 @@ class OfflineTrainer(BaseTrainer):
 
     # Log-probs without a gradient
 
-    def sums(self, model: nn.Module, examples: list[Example], which: slice = slice(None)) -> list[list[float]]:
+    def sums(self, model: nn.Module, examples: list[EncodedRow], which: slice = slice(None)) -> list[list[float]]:
         """The log-probs of each example's completions (of those in `which`) under `model`, in eval mode."""
         items = [PackItem(example.prompt_ids, example.completions[which]) for example in examples]
         found: dict[int, float] = {}
@@ -227,18 +217,18 @@ class OfflineTrainer(BaseTrainer):
         logs: dict[str, float] = {}
         for name, examples in given.items():
             prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
-            logs |= {f"{prefix}_{metric}": value for metric, value in self._examined(examples).items()}
+            logs |= {f"{prefix}_{metric}": value for metric, value in self._evaluated(examples).items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
-    def _examined(self, examples: list[Example]) -> dict[str, float]:
+    def _evaluated(self, examples: list[EncodedRow]) -> dict[str, float]:
         training, self.metrics = self.metrics, Metrics()
         try:
             with self.frozen(self.model_wrapped) as module:
                 mine = examples[self.args.process_index :: self.args.world_size]
-                share = sum(float(self.loss(module, batch)) for batch in self.batches(mine, examples))
-            losses = gather_json(share, self.args.device)
+                local = sum(float(self.loss(module, batch)) for batch in self.batches(mine, examples))
+            losses = gather_json(local, self.args.device)
             metrics = self.metrics.drain(self.args.device, 1)
         finally:
             self.metrics = training
