@@ -67,7 +67,7 @@ def verdict(system, score=7, **more):
 @pytest.fixture
 def server():
     made = Server()
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield made
     made.shutdown()
     made.server_close()

@@ -203,26 +203,26 @@ def test_workers_killed_from_outside_lose_and_double_no_score(rubric, tmp_path):
     assert 1 <= retried <= 8
 
 
-@pytest.mark.parametrize("text", ["loop", "C loop"])
-def test_when_the_trainer_is_killed_its_workers_end_with_all_they_started_whatever_they_do(tmp_path, text):
-    program = tmp_path / "trainer.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "from test_processes import FLAKY, group\n"
-        "from posttrain.rewards import Rubric\n"
-        "Rubric.from_config([{'reward': f'{FLAKY}:does_as_told', 'timeout': 600, 'workers': 1}]).score([group(["
-        f"{text!r}])])\n"
-    )
-    trainer = subprocess.Popen([sys.executable, str(program)])
-    found = []
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not any(is_worker(each) and each.cpu_times().user > 1.5 for each in found):  # it is in the loop
-        time.sleep(0.1)
-        found = psutil.Process(trainer.pid).children(recursive=True)
-    assert len(found) == (3 if text == "C loop" else 2)  # worker, guard, and what the worker started
-    trainer.kill()
-    trainer.wait()
-    assert psutil.wait_procs(found, timeout=10)[1] == []
+TRAINER = f"""
+import sys; sys.path.insert(0, {str(HERE)!r})
+from test_processes import FLAKY, group
+from posttrain.rewards import Rubric
+Rubric.from_config([{{"reward": f"{{FLAKY}}:does_as_told", "timeout": 600, "workers": 1}}]).score([group(sys.argv[1:])])
+"""
+
+
+def test_when_the_trainer_is_killed_its_workers_end_with_all_they_started_whatever_they_do():
+    trainers = {text: subprocess.Popen([sys.executable, "-c", TRAINER, text]) for text in ("loop", "C loop")}
+    for text, trainer in trainers.items():
+        found = []
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not any(is_worker(each) and each.cpu_times().user > 1.5 for each in found):  # it is in the loop
+            time.sleep(0.1)
+            found = psutil.Process(trainer.pid).children(recursive=True)
+        assert len(found) == (3 if text == "C loop" else 2)  # worker, guard, and what the worker started
+        trainer.kill()
+        trainer.wait()
+        assert psutil.wait_procs(found, timeout=10)[1] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count a process's memory")

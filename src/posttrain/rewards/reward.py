@@ -73,6 +73,8 @@ class RewardFunction:
             )
         self.shape = shapes[0]
         bound = _bound_keywords(self.function)
+        self._takes = {name for name in named if name not in bound}
+        self._bound = bound
         columns = {name: needed for name, needed in named.items() if name not in OFFERED[self.shape] and name not in bound}
         self.required = tuple(name for name, needed in columns.items() if needed)
         self.optional = tuple(name for name, needed in columns.items() if not needed)
@@ -88,15 +90,12 @@ class RewardFunction:
             function = function.func if isinstance(function, functools.partial) else function.function
         return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
+    def takes(self, name: str) -> bool:
+        return name in self._takes or (self.takes_everything and name not in self._bound)
+
     def arguments(self, offered: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
         """The keywords to call it with. What is offered wins over a column of the same name."""
-        bound = _bound_keywords(self.function)
-        if self.takes_everything:
-            return {name: value for name, value in {**columns, **offered}.items() if name not in bound}
-        wanted = {*self.required, *self.optional}
-        named = inspect.signature(self.function).parameters
-        kept = {name: value for name, value in columns.items() if name in wanted}
-        return kept | {name: value for name, value in offered.items() if name in named and name not in bound}
+        return {name: value for name, value in {**columns, **offered}.items() if self.takes(name)}
 
     def check_columns(self, available: Iterable[str]) -> None:
         """Raises UserError when the data lacks a column that the function cannot do without."""

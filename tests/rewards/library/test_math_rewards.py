@@ -84,11 +84,11 @@ def test_a_row_without_gold_is_not_scored():
     assert math_answer("4", None) is None
 
 
-@pytest.mark.parametrize("gold", ["", "???", "\\"])
-def test_gold_that_is_no_mathematics_is_a_mistake_in_the_data_that_names_the_row(gold):
+def test_gold_that_is_no_mathematics_is_a_mistake_in_the_data_that_names_the_row():
     rubric = Rubric("math_answer")
-    with pytest.raises(UserError, match=r"gold answer .* cannot be parsed.*prompt 17"):
-        rubric.score([group(["4"], id=17, answer=gold)])
+    for gold in ("", "???", "\\"):
+        with pytest.raises(UserError, match=r"gold answer .* cannot be parsed.*prompt 17"):
+            rubric.score([group(["4"], id=17, answer=gold)])
     rubric.close()
 
 
@@ -101,7 +101,7 @@ def test_the_last_closed_box_is_found_with_its_braces(text, inside):
 
 def test_in_a_rubric_an_answer_that_never_ends_is_killed_dropped_and_counted():
     """SymPy would compute this power exactly."""
-    rubric = Rubric.from_config([{"reward": "math_answer", "timeout": 3}])
+    rubric = Rubric.from_config([{"reward": "math_answer", "timeout": 2}])
     one = group(["4", r"\boxed{(9^{9^{9^{9}}})!}", r"\boxed{4}", "5"], answer="4")
     report = rubric.score([one])
     rubric.close()

@@ -126,7 +126,7 @@ def test_settings_that_cannot_work_are_refused(maker):
 
 def test_a_schema_whose_expression_runs_away_on_a_text_drops_that_text():
     pytest.importorskip("jsonschema")
-    rubric = Rubric.from_config([{"reward": "json_schema", "schema": {"type": "string", "pattern": "^(a+)+$"}, "timeout": 3}])
+    rubric = Rubric.from_config([{"reward": "json_schema", "schema": {"type": "string", "pattern": "^(a+)+$"}, "timeout": 2}])
     texts = ['"aaa"', f'"{"a" * 60}b"', '"b"']
     group = Group(Task(0, "p"), [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
     report = rubric.score([group])

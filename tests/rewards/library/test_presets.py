@@ -1,5 +1,6 @@
 """The presets, their ranges, and every reward of the library on text that was made to hurt."""
 
+import functools
 import math
 import re
 import time
@@ -26,8 +27,13 @@ TEXT_REWARDS = [
 NEEDED = {"regex": {"pattern": "a+$", "seconds": 0.2}}
 
 
+@functools.cache
+def token_ids(text):
+    return [ord(c) % 97 for c in text]
+
+
 def score(rubric, text, **columns):
-    rollout = Rollout([1], [ord(c) % 97 for c in text], [True] * len(text), [0.0], [0.0], StopReason.STOP, text)
+    rollout = Rollout([1], token_ids(text), [True] * len(text), [0.0], [0.0], StopReason.STOP, text)
     rubric.score([Group(Task(0, "p", {**ROW, **columns}), [rollout])])
     return rollout
 

@@ -122,7 +122,8 @@ def calls_of(reward: RewardFunction, groups: list[Group], trainer_state: Any) ->
 
 def _per_completion(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Rows:
     for task, rollout in _flat(groups):
-        offered = {"completion": rollout.text, "prompt": task.prompt, "completion_ids": rollout.sampled_ids, **common}
+        ids = {"completion_ids": rollout.sampled_ids} if reward.takes("completion_ids") else {}
+        offered = {"completion": rollout.text, "prompt": task.prompt, **ids, **common}
         yield [(task, rollout)], True, reward.arguments(offered, _columns(task))
 
 
