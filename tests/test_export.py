@@ -226,11 +226,11 @@ def test_adapters_of_a_reward_model_are_exported_as_transformers_classifier(scor
 
 def test_a_directory_of_adapters_scores_wherever_a_reward_model_may_stand(scorer, trained):
     from posttrain import ModelReward
-    from posttrain.cli.recipe import is_reward_model
+    from posttrain.rewards.loading import names_model
     from posttrain.trainers.online.reward_model import with_reward_models
 
     adapter, scores = scorer
-    assert is_reward_model(str(adapter))
+    assert names_model(str(adapter))
     for reward in (ModelReward(str(adapter)), *with_reward_models([str(adapter)], None, None)):
         ids = [build_tokenizer()(text)["input_ids"] for text in ("2", "7", "1")]
         given = reward(["1+1=", "3+4=", "0+0="], ["2", "7", "1"], ids)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.cli import fit, runs
 from posttrain.cli.kinds import KINDS, Kind
-from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, absolute, is_reward_model
+from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, absolute
 from posttrain.cli.values import nearest, read_settings
 from posttrain.data.mixture import load_data
 from posttrain.data.prompts import Template
 from posttrain.data.sources import Rows, load_rows
 from posttrain.errors import UserError
+from posttrain.rewards.loading import names_model
 from posttrain.rewards.rubric import Rubric
 
 if TYPE_CHECKING:
@@ -103,15 +104,17 @@ def make_rubric(recipe: Recipe) -> Rubric:
 
 
 def _scorer(entry: Any) -> Any:
-    """A reward of the library or of a file, or a trained reward model by its directory."""
+    """A reward of the library or of a file, or a trained reward model by its directory or hub name."""
     named = entry if isinstance(entry, dict) else {"reward": entry}
-    if not is_reward_model(named["reward"] if isinstance(named.get("reward"), str) else None):
+    if not names_model(named.get("reward")):
         return Rubric.from_config([entry])
-    if unknown := sorted(named.keys() - {"reward", "weight"}):
-        raise UserError(f"rubric: {unknown[0]} is not a setting of a reward model; it has a weight only")
+    if unknown := sorted(named.keys() - {"reward", "weight", "tokenizer"}):
+        raise UserError(f"rubric: {unknown[0]} is not a setting of a reward model; it has a weight and a tokenizer")
+    from posttrain.models.load import load_tokenizer
     from posttrain.trainers.online.reward_model import ModelReward
 
-    return ModelReward(named["reward"]), named.get("weight", 1.0)
+    tokenizer = None if named.get("tokenizer") is None else load_tokenizer(named["tokenizer"])
+    return ModelReward(named["reward"], tokenizer), named.get("weight", 1.0)
 
 
 def make_tokenizer(model: ModelSection, raw: Any) -> PreTrainedTokenizerBase:

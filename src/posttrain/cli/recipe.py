@@ -18,6 +18,7 @@ from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
 from posttrain.io import read_text
+from posttrain.rewards.loading import names_model
 from posttrain.secrets import redacted
 
 
@@ -218,13 +219,8 @@ def _absolute_reward(entry: Any, folder: Path) -> Any:
     if ".py:" in name:
         file, _, function = name.rpartition(":")
         whole = f"{absolute(file, folder)}:{function}"
-    elif is_reward_model(found := absolute(name, folder)):
+    elif names_model(found := absolute(name, folder)):
         whole = str(found)
     else:
         return entry
     return {**entry, "reward": whole} if isinstance(entry, dict) else whole
-
-
-def is_reward_model(name: str | None) -> bool:
-    """Whether an entry of the rubric is a directory with a model, or with the adapters of one."""
-    return name is not None and any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))

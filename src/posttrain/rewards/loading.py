@@ -38,17 +38,26 @@ def _load(name: Any, settings: dict[str, Any], folder: str | None) -> list[Rewar
         return as_reward(_with_settings(function, settings, name) if settings else function)
     from posttrain.rewards.library import FUNCTIONS, MAKERS, PRESETS
 
-    makers: dict[str, Callable[..., list[RewardFunction] | RewardFunction]] = {**PRESETS, **MAKERS}
+    makers: dict[str, Callable[..., list[RewardFunction] | Callable[..., Any]]] = {**PRESETS, **MAKERS}
     if name in makers:
         _check_settings(makers[name], settings, name)
         _check_complete(makers[name], settings, name)
-        return makers[name](**settings)
+        made = makers[name](**settings)
+        return made if isinstance(made, list) else as_reward(made)
     if name in FUNCTIONS:
         return as_reward(_with_settings(FUNCTIONS[name], settings, name) if settings else FUNCTIONS[name])
     known = [*makers, *FUNCTIONS]
     raise UserError(
         f"there is no reward '{name}'; the library has: {', '.join(known)}; your own is named file.py:function.{did_you_mean(name, known)}"
     )
+
+
+def names_model(name: Any) -> bool:
+    """Whether a reward's name is that of a reward model: a directory with a model or adapters, or a name on the hub (owner/model)."""
+    if not isinstance(name, str):
+        return False
+    is_directory = any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
+    return is_directory or ("/" in name and ":" not in name and not name.endswith(".py"))
 
 
 def preset_names() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -176,7 +177,7 @@ def as_reward(function: Callable[..., Any]) -> RewardFunction:
     while isinstance(inner, functools.partial):
         inner = inner.func
     if isinstance(inner, RewardFunction):  # a partial of a decorated reward keeps what the decorator said
-        return replace(inner, function=function, source=None)
+        return replace(inner, function=function, source=_source_of_partial(function, inner.source))
     return RewardFunction(function, name_of(function))
 
 
@@ -194,6 +195,17 @@ def _source_of(function: Callable[..., Any]) -> RewardSource | None:
     if module in (None, "__main__") or not name.isidentifier():
         return None
     return RewardSource(f"{module}:{name}", {}, None)
+
+
+def _source_of_partial(function: Callable[..., Any], source: RewardSource | None) -> RewardSource | None:
+    """Where another process finds a partial of a reward that it can find: with the keywords as settings. None where they are not plain values."""
+    if source is None or not isinstance(function, functools.partial) or function.args:
+        return None
+    try:
+        json.dumps(function.keywords)
+    except (TypeError, ValueError):
+        return None
+    return replace(source, settings=source.settings | function.keywords)
 
 
 def checked_weight(weight: Any, name: str) -> float:

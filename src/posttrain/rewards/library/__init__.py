@@ -6,6 +6,7 @@ FUNCTIONS are single rewards. MAKERS make a single reward from settings, PRESETS
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from posttrain.rewards.judge import judge
 from posttrain.rewards.library.answers import exact_answer, numeric_answer
@@ -26,6 +27,14 @@ from posttrain.rewards.library.reasoning_gym import reasoning_gym
 from posttrain.rewards.library.repetition import repetition
 from posttrain.rewards.library.structured import json_schema, json_valid
 from posttrain.rewards.library.tags import answer_format, tags_once, think_format
+from posttrain.rewards.library.trl import (
+    accuracy_reward,
+    get_cosine_scaled_reward,
+    get_repetition_penalty_reward,
+    get_soft_overlong_punishment,
+    reasoning_accuracy_reward,
+    think_format_reward,
+)
 from posttrain.rewards.reward import RewardFunction
 
 PRESETS: dict[str, Callable[..., list[RewardFunction]]] = {
@@ -36,11 +45,14 @@ PRESETS: dict[str, Callable[..., list[RewardFunction]]] = {
     "qwen3-proximity": qwen3_proximity,
     "code": code,
 }
-MAKERS: dict[str, Callable[..., RewardFunction]] = {
+MAKERS: dict[str, Callable[..., Callable[..., Any]]] = {
     "answer_format": answer_format,
     "brevity": brevity,
     "cosine_length": cosine_length,
     "exact_answer": exact_answer,
+    "get_cosine_scaled_reward": get_cosine_scaled_reward,
+    "get_repetition_penalty_reward": get_repetition_penalty_reward,
+    "get_soft_overlong_punishment": get_soft_overlong_punishment,
     "json_schema": json_schema,
     "json_valid": json_valid,
     "judge": judge,
@@ -77,5 +89,8 @@ FUNCTIONS: dict[str, RewardFunction] = {
         math_answer,
         recipient_named,
         signature_block,
+        accuracy_reward,
+        reasoning_accuracy_reward,
+        think_format_reward,
     )
 }

@@ -30,23 +30,24 @@ _FORMULA = re.compile(r"(?:\\[A-Za-z]+|[^A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z
 NEEDED = "math_answer needs the math-verify library: pip install 'posttrain[math]'"
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
     """Without importing it, which is slow and done in a worker."""
     if importlib.util.find_spec("math_verify") is None:
         raise UserError(NEEDED)
 
 
 @functools.cache
-def _math_verify() -> Any:
+def math_verify() -> Any:
+    """The library, imported when it is first used."""
     try:
-        import math_verify
+        import math_verify as library
     except ImportError as error:
         raise UserError(NEEDED) from error
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own alarms are off: the worker is killed instead
-    return math_verify
+    return library
 
 
-@verifier(timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB, prepare=_math_verify, check=_check_installed)
+@verifier(timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB, prepare=math_verify, check=check_installed)
 def math_answer(completion: str, answer: Any) -> bool | None:
     """True if the completion's last answer equals the column `answer`. A row without one is not scored.
 
@@ -68,7 +69,7 @@ def math_answer(completion: str, answer: Any) -> bool | None:
 
 def _equal(gold: list[Any], said: list[Any]) -> bool:
     """Each is an expression and its text, as math-verify parses it."""
-    verify = _math_verify().verify
+    verify = math_verify().verify
     pairs = [(a, b) for a in gold for b in said]
     return any(verify([a], [b], timeout_seconds=None) and (isinstance(a, str) or agrees(a, b)) for a, b in pairs)
 
@@ -113,7 +114,7 @@ def _as_formula(text: str) -> str:
 
 
 def _parsed(text: str) -> list[Any]:
-    return list(_math_verify().parse(text, _extraction(), parsing_timeout=None))
+    return list(math_verify().parse(text, _extraction(), parsing_timeout=None))
 
 
 @functools.cache
@@ -122,5 +123,5 @@ def _extraction() -> Any:
     from latex2sympy2_extended import NormalizationConfig
 
     formulas = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False)
-    library = _math_verify()
+    library = math_verify()
     return library.LatexExtractionConfig(normalization_config=formulas), library.ExprExtractionConfig()

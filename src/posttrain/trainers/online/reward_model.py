@@ -15,9 +15,9 @@ from posttrain.data.chat import encode_example, encode_prompt
 from posttrain.data.formats import template_keywords
 from posttrain.data.stream import PackItem, pack, split
 from posttrain.errors import UserError
-from posttrain.models.adapter_files import is_adapter
 from posttrain.models.heads import has_score, load_reward_model, make_scores, reward_model
 from posttrain.models.load import context_length, load_tokenizer
+from posttrain.rewards.loading import names_model
 
 MAX_TOKENS = 8192  # of one forward
 
@@ -96,7 +96,7 @@ def _grouped(items: list[PackItem]) -> list[PackItem]:
 
 
 def with_reward_models(functions: list[Any], tokenizers: Any, own: PreTrainedTokenizerBase | None) -> list[Any]:
-    """Reward functions, in which models and directories of models became `ModelReward`s.
+    """Reward functions, in which models, and directories and hub names of models, became `ModelReward`s.
 
     tokenizers: one for each function (None: the model's own, or for a model that came from a config the policy's, `own`).
     """
@@ -108,7 +108,7 @@ def with_reward_models(functions: list[Any], tokenizers: Any, own: PreTrainedTok
         if isinstance(function, PreTrainedModel):
             named = bool(function.config._name_or_path)
             function = ModelReward(function, tokenizer if tokenizer is not None or named else own)
-        elif isinstance(function, str) and ((Path(function) / "config.json").is_file() or is_adapter(function)):
+        elif names_model(function):
             function = ModelReward(function, tokenizer)
         made.append(function)
     return made
