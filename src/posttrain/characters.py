@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-# Control, format (bidirectional overrides among them), surrogate and line-breaking characters: they move cursors, recolour or reorder text.
+# Control, format (bidirectional overrides among them), surrogate and line-breaking characters: they move cursors,
+# recolour or reorder text.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -24,7 +25,8 @@ _ALL, _ALL_BUT_LINES = _Escapes(), _Escapes("\n\t")
 
 
 def visible(text: str) -> str:
-    """Control characters are written as their escapes (`\\x1b`, `\\n`, ...), so that a terminal shows them instead of obeying them."""
+    """Control characters are written as their escapes (`\\x1b`, `\\n`, ...), so that a terminal shows them instead of
+    obeying them."""
     return text if text.isprintable() else text.translate(_ALL)
 
 

@@ -1,4 +1,5 @@
-"""What can go wrong, by whose hand. `UserError` is a sentence with the fix, shown without a traceback by the command line."""
+"""What can go wrong, by whose hand. `UserError` is a sentence with the fix, shown without a traceback by the command
+line."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ LONGEST = 20_000  # characters of a message: a reward may put a whole data set i
 
 
 class _Shown(Exception):
-    """Messages quote texts that are not ours: completions, file names, what a library said. Here, in the one place that every message passes, their
-    control characters become visible, secrets are blanked, and what is too long to read is cut in its middle."""
+    """Messages quote texts that are not ours: completions, file names, what a library said. Here, in the one place that
+    every message passes, their control characters become visible, secrets are blanked, and what is too long to read is
+    cut in its middle."""
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -25,11 +27,13 @@ class _Shown(Exception):
 
 
 class UserError(_Shown, ValueError):
-    """The user's input cannot work: a recipe, a dataset, a reward, a model path. The message names the cause and the fix."""
+    """The user's input cannot work: a recipe, a dataset, a reward, a model path. The message names the cause and the
+    fix."""
 
 
 class NothingToLearn(UserError):
-    """A row that can teach nothing: none of its tokens is trained. Such rows are left out and counted; where all are, it is an error."""
+    """A row that can teach nothing: none of its tokens is trained. Such rows are left out and counted; where all are,
+    it is an error."""
 
 
 class RewardError(_Shown, RuntimeError):
@@ -37,7 +41,8 @@ class RewardError(_Shown, RuntimeError):
 
 
 class EnvError(_Shown, RuntimeError):
-    """An environment broke: it raised, or answered with what is no message. What a tool raises is not that: the model is told."""
+    """An environment broke: it raised, or answered with what is no message. What a tool raises is not that: the model
+    is told."""
 
 
 class TrainingError(_Shown, RuntimeError):

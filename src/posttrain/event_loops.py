@@ -1,7 +1,8 @@
-"""Private event loops, each in a thread of its own, so that coroutines run even inside a notebook's or a server's own loop.
+"""Private event loops, each in a thread of its own, so that coroutines run even inside a notebook's or a server's own
+loop.
 
-A loop lives as long as the process, so that what one coroutine opened (a client's session) serves the next. Only a `UserLoop` is abandoned,
-when a coroutine blocks it.
+A loop lives as long as the process, so that what one coroutine opened (a client's session) serves the next. Only a
+`UserLoop` is abandoned, when a coroutine blocks it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ LOOP_PATIENCE = 1.0  # seconds; a loop that does not answer within them is block
 
 
 def settled(values: Sequence[Any], seconds: float | None = None) -> list[Any]:
-    """The values, with each awaitable replaced by its result or by the exception that it raised. They are awaited together.
+    """The values, with each awaitable replaced by its result or by the exception that it raised. They are awaited
+    together.
 
     Raises concurrent.futures.TimeoutError after `seconds`; None: no limit.
     """
@@ -71,7 +73,8 @@ async def within(awaitable: Awaitable[Any], seconds: float | None) -> Outcome | 
 
 
 async def awaited(future: asyncio.Future[T], seconds: float | None) -> T | None:
-    """The future's result; None after `seconds`. It is cancelled unless it is done, also when the waiting is cancelled."""
+    """The future's result; None after `seconds`. It is cancelled unless it is done, also when the waiting is
+    cancelled."""
     try:
         done, _ = await asyncio.wait([future], timeout=seconds)
     finally:
@@ -80,7 +83,8 @@ async def awaited(future: asyncio.Future[T], seconds: float | None) -> T | None:
 
 
 class UserLoop:
-    """A loop for a user's coroutines. When one blocks it, loop and thread are abandoned, and the next coroutine gets new ones."""
+    """A loop for a user's coroutines. When one blocks it, loop and thread are abandoned, and the next coroutine gets
+    new ones."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -125,7 +129,8 @@ async def _settled(value: Any) -> Any:
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    """A loop that runs in a daemon thread of that name until it is stopped. sys.exit() in a task ends the task, not the loop."""
+    """A loop that runs in a daemon thread of that name until it is stopped. sys.exit() in a task ends the task, not the
+    loop."""
     loop = asyncio.new_event_loop()
 
     def run() -> None:

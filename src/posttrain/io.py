@@ -1,4 +1,5 @@
-"""Small files and JSON that anybody may have written (summary.json, recipe.yaml): read within limits, and written whole or not at all."""
+"""Small files and JSON that anybody may have written (summary.json, recipe.yaml): read within limits, and written whole
+or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ DEEPEST = 50  # of them in each other
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole file or none of it: written beside, then renamed into place; until then an older one stays. Raises OSError.
+    """The whole file or none of it: written beside, then renamed into place; until then an older one stays. Raises
+    OSError.
 
     Links are followed; into what is no plain file, such as /dev/stdout, the text is written as it is.
     """
@@ -61,7 +63,8 @@ def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def parsed(value: Any) -> Any:
-    """The value of a JSON text: not too deep, not too much of it, and fit for encoders. Raises ValueError with what the text is not."""
+    """The value of a JSON text: not too deep, not too much of it, and fit for encoders. Raises ValueError with what the
+    text is not."""
     try:
         found = json.loads(value)
     except (TypeError, ValueError, RecursionError) as error:  # digits without end are a ValueError too
@@ -71,7 +74,8 @@ def parsed(value: Any) -> Any:
 
 
 def bounded(found: Any) -> None:
-    """Raises ValueError for lists and mappings that are too many or too deep in each other; one that stands in several places counts in each."""
+    """Raises ValueError for lists and mappings that are too many or too deep in each other; one that stands in several
+    places counts in each."""
     left = MOST_NODES
     waiting: list[tuple[Any, int]] = [(found, 0)]
     while waiting:

@@ -1,8 +1,10 @@
-"""Child processes that end with this one, however it ends. Standard library only: run as a file, this module is the guard.
+"""Child processes that end with this one, however it ends. Standard library only: run as a file, this module is the
+guard.
 
-The guard is one small process that reads from a pipe which children are alive. The pipe closes when this process ends, also by SIGKILL or
-for want of memory; the guard then kills the process groups that are left, even if they hold a lock. It needs nothing of one system alone:
-Linux's PR_SET_PDEATHSIG follows the thread that started a process, and spares the children of that process.
+The guard is one small process that reads from a pipe which children are alive. The pipe closes when this process ends,
+also by SIGKILL or for want of memory; the guard then kills the process groups that are left, even if they hold a lock.
+It needs nothing of one system alone: Linux's PR_SET_PDEATHSIG follows the thread that started a process, and spares the
+children of that process.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ LOOK = 1.0  # seconds between looks at the parent's number: a forked child may h
 
 
 def guard(pid: int) -> None:
-    """This process's end is the child's end too and, on POSIX, its group's. It must lead its group (`start_new_session=True`)."""
+    """This process's end is the child's end too and, on POSIX, its group's. It must lead its group
+    (`start_new_session=True`)."""
     _tell(f"+{pid}", pid, is_alive=True)
 
 
@@ -85,7 +88,8 @@ def main(parent: int) -> None:
 
 
 def _read(parent: int) -> bytes | None:
-    """What the parent says next, also once it is gone; None at the end. Windows has no select for pipes: reading waits there."""
+    """What the parent says next, also once it is gone; None at the end. Windows has no select for pipes: reading waits
+    there."""
     if os.name == "posix":
         import select
 

@@ -1,8 +1,10 @@
-"""The tasks of reasoning-gym by name, such as "leg_counting?size=500&seed=1". Rows are generated here; the same name gives the same rows.
+"""The tasks of reasoning-gym by name, such as "leg_counting?size=500&seed=1". Rows are generated here; the same name
+gives the same rows.
 
-Both the rows (`data/sources.py`) and the reward (`rewards/library/reasoning_gym.py`) start from it. Tasks are functions of their seed: a row
-holds its question's number, by which the scorer makes the same question again. Five tasks (word_ladder is one) also depend on the hashes of
-strings, which Python randomises in each process; so rows are made and scored where PYTHONHASHSEED is 0, unless the user has set it.
+Both the rows (`data/sources.py`) and the reward (`rewards/library/reasoning_gym.py`) start from it. Tasks are functions
+of their seed: a row holds its question's number, by which the scorer makes the same question again. Five tasks
+(word_ladder is one) also depend on the hashes of strings, which Python randomises in each process; so rows are made and
+scored where PYTHONHASHSEED is 0, unless the user has set it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ SIZE, SEED = 500, 0
 
 
 def rows_of(source: str) -> list[dict[str, Any]]:
-    """All rows of "reasoning-gym:TASK": `prompt`, `answer` (one right answer; some tasks have none or many), and where the question came from."""
+    """All rows of "reasoning-gym:TASK": `prompt`, `answer` (one right answer; some tasks have none or many), and where
+    the question came from."""
     task = source.removeprefix(SCHEME)
     if os.environ.get("PYTHONHASHSEED", "random") != "random":
         return _made(task)
@@ -64,7 +67,8 @@ def library() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def open_task(task: str) -> Any:
-    """The library's dataset. Options are `size`, `seed` and those of the task itself. Raises UserError for what the library does not know."""
+    """The library's dataset. Options are `size`, `seed` and those of the task itself. Raises UserError for what the
+    library does not know."""
     reasoning_gym = library()
     known = reasoning_gym.factory.DATASETS
     parts = urlsplit(task)

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 BLANK = "***"  # stands where a secret stood inside a text
-# A name that ends so (in lower case, with "_" for "-") is a secret's: of the first list whatever it holds (a number, a pair), of both a text.
+# A name that ends so (in lower case, with "_" for "-") is a secret's: of the first list whatever it holds (a number, a
+# pair), of both a text.
 _ANY_VALUE = ("password", "passwd", "passphrase", "secret", "authorization", "cookie", "auth", "credential", "credentials")
 _TEXT = ("token", "api_key", "apikey", "access_key", "secret_key", "private_key", "subscription_key")
 _VOCABULARY = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "mask", "sep", "cls", "image", "stop"))
 _KNOWN_SHAPES = (
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16})"
 )
-# What a text may hold whatever its setting is called: a password or a long name before the @ of a URL, a signed query, a key of a known shape.
+# What a text may hold whatever its setting is called: a password or a long name before the @ of a URL, a signed query,
+# a key of a known shape.
 _INSIDE = (
     (re.compile(r"(://[^\s/?#:@]*):[^\s/?#]*@"), rf"\1:{BLANK}@"),
     (re.compile(r"://[^\s/?#:@]{16,}@"), f"://{BLANK}@"),
@@ -37,7 +39,8 @@ _QUOTED = (
 
 
 def is_secret(name: Any, value: Any) -> bool:
-    """Whether a setting of this name holds a secret: hub_token, the `token` of from_pretrained, headers.Authorization."""
+    """Whether a setting of this name holds a secret: hub_token, the `token` of from_pretrained,
+    headers.Authorization."""
     plain = str(name).lower().replace("-", "_")
     if not plain.endswith((*_ANY_VALUE, *_TEXT)) or plain in _VOCABULARY or value in (None, "", [], {}) or isinstance(value, bool):
         return False
@@ -47,10 +50,11 @@ def is_secret(name: Any, value: Any) -> bool:
 
 
 def redacted(value: Any, *, dropped: bool = False) -> Any:
-    """Settings that others may read, at any depth: secrets become None; passwords in URLs and keys of known shapes are blanked.
+    """Settings that others may read, at any depth: secrets become None; passwords in URLs and keys of known shapes are
+    blanked.
 
-    The one filter for all that is written: recipes, records, manifests, cards, pages. dropped: secrets are left out instead, and with them
-    a mapping that held nothing else, so that settings compare equal whatever their secrets are.
+    The one filter for all that is written: recipes, records, manifests, cards, pages. dropped: secrets are left out
+    instead, and with them a mapping that held nothing else, so that settings compare equal whatever their secrets are.
     """
     if isinstance(value, Mapping):
         secret = {name for name, inner in value.items() if is_secret(name, inner) or (dropped and inner is None and is_secret(name, "x"))}
@@ -66,7 +70,8 @@ def redacted(value: Any, *, dropped: bool = False) -> Any:
 
 
 def redacted_message(text: str) -> str:
-    """A message without the secrets that it quotes: those of settings, URLs and headers, and what the environment's secret variables hold."""
+    """A message without the secrets that it quotes: those of settings, URLs and headers, and what the environment's
+    secret variables hold."""
     text = _blanked(text)
     for pattern, blank in _QUOTED:
         text = pattern.sub(blank, text)

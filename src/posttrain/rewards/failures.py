@@ -1,6 +1,8 @@
-"""How rewards break, and what is to happen then: how long a call may take, how often it is tried, and whether the run goes on.
+"""How rewards break, and what is to happen then: how long a call may take, how often it is tried, and whether the run
+goes on.
 
-What a policy leaves open (None) is filled in from the next wider place: the reward, its rubric, the trainer, and last BASE.
+What a policy leaves open (None) is filled in from the next wider place: the reward, its rubric, the trainer, and last
+BASE.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ FRAMES, CHAIN = 30, 5  # innermost frames that are shown, and exceptions that le
 class Failure:
     """Why completions have no score."""
 
-    # "raised" (or its worker died), "timed_out", "not_finite" (or beyond 1e15), "wrong_type" (no score), "wrong_length" (of a batch's scores)
+    # "raised" (or its worker died), "timed_out", "not_finite" (or beyond 1e15), "wrong_type" (no score), "wrong_length"
+    # (of a batch's scores)
     kind: str
     message: str  # names the reward, the row and the cause
     trace: str = ""  # the traceback, where something was raised
@@ -89,7 +92,8 @@ def what_of(error: BaseException) -> str:
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback as Python writes it, but of long messages the beginning: Python itself takes half a minute for one of 50 MB."""
+    """The traceback as Python writes it, but of long messages the beginning: Python itself takes half a minute for one
+    of 50 MB."""
     chain: list[BaseException] = []
     while len(chain) < CHAIN and error not in chain:
         chain.append(error)

@@ -1,7 +1,9 @@
-"""A language model as judge, at any URL with OpenAI's chat completions. Asynchronous, so that many verdicts are awaited at once.
+"""A language model as judge, at any URL with OpenAI's chat completions. Asynchronous, so that many verdicts are awaited
+at once.
 
-The judged text is data: one line of JSON between marks of random digits, in which no tag and no mark can be spelled. The verdict must be the
-whole reply, with a token that only the judge was told. So no text can give itself a score, though it can still persuade a gullible judge.
+The judged text is data: one line of JSON between marks of random digits, in which no tag and no mark can be spelled.
+The verdict must be the whole reply, with a token that only the judge was told. So no text can give itself a score,
+though it can still persuade a gullible judge.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Busy(RuntimeError):
 
 @dataclass(eq=False)
 class Judge:
-    """An async reward. Raises RewardError for a reply that is no verdict, UserError if the server refuses the request itself.
+    """An async reward. Raises RewardError for a reply that is no verdict, UserError if the server refuses the request
+    itself.
 
     The key is read from the environment and sent to this URL alone.
     """
@@ -87,7 +90,8 @@ class Judge:
         return self._score(reply, token)
 
     def _fenced(self, value: Any) -> str:
-        """One line of JSON. `<` and `[INST` are spelled as escapes, for a server may read chat tokens inside a message."""
+        """One line of JSON. `<` and `[INST` are spelled as escapes, for a server may read chat tokens inside a
+        message."""
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if len(text) > self.characters:
             half = self.characters // 2
@@ -178,7 +182,8 @@ def judge(
     price: tuple[float, float] | None = None,
     structured: bool = True,
 ) -> RewardFunction:
-    """A model's grade of the completion, by `criteria`, from `low` to `high`. A completion without a verdict is dropped, unless on_error says otherwise."""
+    """A model's grade of the completion, by `criteria`, from `low` to `high`. A completion without a verdict is
+    dropped, unless on_error says otherwise."""
     limits: dict[str, Any] = {"seconds": seconds, "attempts": attempts, "concurrent": concurrent}
     asked = Judge(url, model, criteria, low=low, high=high, name=name, price=price, structured=structured, **limits)
     return RewardFunction(asked, name, range=(float(low), float(high)), policy=FailurePolicy(on_error="drop"))

@@ -1,6 +1,7 @@
 """From a name to a reward: a preset or a function of the library, `file.py:function`, or `module:function`.
 
-Importing a user's file runs it; that is the point of naming it. Names that are neither are refused with the nearest one.
+Importing a user's file runs it; that is the point of naming it. Names that are neither are refused with the nearest
+one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from posttrain.rewards.reward import RewardFunction, RewardSource, as_reward
 
 
 def load_reward(name: Any, settings: dict[str, Any] | None = None, *, folder: str | None = None) -> list[RewardFunction] | RewardFunction:
-    """A reward, or the list of a preset's rewards. `settings` are keywords of the function or preset; paths are looked for in `folder` first."""
+    """A reward, or the list of a preset's rewards. `settings` are keywords of the function or preset; paths are looked
+    for in `folder` first."""
     settings = settings or {}
     loaded = _load(name, settings, folder)
     source = RewardSource(name, settings, str(Path(folder or ".").resolve()))

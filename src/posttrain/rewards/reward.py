@@ -1,7 +1,9 @@
-"""A reward is a plain function with a name and a weight. `@reward` and `@verifier` give it both; they change nothing else.
+"""A reward is a plain function with a name and a weight. `@reward` and `@verifier` give it both; they change nothing
+else.
 
-Three shapes are told apart by their parameters: `completion` (one at a time, as text), `completions` (a whole batch, called as TRL calls
-it) and `group` (one prompt with all its completions). Every other parameter is a dataset column. Calling and checking is `scoring.py`'s job.
+Three shapes are told apart by their parameters: `completion` (one at a time, as text), `completions` (a whole batch,
+called as TRL calls it) and `group` (one prompt with all its completions). Every other parameter is a dataset column.
+Calling and checking is `scoring.py`'s job.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import Any, TypeVar, overload
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.failures import OPEN, FailurePolicy
 
-# What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape. `completion_ids` are in a batch, as in TRL,
-# all tokens after the prompt; of one completion those that the policy sampled.
+# What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape.
+# `completion_ids` are in a batch, as in TRL, all tokens after the prompt; of one completion those that the policy
+# sampled.
 OFFERED = {
     "completion": ("completion", "prompt", "completion_ids", "trainer_state", "log_metric"),
     "completions": ("completions", "prompts", "completion_ids", "trainer_state", "log_metric", "log_extra"),
@@ -41,7 +44,8 @@ class RewardSource:
 
 @dataclass(eq=False)
 class RewardFunction:
-    """A function that scores completions. Calling it calls the function, so a decorated reward is tested like an undecorated one."""
+    """A function that scores completions. Calling it calls the function, so a decorated reward is tested like an
+    undecorated one."""
 
     function: Callable[..., Any]
     name: str
@@ -133,10 +137,12 @@ def reward(
     check: Callable[[], Any] | None = None,
     **policy: Any,
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
-    """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range of its scores.
+    """Marks a function that returns a number, or None where it cannot judge. Bare, or with a name, a weight, the range
+    of its scores.
 
-    prepare: done once in each worker before its first call. check: done where a rubric takes it, to say what is missing. policy: timeout,
-    on_error, retries, workers (see FailurePolicy). Raises UserError for a worker that could not find the function.
+    prepare: done once in each worker before its first call. check: done where a rubric takes it, to say what is
+    missing. policy: timeout, on_error, retries, workers (see FailurePolicy). Raises UserError for a worker that could
+    not find the function.
     """
     governed = FailurePolicy.of(policy)
 
@@ -154,7 +160,8 @@ def verifier(*, name: str | None = None, weight: float = 1.0, **settings: Any) -
 def verifier(
     function: Callable[..., Any] | None = None, *, name: str | None = None, weight: float = 1.0, **settings: Any
 ) -> RewardFunction | Callable[[Callable[..., Any]], RewardFunction]:
-    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not tell.
+    """Marks a function that says whether a completion is right: True scores 1, False 0, None means that it could not
+    tell.
 
     settings: prepare, check, timeout, on_error, retries, workers, as for `reward`.
     """
@@ -190,7 +197,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _source_of(function: Callable[..., Any]) -> RewardSource | None:
-    """Where a function of a module is found again; None for a closure, a lambda, or a function of a script or notebook."""
+    """Where a function of a module is found again; None for a closure, a lambda, or a function of a script or
+    notebook."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<locals>")
     if module in (None, "__main__") or not name.isidentifier():
         return None

@@ -1,7 +1,8 @@
-"""A rubric: small rewards stacked with weights. It fills `rollout.scores` (unweighted) and `rollout.reward` (the weighted total).
+"""A rubric: small rewards stacked with weights. It fills `rollout.scores` (unweighted) and `rollout.reward` (the
+weighted total).
 
-It knows nothing of advantages or losses. A completion that no reward could score has reward None, not 0. A reward with weight 0 is a monitor:
-it is scored, and has no part in the total.
+It knows nothing of advantages or losses. A completion that no reward could score has reward None, not 0. A reward with
+weight 0 is a monitor: it is scored, and has no part in the total.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ Scorer = Union[Callable[..., Any], RewardFunction, "Rubric", str]
 class Rubric:
     """`Rubric(has_number, (is_right, 2.0), another_rubric, "gsm8k", weights=None, name=None)`.
 
-    A weight given here, in a pair or in `weights`, replaces a function's own and multiplies those of a nested rubric. Names are
-    unique: a second `f` is called `f_2`; those of a rubric with a name are written `name/f`. policy: timeout, on_error, retries, workers
-    of all rewards that do not say their own (see FailurePolicy).
+    A weight given here, in a pair or in `weights`, replaces a function's own and multiplies those of a nested rubric.
+    Names are unique: a second `f` is called `f_2`; those of a rubric with a name are written `name/f`. policy: timeout,
+    on_error, retries, workers of all rewards that do not say their own (see FailurePolicy).
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Rubric:
 
     @classmethod
     def from_config(cls, entries: Sequence[Any], *, folder: str | None = None) -> Rubric:
-        """From a recipe: preset names, or {reward: "file.py:function" | a name of the library, weight: 2, further settings of the function}."""
+        """From a recipe: preset names, or {reward: "file.py:function" | a name of the library, weight: 2, further
+        settings of the function}."""
         if isinstance(entries, (str, dict)):
             entries = [entries]
         if not isinstance(entries, Sequence) or not entries:
@@ -99,7 +101,8 @@ class Rubric:
         return low, high
 
     def describe(self) -> str:
-        """A table, one line a reward: name, weight, what it can add to the total, whether it decides right or wrong, the columns it reads."""
+        """A table, one line a reward: name, weight, what it can add to the total, whether it decides right or wrong,
+        the columns it reads."""
         rows = [
             (name, f"x {weight:g}", _span(_weighted_range(reward, weight)), _notes(reward))
             for reward, name, weight in zip(self.rewards, self.names, self.weights, strict=True)
@@ -123,7 +126,8 @@ class Rubric:
             reward.check_columns(known)
 
     def scoring(self, *, trainer_state: Any = None, default: FailurePolicy = BASE) -> Scoring:
-        """For scoring groups while others are still made: `with rubric.scoring() as batch: batch.add(group) ...; rubric.fill(groups, batch)`.
+        """For scoring groups while others are still made: `with rubric.scoring() as batch: batch.add(group) ...;
+        rubric.fill(groups, batch)`.
 
         default: what counts for rewards whose policy leaves something open.
         """
@@ -131,13 +135,14 @@ class Rubric:
         return Scoring(self.rewards, self.names, policies, self._executors, trainer_state)
 
     def score(self, groups: list[Group], *, trainer_state: Any = None) -> Report:
-        """Scores every rollout in place. Raises RewardError when a reward is broken and its policy does not say otherwise."""
+        """Scores every rollout in place. Raises RewardError when a reward is broken and its policy does not say
+        otherwise."""
         with self.scoring(trainer_state=trainer_state) as batch:
             return self.fill(groups, batch)
 
     def fill(self, groups: list[Group], batch: Scoring) -> Report:
-        """Waits for the scores and writes them into every rollout. One over which its environment broke, or a reward that is no monitor, has
-        reward None: a part of its total says nothing."""
+        """Waits for the scores and writes them into every rollout. One over which its environment broke, or a reward
+        that is no monitor, has reward None: a part of its total says nothing."""
         scores, report = batch.finish(groups)  # [reward][N]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         for rollout, *given in zip(rollouts, *scores, strict=True):
@@ -164,7 +169,8 @@ class Rubric:
         return any(reward.decides for reward in self.rewards)
 
     def is_right(self, rollout: Rollout) -> bool | None:
-        """Full marks from every reward that decides right or wrong; None when one of them could not score, the environment broke, or none decides."""
+        """Full marks from every reward that decides right or wrong; None when one of them could not score, the
+        environment broke, or none decides."""
         marks = [
             (rollout.scores[name], reward.range) for reward, name in zip(self.rewards, self.names, strict=True) if reward.decides and reward.range
         ]

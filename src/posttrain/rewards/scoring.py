@@ -1,7 +1,8 @@
 """Scoring one batch of groups: rewards that may start early do so as soon as a group is there, the others once all are.
 
-A wrong answer may score 0. What breaks is a failure: it stops the run or drops the completion, as the reward's policy says, and is counted.
-Whatever the order in which scores arrive, they are handed out, and notes are added up, in the order of rewards and groups.
+A wrong answer may score 0. What breaks is a failure: it stops the run or drops the completion, as the reward's policy
+says, and is counted. Whatever the order in which scores arrive, they are handed out, and notes are added up, in the
+order of rewards and groups.
 """
 
 from __future__ import annotations
@@ -99,18 +100,21 @@ def _at_home(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
 
 
 def in_worker(reward: RewardFunction, policy: FailurePolicy) -> bool:
-    """A reward that has a name and a time limit runs in processes; one that asks for workers, or limits their memory, does so without one too."""
+    """A reward that has a name and a time limit runs in processes; one that asks for workers, or limits their memory,
+    does so without one too."""
     asks = reward.policy.workers is not None or reward.policy.memory_mb is not None
     return reward.source is not None and (asks or (policy.seconds is not None and not reward.is_async))
 
 
 def runs_here(reward: RewardFunction, policy: FailurePolicy) -> bool:
-    """Without a time limit a plain function stays on the caller's thread, where `signal` works and nothing runs beside it."""
+    """Without a time limit a plain function stays on the caller's thread, where `signal` works and nothing runs beside
+    it."""
     return policy.seconds is None and not reward.is_async and not in_worker(reward, policy)
 
 
 class Scoring:
-    """One batch. `add` groups as they are completed (those that are not added are scored at the end), then `finish`. A context manager."""
+    """One batch. `add` groups as they are completed (those that are not added are scored at the end), then `finish`. A
+    context manager."""
 
     def __init__(
         self, rewards: list[RewardFunction], names: list[str], policies: list[FailurePolicy], executors: Executors, trainer_state: Any
@@ -136,7 +140,8 @@ class Scoring:
                 self._start(index, [group])
 
     def finish(self, groups: list[Group]) -> tuple[list[Scores], Report]:
-        """[reward][N] scores and failures, and the report. Raises RewardError for a failure under the policy "stop", UserError for a fatal one."""
+        """[reward][N] scores and failures, and the report. Raises RewardError for a failure under the policy "stop",
+        UserError for a fatal one."""
         for index in range(len(self._rewards)):
             missing = [group for group in groups if (index, id(group)) not in self._calls]
             if missing:

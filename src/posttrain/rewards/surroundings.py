@@ -1,7 +1,8 @@
 """What a reward changed in this process: restored where that is safe, and always named.
 
-On the thread that trains, everything but environment variables is restored. Elsewhere rewards run beside training, and a change may be another
-thread's: it is only named. What a library changes while it is imported stays. Costs 0.3 ms for all calls of a reward in a batch.
+On the thread that trains, everything but environment variables is restored. Elsewhere rewards run beside training, and
+a change may be another thread's: it is only named. What a library changes while it is imported stays. Costs 0.3 ms for
+all calls of a reward in a batch.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Surroundings:
 
     @property
     def was_signalled(self) -> bool:
-        """Whether a signal arrived meanwhile (Ctrl-C), whose handler may have raised what the reward seems to have raised."""
+        """Whether a signal arrived meanwhile (Ctrl-C), whose handler may have raised what the reward seems to have
+        raised."""
         return self.signals is not None and bool(self.signals.arrived)
 
     def differences(self, *, restore: bool) -> list[str]:
@@ -154,8 +156,8 @@ def _set_filters(before: list[Any]) -> None:
 
 
 def _go_on_random(before: Any) -> None:
-    """Seeded from the state before the reward: a reward that seeds does not make training repeat its numbers, one that samples does not get
-    the same numbers in every batch, and a run still repeats and resumes bit by bit."""
+    """Seeded from the state before the reward: a reward that seeds does not make training repeat its numbers, one that
+    samples does not get the same numbers in every batch, and a run still repeats and resumes bit by bit."""
     random.setstate(before)
     random.seed(random.getrandbits(64))
 

@@ -1,4 +1,5 @@
-"""Runs programs that a model wrote in isolation, and judges them in another process. Standard library only. See docs/sandbox.md."""
+"""Runs programs that a model wrote in isolation, and judges them in another process. Standard library only. See
+docs/sandbox.md."""
 
 from posttrain.sandbox.job import Asserts, Call, InputOutput, Job, Result, Runner, Test, Verdict
 from posttrain.sandbox.judge import Sandbox

@@ -1,4 +1,5 @@
-"""`python -m posttrain.sandbox [LEVEL]`: judges the jobs on standard input, one a line, and writes their verdicts, one a line. For remote.py.
+"""`python -m posttrain.sandbox [LEVEL]`: judges the jobs on standard input, one a line, and writes their verdicts, one
+a line. For remote.py.
 
 `python -m posttrain.sandbox --level` says which isolation this system gives, and why not more.
 """

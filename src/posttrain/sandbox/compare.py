@@ -1,7 +1,8 @@
-"""Whether a program's answer equals the expected value. Compares encoded values (inside/plain.py), outside of the program's process.
+"""Whether a program's answer equals the expected value. Compares encoded values (inside/plain.py), outside of the
+program's process.
 
-Nothing of the program's is hashed, turned into an object or compared by its own methods: a value can neither claim to be equal nor make
-the comparison slow.
+Nothing of the program's is hashed, turned into an object or compared by its own methods: a value can neither claim to
+be equal nor make the comparison slow.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _WORDS = re.compile(r"(\s+)")  # keeps the white space between them
 
 
 def read_answer(line: bytes) -> Any:
-    """A line of JSON from a program. Raises ValueError or RecursionError for anything else, and for numbers that take long to read."""
+    """A line of JSON from a program. Raises ValueError or RecursionError for anything else, and for numbers that take
+    long to read."""
     return json.loads(line, parse_int=_short_int)
 
 
@@ -36,7 +38,8 @@ def _short_int(digits: str) -> int:
 
 
 def same_value(expected: Plain, got: Plain, tolerance: float) -> bool:
-    """Python's ==, but a tuple may stand for a list (tests in JSON have no tuples) and floats may differ by `tolerance` (relative or absolute)."""
+    """Python's ==, but a tuple may stand for a list (tests in JSON have no tuples) and floats may differ by `tolerance`
+    (relative or absolute)."""
     try:
         return _same(expected, got, tolerance)
     except (RecursionError, ValueError, TypeError, ArithmeticError):  # nested without end, or not a value at all
@@ -153,7 +156,8 @@ SAME: dict[str, Callable[[Any, Any, float], bool]] = {
 
 
 def _digest(plain: Plain) -> bytes:
-    """32 bytes for each hashable value, the same for equal ones (1, 1.0 and True). Their size does not depend on how deeply values are nested."""
+    """32 bytes for each hashable value, the same for equal ones (1, 1.0 and True). Their size does not depend on how
+    deeply values are nested."""
     kind, content = _kind(plain)
     if kind == "number":
         text = _text_of(content).encode()
@@ -182,7 +186,8 @@ def _text_of(number: Number) -> str:
 
 
 def same_output(expected: str, got: bytes, tolerance: float) -> bool:
-    """The same lines, without white space at their ends and empty lines at the end. Words that are numbers with a point may differ by `tolerance`."""
+    """The same lines, without white space at their ends and empty lines at the end. Words that are numbers with a point
+    may differ by `tolerance`."""
     lines, answers = _lines(expected), _lines(got.decode("utf-8", "replace"))
     return len(lines) == len(answers) and all(
         line == answer or _same_words(line, answer, tolerance) for line, answer in zip(lines, answers, strict=True)

@@ -32,7 +32,8 @@ HERE = str(Path(__file__).parent)
 DEVICES = ("null", "zero", "full", "urandom", "random")
 SHOWN_AS = "/posttrain"  # HERE, where bubblewrap shows it
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.start import main; main()"
-# A range of user numbers that no account has. Each program gets one of its own: programs cannot see or signal each other, nor share a quota.
+# A range of user numbers that no account has. Each program gets one of its own: programs cannot see or signal each
+# other, nor share a quota.
 FIRST_USER, USERS = 1_500_000_000, 500_000_000
 
 
@@ -77,7 +78,8 @@ def bare(inner: list[str], start: Start) -> list[str]:
 
 
 def bubblewrap(inner: list[str], start: Start) -> list[str]:
-    """bwrap's arguments: the view, some devices and an empty /tmp. The supervisor is process 1, which no signal from inside can end."""
+    """bwrap's arguments: the view, some devices and an empty /tmp. The supervisor is process 1, which no signal from
+    inside can end."""
     shown = [["--ro-bind", path, path] for path in start.view.shown]
     links = [["--symlink", target, path] for path, target in start.view.links.items()]
     empty = [["--tmpfs", path, "--remount-ro", path] for path in start.view.empty]
@@ -139,7 +141,8 @@ def new_user() -> int:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """The program's environment variables. The hash seed is fixed, so that a program gives the same output each time."""
+    """The program's environment variables. The hash seed is fixed, so that a program gives the same output each
+    time."""
     names = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp", "MALLOC_ARENA_MAX": "1"}
     if (zones := time_zones()) and not set(zones) <= set(zoneinfo.TZPATH):  # those of the tzdata package
         names["PYTHONTZPATH"] = os.pathsep.join(zones)
@@ -149,7 +152,8 @@ def environment() -> dict[str, str]:
 
 
 def end(process: Handle, first: int | None) -> None:
-    """Kills the program and all that it started. first: a pidfd of the first process of its process namespace, if it has one."""
+    """Kills the program and all that it started. first: a pidfd of the first process of its process namespace, if it
+    has one."""
     if os.name != "posix":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], check=False, capture_output=True)
     elif first is not None:

@@ -1,4 +1,5 @@
-"""A program with its tests, and the verdict on it. Both are plain data with a JSON form, which a remote runner receives and sends."""
+"""A program with its tests, and the verdict on it. Both are plain data with a JSON form, which a remote runner receives
+and sends."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ DEFAULT_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class InputOutput:
-    """The program reads `input` from standard input and must write `output` (compare.same_output) and end with exit code 0."""
+    """The program reads `input` from standard input and must write `output` (compare.same_output) and end with exit
+    code 0."""
 
     input: str
     output: str
@@ -23,8 +25,8 @@ class InputOutput:
 
 @dataclass(frozen=True)
 class Call:
-    """A function of the program, called with plain data, must return `expected` (compare.same_value). "Solution.solve" is a method, and so is
-    "solve" of a program that defines it in its class Solution alone."""
+    """A function of the program, called with plain data, must return `expected` (compare.same_value). "Solution.solve"
+    is a method, and so is "solve" of a program that defines it in its class Solution alone."""
 
     function: str
     args: Sequence[Any]
@@ -46,7 +48,8 @@ TESTS: dict[str, type] = {"input_output": InputOutput, "call": Call, "asserts": 
 
 @dataclass(frozen=True)
 class Job:
-    """Tests are of one kind. setup: Python text that runs before the asserts, in their process. Raises UserError for invalid tests."""
+    """Tests are of one kind. setup: Python text that runs before the asserts, in their process. Raises UserError for
+    invalid tests."""
 
     program: str
     tests: Sequence[Test]
@@ -88,7 +91,8 @@ class Result:
 class Verdict:
     """One result for each test, in order; or `error`: no verdict, and not the program's fault.
 
-    is_unusable: the error is in the tests (they are not Python, or never call the program), so trying again will not help.
+    is_unusable: the error is in the tests (they are not Python, or never call the program), so trying again will not
+    help.
     """
 
     results: tuple[Result, ...] = ()
@@ -120,6 +124,7 @@ class Verdict:
 
 
 class Runner(Protocol):
-    """Judges programs: `Sandbox` here, `CommandRunner` elsewhere, or your own. Called from many threads at once; errors go into the verdict."""
+    """Judges programs: `Sandbox` here, `CommandRunner` elsewhere, or your own. Called from many threads at once; errors
+    go into the verdict."""
 
     def judge(self, job: Job) -> Verdict: ...

@@ -1,7 +1,8 @@
-"""Judges a program by its tests. The program never sees the expected values, and the verdict is not made in its process.
+"""Judges a program by its tests. The program never sees the expected values, and the verdict is not made in its
+process.
 
-Outputs and returned values are compared in this process, as data. Assert-style tests run in a second sandbox, the test runner; this process
-passes requests and replies between the two.
+Outputs and returned values are compared in this process, as data. Assert-style tests run in a second sandbox, the test
+runner; this process passes requests and replies between the two.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ TEST_RUNNER_EXTRA_S = 0.5  # the test runner outlives the program, to report how
 class Sandbox:
     """Runs programs on this machine. Raises UserError if it cannot give this isolation level (levels.LEVELS).
 
-    packages: programs may import the packages installed here. visible: further directories that they may read; UserError for a missing one.
+    packages: programs may import the packages installed here. visible: further directories that they may read;
+    UserError for a missing one.
     """
 
     def __init__(self, level: str = "namespaces", *, packages: bool = False, visible: tuple[str, ...] = ()) -> None:
@@ -36,7 +38,8 @@ class Sandbox:
         self.packages, self.visible = packages, checked(visible)
 
     def judge(self, job: Job) -> Verdict:
-        """The verdict on one program. A sandbox that fails twice is the verdict's `error`; see Job for the UserErrors."""
+        """The verdict on one program. A sandbox that fails twice is the verdict's `error`; see Job for the
+        UserErrors."""
         start = time.monotonic()
         for _ in range(2):
             try:

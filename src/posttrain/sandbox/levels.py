@@ -67,7 +67,8 @@ def failure_of(backend: Backend) -> str | None:
 
 
 def require(level: str) -> Isolation:
-    """The isolation here if it is at least `level`; otherwise UserError that says what was refused and what to install."""
+    """The isolation here if it is at least `level`; otherwise UserError that says what was refused and what to
+    install."""
     if level not in LEVELS:
         raise UserError(f"'{level}' is no isolation level; there are: {', '.join(LEVELS)}.{did_you_mean(level, LEVELS)}")
     wanted, here = LEVELS[level], strongest()

@@ -1,4 +1,5 @@
-"""This side of a program's pipes: threads that read and write them, and stop when told to, even if the other ends stay open."""
+"""This side of a program's pipes: threads that read and write them, and stop when told to, even if the other ends stay
+open."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ CAN_POLL = os.name == "posix"
 class EndSignal:
     """Given once the program and all that it started are dead: nothing more is written to the pipes then.
 
-    A pipe's end of file does not tell that. Two sockets that were sent through each other, for one, hold a pipe open until the kernel
-    collects them.
+    A pipe's end of file does not tell that. Two sockets that were sent through each other, for one, hold a pipe open
+    until the kernel collects them.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,8 @@ from posttrain.sandbox.job import Job, Runner, Verdict
 
 
 class Pool:
-    """Judges up to `workers` programs at once (default: one for each core that this process may use). Close it, or use it in a `with` block."""
+    """Judges up to `workers` programs at once (default: one for each core that this process may use). Close it, or use
+    it in a `with` block."""
 
     def __init__(self, runner: Runner, workers: int | None = None) -> None:
         self.runner = runner

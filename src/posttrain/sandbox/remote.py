@@ -1,4 +1,5 @@
-"""Programs on another machine, or in a container: any command that reads and writes one line of JSON, such as `ssh box python -m posttrain.sandbox`.
+"""Programs on another machine, or in a container: any command that reads and writes one line of JSON, such as `ssh box
+python -m posttrain.sandbox`.
 
 The other side is trusted with the verdict. Its reply is read as data.
 """

@@ -1,7 +1,7 @@
 """One program in isolation: start it, exchange data with it, end it, and report how it ended.
 
-A program's output is bytes, capped and not trusted. How it ended comes from the supervisor, on a pipe that the program does not have. A sandbox
-that could not be set up raises SandboxError, which is never the program's fault.
+A program's output is bytes, capped and not trusted. How it ended comes from the supervisor, on a pipe that the program
+does not have. A sandbox that could not be set up raises SandboxError, which is never the program's fault.
 """
 
 from __future__ import annotations
@@ -234,7 +234,8 @@ def _remove(folder: str) -> None:
 
 
 def _collect_sockets() -> None:
-    """Closing a unix socket makes the kernel free sockets that only hold each other, which count against this user's quota."""
+    """Closing a unix socket makes the kernel free sockets that only hold each other, which count against this user's
+    quota."""
     if os.name == "posix":
         for each in socket.socketpair():
             each.close()

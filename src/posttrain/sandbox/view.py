@@ -1,7 +1,8 @@
-"""The host's files that a program in namespaces sees: the standard library, the libraries that it needs, the time zones. None can be executed.
+"""The host's files that a program in namespaces sees: the standard library, the libraries that it needs, the time
+zones. None can be executed.
 
-Each is shown under its real path, and the symbolic links that lead there are made again. So the interpreter, a virtual environment and the
-packages may be anywhere.
+Each is shown under its real path, and the symbolic links that lead there are made again. So the interpreter, a virtual
+environment and the packages may be anywhere.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ LOADED_FROM = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/lib32
 OWN = ("/", "/tmp", "/dev", "/proc", "/posttrain")  # what the program has of its own
 MOST_LINKS = 40  # on the way to one file: the kernel's limit
 HELPER_S = 60.0
-# Loads the extension modules of the standard library (but not Tk, which needs a display) without running them, and what the C library loads
-# on demand; prints the files that were mapped.
+# Loads the extension modules of the standard library (but not Tk, which needs a display) without running them, and what
+# the C library loads on demand; prints the files that were mapped.
 LOADER = """
 import ctypes, glob, json, sys
 names = [name for folder in sys.path for name in glob.glob(glob.escape(folder) + "/*.so") if "_tkinter" not in name]
@@ -57,7 +58,8 @@ class View:
 
 @functools.cache
 def view(packages: bool, more: tuple[str, ...]) -> View:
-    """packages: with the packages installed here, and all libraries of the system that they may need. Raises OSError."""
+    """packages: with the packages installed here, and all libraries of the system that they may need. Raises
+    OSError."""
     made = View()
     libraries = _needed_libraries()
     wanted = [*_standard_library(), *time_zones(), *(package_paths() if packages else ()), *more]

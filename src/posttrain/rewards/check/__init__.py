@@ -1,4 +1,5 @@
-"""A unit test for rewards: gold answers must earn the most, and text without the answer nothing. Needs no model and no training."""
+"""A unit test for rewards: gold answers must earn the most, and text without the answer nothing. Needs no model and no
+training."""
 
 from posttrain.rewards.check.bench import Bench
 from posttrain.rewards.check.checks import CHECKS, CheckFinding, CheckReport, check_reward

@@ -1,7 +1,7 @@
 """Scores texts with a rubric: the form in which gold answers earn most, what they earn, and what a wrong answer earns.
 
-Every text is scored as its row's only completion. A reward that breaks is noted, also where its policy is to drop what it breaks over, and the text
-counts as not scored. `answer` is the gold column.
+Every text is scored as its row's only completion. A reward that breaks is noted, also where its policy is to drop what
+it breaks over, and the text counts as not scored. `answer` is the gold column.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class TooSlow(BaseException):
 
 
 class Bench:
-    """A rubric, the rows it is asked about and the form of completions. Raises UserError where it cannot be asked at all."""
+    """A rubric, the rows it is asked about and the form of completions. Raises UserError where it cannot be asked at
+    all."""
 
     def __init__(self, rubric: Rubric, rows: Sequence[dict[str, Any]] | None = None, *, form: str | None = None, patience: float = 10.0) -> None:
         self.rubric = rubric
@@ -68,7 +69,8 @@ class Bench:
 
     @property
     def is_short(self) -> bool:
-        """Whether gold answers are short enough to be right or wrong as a whole; of longer ones a part may earn a part of the reward."""
+        """Whether gold answers are short enough to be right or wrong as a whole; of longer ones a part may earn a part
+        of the reward."""
         return all(len(gold) <= SHORT and "\n" not in gold for gold in self.golds)
 
     @property
@@ -77,9 +79,11 @@ class Bench:
         return self.rubric.can_decide() or bool(self.rubric.columns_needed())
 
     def limit(self, row: int, *, strict: bool = False) -> float:
-        """What text without the answer may earn: as much as a wrong answer, plus 1 % of what separates right from wrong.
+        """What text without the answer may earn: as much as a wrong answer, plus 1 % of what separates right from
+        wrong.
 
-        Where a part of the reward can be earned (long answers, numbers that are near) it must be less than a right answer, unless `strict`.
+        Where a part of the reward can be earned (long answers, numbers that are near) it must be less than a right
+        answer, unless `strict`.
         """
         right, low = self.gold[row], self.wrong[row]
         if right is None or low is None:
@@ -126,7 +130,8 @@ class Bench:
         return score, time.perf_counter() - started
 
     def _scored(self, probes: list[Probe]) -> tuple[list[Rollout], str | None]:
-        """And how a reward broke over some of them, where its policy drops those. Raises RewardError where it stops, and TooSlow."""
+        """And how a reward broke over some of them, where its policy drops those. Raises RewardError where it stops,
+        and TooSlow."""
         groups = [Group(self._tasks[row], [self._rollout(text)]) for row, text in probes]
         with _deadline(self.patience):
             report = self.rubric.score(groups)
@@ -143,7 +148,8 @@ class Bench:
             self.errors.append((text, said))
 
     def _form_that_earns_most(self) -> str:
-        """The first of those with the highest mean over gold answers. Where text prompts break every form, prompts become conversations."""
+        """The first of those with the highest mean over gold answers. Where text prompts break every form, prompts
+        become conversations."""
         best = self._best_form()
         if best is None and isinstance(self._tasks[0].prompt, str):
             self._tasks = [Task(task.id, [{"role": "user", "content": task.prompt}], task.columns) for task in self._tasks]
@@ -216,7 +222,8 @@ def _checked_forms(form: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raises TooSlow in the main thread of a POSIX system, also inside a regular expression; elsewhere calls are awaited for ever."""
+    """Raises TooSlow in the main thread of a POSIX system, also inside a regular expression; elsewhere calls are
+    awaited for ever."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

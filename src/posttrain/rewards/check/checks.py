@@ -1,7 +1,7 @@
 """The checks, one function each, with what they report when a reward fails them.
 
-Gold answers must earn the most. Everything else is compared with a plainly wrong answer in the right form: text without the right answer, or
-with many answers, may earn no more than that (plus 1 % of the difference between right and wrong).
+Gold answers must earn the most. Everything else is compared with a plainly wrong answer in the right form: text without
+the right answer, or with many answers, may earn no more than that (plus 1 % of the difference between right and wrong).
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class CheckReport:
 
 
 def check_reward(rubric: Rubric, rows: Sequence[dict[str, Any]] | None = None, *, form: str | None = None, patience: float = 10.0) -> CheckReport:
-    """Runs all checks. rows: dicts with `prompt`, `answer` and the columns that the rewards read; default: texts.SAMPLES. form: of a good
-    completion, with {answer} and {reasoning}; default: the one of texts.FORMS in which gold answers earn most. Raises UserError."""
+    """Runs all checks. rows: dicts with `prompt`, `answer` and the columns that the rewards read; default:
+    texts.SAMPLES. form: of a good completion, with {answer} and {reasoning}; default: the one of texts.FORMS in which
+    gold answers earn most. Raises UserError."""
     bench = Bench(rubric, rows, form=form, patience=patience)
     findings = [CheckFinding(name, *check(bench)) for name, check in CHECKS.items()]
     return CheckReport(findings, bench.form, len(bench))
@@ -115,7 +116,8 @@ def wrong(bench: Bench) -> Verdict:
 
 
 def constant(bench: Bench) -> Verdict:
-    """One text for every row: phrases earn no more than a wrong answer; an answer is right only where it is the gold one."""
+    """One text for every row: phrases earn no more than a wrong answer; an answer is right only where it is the gold
+    one."""
     found = _more_than_wrong(bench, [(row, text) for row, text in _every_row(bench, texts.NON_ANSWERS) if not _states(text, bench.golds[row])])
     if found[0] != OK:
         return found
@@ -176,7 +178,8 @@ def substring(bench: Bench) -> Verdict:
 
 
 def not_finite(bench: Bench) -> Verdict:
-    """inf, nan and their like are no answers. Also asked of what should read the answer and does not: there they may not earn what gold earns."""
+    """inf, nan and their like are no answers. Also asked of what should read the answer and does not: there they may
+    not earn what gold earns."""
     probes = _bare_and_in_form(bench, texts.NOT_FINITE)
     if bench.reads_the_answer or not bench.should_read:
         return _more_than_wrong(bench, probes, strict=True)
@@ -241,7 +244,8 @@ def deterministic(bench: Bench) -> Verdict:
 
 
 def alone_or_together(bench: Bench) -> Verdict:
-    """A score depends on neither the order nor the company of a completion. (Rewards of a whole group may compare; here each is alone in its own.)"""
+    """A score depends on neither the order nor the company of a completion. (Rewards of a whole group may compare; here
+    each is alone in its own.)"""
     probes = _mixed(bench)
     together = bench.score(probes)
     order = list(range(len(probes)))

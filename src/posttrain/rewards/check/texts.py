@@ -1,6 +1,7 @@
 """What a reward is tested with: sample rows, forms of a completion, and texts that should earn nothing.
 
-A form is text with {answer} and, where completions reason, {reasoning}. Rows are chosen so that no prompt contains its answer.
+A form is text with {answer} and, where completions reason, {reasoning}. Rows are chosen so that no prompt contains its
+answer.
 """
 
 from __future__ import annotations

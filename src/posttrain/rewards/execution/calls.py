@@ -1,6 +1,7 @@
 """From groups to the calls of a reward, and from what it answers to scores. Nothing is called here.
 
-A failure says what is wrong with an answer; None stays None; nothing becomes a zero. N completions of a batch, in the order of groups, then rollouts.
+A failure says what is wrong with an answer; None stays None; nothing becomes a zero. N completions of a batch, in the
+order of groups, then rollouts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Scores = list["float | Failure | None"]  # one for each completion of a call; No
 
 @dataclass
 class Attempt:
-    """One try at a call: what the reward answered, or how it broke. Each logs into notes of its own, so that a retry starts without them."""
+    """One try at a call: what the reward answered, or how it broke. Each logs into notes of its own, so that a retry
+    starts without them."""
 
     answer: Any = None
     failure: Failure | None = None
@@ -70,7 +72,8 @@ class RewardCall:
         return f"prompts {', '.join(ids[:5])}{' and others' if len(ids) > 5 else ''}"
 
     def arguments(self, notes: Notes) -> dict[str, Any]:
-        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: what a reward does to them, no other sees."""
+        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: what a reward does to them,
+        no other sees."""
         loggers = {"log_metric": notes.log_metric, "log_extra": notes.log_extra}
         given = {name: own(value) for name, value in self.offered.items()}
         return given | {name: logger for name, logger in loggers.items() if name in self.offered and name in OFFERED[self.reward.shape]}
@@ -207,7 +210,8 @@ def _is_array(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The answer as JSON can carry it: numbers of other libraries as floats, arrays as lists, anything else as its text."""
+    """The answer as JSON can carry it: numbers of other libraries as floats, arrays as lists, anything else as its
+    text."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):

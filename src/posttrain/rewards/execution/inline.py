@@ -1,9 +1,11 @@
 """Rewards called inside this process: on the caller's own thread, or one call after another on a thread of the reward.
 
-On its own thread a call can have a time limit; one that takes longer is abandoned with its thread, which cannot be killed. Coroutines run
-together on an event loop of the reward, abandoned likewise if one of them blocks it. A notebook's loop is never used.
+On its own thread a call can have a time limit; one that takes longer is abandoned with its thread, which cannot be
+killed. Coroutines run together on an event loop of the reward, abandoned likewise if one of them blocks it. A
+notebook's loop is never used.
 
-pebble and anyio do not serve here: they pickle what crosses to a process, and a thread of anyio's is not one reward's for long.
+Why not pebble or anyio: they pickle what a process returns, and anyio's threads are shared, so that a reward would lose
+what it keeps in its thread (a database connection).
 """
 
 from __future__ import annotations
@@ -116,7 +118,8 @@ class InlineExecutor:
 
 
 def _invoke_all(calls: list[RewardCall], *, whole: bool) -> tuple[list[Attempt], list[str]]:
-    """And what they changed in this process. whole: this is the thread that trains, which gets its surroundings back."""
+    """And what they changed in this process. whole: this is the thread that trains, which gets its surroundings
+    back."""
     around = Surroundings(whole=whole)
     attempts = []
     try:
@@ -128,7 +131,8 @@ def _invoke_all(calls: list[RewardCall], *, whole: bool) -> tuple[list[Attempt],
 
 
 def _attempt(call: RewardCall, around: Surroundings) -> Attempt:
-    """Its answer may still have to be awaited. Whatever the function raises is its failure, unless a signal arrived meanwhile."""
+    """Its answer may still have to be awaited. Whatever the function raises is its failure, unless a signal arrived
+    meanwhile."""
     attempt = Attempt()
     try:
         attempt.answer = exhausted(call.reward.function(**call.arguments(attempt.notes)))

@@ -1,8 +1,9 @@
-"""A reward in processes of its own: started afresh (nothing is forked), spoken to in lines of JSON over pipes, killed when a call takes too long.
+"""A reward in processes of its own: started afresh (nothing is forked), spoken to in lines of JSON over pipes, killed
+when a call takes too long.
 
-Each process has one call at a time. One that dies under a call is replaced, and the call made once more there. The other side is worker.py.
-This is no sandbox. A process ends, with all that it started, when its call takes too long, when it ends itself, and when this one does
-(posttrain/processes.py).
+Each process has one call at a time. One that dies under a call is replaced, and the call made once more there. The
+other side is worker.py. This is no sandbox. A process ends, with all that it started, when its call takes too long,
+when it ends itself, and when this one does (posttrain/processes.py).
 """
 
 from __future__ import annotations
@@ -131,9 +132,11 @@ async def _spawn() -> Process:
 
 
 async def _exchange(process: Process, line: bytes, seconds: float | None) -> dict[str, Any] | None:
-    """Its answer to a line; None when it died instead. Raises asyncio.TimeoutError, and ValueError for an answer beyond LINE_BYTES.
+    """Its answer to a line; None when it died instead. Raises asyncio.TimeoutError, and ValueError for an answer beyond
+    LINE_BYTES.
 
-    Without an answer, also because nobody waits for it any more, the process is ended: a late one must not pass for that of the next call.
+    Without an answer, also because nobody waits for it any more, the process is ended: a late one must not pass for
+    that of the next call.
     """
     answer = None
     try:

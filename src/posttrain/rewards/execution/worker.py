@@ -1,8 +1,9 @@
-"""The process that a reward runs in: `python -m posttrain.rewards.execution.worker`. One line of JSON in, one out; the first names the reward.
+"""The process that a reward runs in: `python -m posttrain.rewards.execution.worker`. One line of JSON in, one out; the
+first names the reward.
 
-The pipes are moved away before the reward is imported, so what it prints goes to stderr and cannot pass for an answer. It runs on the main
-thread. When the trainer has ended, its end of the pipe is closed and this process ends too; if it cannot, because the reward holds the
-interpreter's lock, the guard kills it (posttrain/processes.py).
+The pipes are moved away before the reward is imported, so what it prints goes to stderr and cannot pass for an answer.
+It runs on the main thread. When the trainer has ended, its end of the pipe is closed and this process ends too; if it
+cannot, because the reward holds the interpreter's lock, the guard kills it (posttrain/processes.py).
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def _load(name: str, settings: dict[str, Any], folder: str | None, index: int | 
 
 
 def _limit_memory(more: int) -> None:
-    """A MemoryError for what goes beyond `more` bytes. Only private memory counts: not what libraries reserve or map from files."""
+    """A MemoryError for what goes beyond `more` bytes. Only private memory counts: not what libraries reserve or map
+    from files."""
     import resource
 
     used = next(

@@ -1,7 +1,9 @@
-"""Right or wrong: the final answer against the column `answer`, as text or as a number. Verifiers: they decide, and give no partial credit.
+"""Right or wrong: the final answer against the column `answer`, as text or as a number. Verifiers: they decide, and
+give no partial credit.
 
-The final answer stands in the last `tags` when they are given (no tags: no answer); otherwise it is what `final_answer` finds. A row whose
-gold answer is missing or empty, or is no number where numbers are compared, is not scored: that is the data's fault.
+The final answer stands in the last `tags` when they are given (no tags: no answer); otherwise it is what `final_answer`
+finds. A row whose gold answer is missing or empty, or is no number where numbers are compared, is not scored: that is
+the data's fault.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ def exact_answer(tags: Sequence[str] | None = None, ignore_case: bool = False) -
 
 
 def numeric_answer(tags: Sequence[str] | None = None, tolerance: float = 0.0, relative: float = 0.0, anywhere: bool = False) -> RewardFunction:
-    """Right if the final answer is the gold number, or no farther from it than `tolerance`, or than `relative` times the gold number.
+    """Right if the final answer is the gold number, or no farther from it than `tolerance`, or than `relative` times
+    the gold number.
 
-    The answer must be nothing but a number ("$1,080." is one); with `anywhere` its last number counts. "inf" and "nan" are no numbers.
+    The answer must be nothing but a number ("$1,080." is one); with `anywhere` its last number counts. "inf" and "nan"
+    are no numbers.
     """
     if not 0 <= tolerance < float("inf") or not 0 <= relative < float("inf"):
         raise UserError(f"numeric_answer: tolerance={tolerance} and relative={relative} must be finite and not negative")

@@ -1,7 +1,8 @@
-"""The rubric of "What is 2 + 2?": a number is detected (+1, else -1) and it is the right one (+3, else -3). From -4 to +4.
+"""The rubric of "What is 2 + 2?": a number is detected (+1, else -1) and it is the right one (+3, else -3). From -4 to
++4.
 
-The number judged is the last one of the final answer: what stands in the last `<answer>`, else after the last `#`, else the whole completion.
-Listing many numbers therefore does not help.
+The number judged is the last one of the final answer: what stands in the last `<answer>`, else after the last `#`, else
+the whole completion. Listing many numbers therefore does not help.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ def right_number(completion: str, answer: Any) -> float | None:
 
 
 def gold_text(answer: Any) -> str | None:
-    """A dataset's answer as text, without the solution that GSM8K writes before `####`. None where the dataset has none."""
+    """A dataset's answer as text, without the solution that GSM8K writes before `####`. None where the dataset has
+    none."""
     text = "" if answer is None else str(answer).rpartition("####")[2].strip()
     return text or None
 
 
 def gold_number(answer: Any) -> Decimal | None:
-    """The number that a dataset's answer is. None where it is anything else: of "1/2" or "10^6" no part is the answer."""
+    """The number that a dataset's answer is. None where it is anything else: of "1/2" or "10^6" no part is the
+    answer."""
     text = gold_text(answer)
     return None if text is None else whole_number_text(text)
 

@@ -1,6 +1,8 @@
-"""Rewards for programs: the program in a completion is run against the tests of its row, in a sandbox (docs/sandbox.md).
+"""Rewards for programs: the program in a completion is run against the tests of its row, in a sandbox
+(docs/sandbox.md).
 
-The program is the last fenced block that is marked as Python or not marked at all. A sandbox that fails is an error and never a score.
+The program is the last fenced block that is marked as Python or not marked at all. A sandbox that fails is an error and
+never a score.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Fence(NamedTuple):
 
 
 def program_in(completion: str, fence: bool = True) -> str | None:
-    """The program of a completion, or None. A truncated block counts to its end. fence=False: without any block the whole text is the program."""
+    """The program of a completion, or None. A truncated block counts to its end. fence=False: without any block the
+    whole text is the program."""
     found: str | None = None
     opened: Fence | None = None
     fences = list(_fences(completion))
@@ -77,11 +80,13 @@ def passes_tests(
     tolerance: float = 1e-9,
     programs_at_once: int | None = None,
 ) -> RewardFunction:
-    """1 if the program passes every test of the column `tests`, else 0. None for a row without tests, or with tests that cannot judge.
+    """1 if the program passes every test of the column `tests`, else 0. None for a row without tests, or with tests
+    that cannot judge.
 
-    scoring: "all", a verifier, or the "fraction" of tests passed. level: the least isolation, without which nothing is run (UserError). limits: as
-    sandbox.Limits. packages: programs may import what is installed here. tolerance: of floats. programs_at_once: None: one for each core.
-    The columns `entry_point` and `setup` are used when a row has them.
+    scoring: "all", a verifier, or the "fraction" of tests passed. level: the least isolation, without which nothing is
+    run (UserError). limits: as sandbox.Limits. packages: programs may import what is installed here. tolerance: of
+    floats. programs_at_once: None: one for each core. The columns `entry_point` and `setup` are used when a row has
+    them.
     """
     if scoring == "share":
         warnings.warn("code: scoring: share is called fraction now", FutureWarning, stacklevel=2)

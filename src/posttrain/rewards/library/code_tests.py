@@ -1,12 +1,14 @@
-"""Reads the forms of tests in datasets into the sandbox's three kinds: input and output, calls, asserts. Nothing is run here.
+"""Reads the forms of tests in datasets into the sandbox's three kinds: input and output, calls, asserts. Nothing is run
+here.
 
 - text: Python with asserts (one test), or JSON of what follows
 - a list of texts: one assert-style test each
 - a list of {input, output}: standard input and output; of {function, args, kwargs, expected}: calls
 - {inputs: [...], outputs: [...], fn_name}: input and output, or calls of `fn_name`
 
-Some datasets wrap what `fn_name` returns in a list, some do not. Where every output of a row is a list of one element, the two cannot be told
-apart and either counts; otherwise outputs are taken as they are, so that 3 does not pass for [3] beside an output of two elements.
+Some datasets wrap what `fn_name` returns in a list, some do not. Where every output of a row is a list of one element,
+the two cannot be told apart and either counts; otherwise outputs are taken as they are, so that 3 does not pass for [3]
+beside an output of two elements.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ FORMS = "asserts as text, a list of them, a list of {input, output} or {args, ex
 
 
 def read_tests(tests: Any, entry_point: Any = None) -> list[Test]:
-    """[] for a row without tests. `entry_point`: the function that calls and a bare `def check(candidate)` mean. Raises UserError."""
+    """[] for a row without tests. `entry_point`: the function that calls and a bare `def check(candidate)` mean. Raises
+    UserError."""
     if tests is None or tests == "" or tests == []:
         return []
     name = _checked_name(entry_point)

@@ -1,7 +1,8 @@
-"""The rubric of DeepSeek-R1: accuracy 1, format 1, length from -1 to 0, language from 0 to 1. DeepSeek-AI 2025 (arXiv:2501.12948), section 2.
+"""The rubric of DeepSeek-R1: accuracy 1, format 1, length from -1 to 0, language from 0 to 1. DeepSeek-AI 2025
+(arXiv:2501.12948), section 2.
 
-The paper gives the kinds of reward, not their code; the definitions are this library's. Reasoning stands in `tags`; the answer is read after it
-only, so that an answer that occurs in the reasoning earns nothing.
+The paper gives the kinds of reward, not their code; the definitions are this library's. Reasoning stands in `tags`; the
+answer is read after it only, so that an answer that occurs in the reasoning earns nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from posttrain.rewards.reward import RewardFunction, reward, verifier
 
 
 def accuracy(tags: Sequence[str] = THINK) -> RewardFunction:
-    """Right if the final answer after the reasoning is the gold text or the gold number. The answer is what stands in the last `<answer>`,
-    else after the last `#`, else everything after the reasoning. A completion without closed reasoning has no answer."""
+    """Right if the final answer after the reasoning is the gold text or the gold number. The answer is what stands in
+    the last `<answer>`, else after the last `#`, else everything after the reasoning. A completion without closed
+    reasoning has no answer."""
     pair = checked_pair(tags, "accuracy: tags")
 
     def is_right(completion: str, answer: Any) -> bool | None:
@@ -38,7 +40,8 @@ def accuracy(tags: Sequence[str] = THINK) -> RewardFunction:
 def deepseek_r1(
     tags: Sequence[str] = THINK, prefilled: bool = False, max_tokens: int = 4096, cache: int | None = None, code: str = "en"
 ) -> list[RewardFunction]:
-    """`max_tokens` should be the run's max_completion_length; the length penalty begins `cache` tokens (a fifth of it) before. `code`: language."""
+    """`max_tokens` should be the run's max_completion_length; the length penalty begins `cache` tokens (a fifth of it)
+    before. `code`: language."""
     pair: Pair = checked_pair(tags, "deepseek-r1: tags")
     length = soft_overlong(max_tokens, max(max_tokens // 5, 1) if cache is None else cache)
     return [

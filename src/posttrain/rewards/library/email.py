@@ -1,7 +1,8 @@
-"""The rubric of e-mail replies: keywords +1, the desired reply +1, too long -1, the recipient's name +1, a signature block +1. From -1 to +4.
+"""The rubric of e-mail replies: keywords +1, the desired reply +1, too long -1, the recipient's name +1, a signature
+block +1. From -1 to +4.
 
-The data bring, in columns: `answer` (the desired reply), `keywords` (a list, or text with commas), `recipient` (a name). A row where a column
-is empty is not scored by that reward.
+The data bring, in columns: `answer` (the desired reply), `keywords` (a list, or text with commas), `recipient` (a
+name). A row where a column is empty is not scored by that reward.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _STREET = re.compile(r"\b[0-9]{1,5}[a-z]?,? +[^\W\d_]{3,}|[^\W\d_]{3,}\.? +[0-9]
 
 
 def keywords_present(each: bool = False) -> RewardFunction:
-    """The fraction of the row's keywords that occur as whole words, so all of them are +1. each: +1 for each instead (no upper end)."""
+    """The fraction of the row's keywords that occur as whole words, so all of them are +1. each: +1 for each instead
+    (no upper end)."""
 
     def score(completion: str, keywords: Any) -> float | None:
         wanted = listed(keywords)
@@ -62,7 +64,8 @@ def recipient_named(completion: str, recipient: Any) -> float | None:
 
 @reward(range=(0.0, 1.0))
 def signature_block(completion: str) -> float:
-    """+1 if the last lines hold a phone number, an e-mail address and a street with a house number, else 0. They are not checked for truth."""
+    """+1 if the last lines hold a phone number, an e-mail address and a street with a house number, else 0. They are
+    not checked for truth."""
     lines = [line[:_LINE_CHARACTERS] for line in completion[-SIGNATURE_LINES * _LINE_CHARACTERS :].splitlines() if line.strip()][-SIGNATURE_LINES:]
     phones = [line for line in lines if _PHONE.search(line)]
     mails = [line for line in lines if _MAIL.search(line)]

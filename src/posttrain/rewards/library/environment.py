@@ -1,4 +1,5 @@
-"""The reward that an environment gave for a whole episode: `rollout.info["reward"]`. Without it an episode is not scored."""
+"""The reward that an environment gave for a whole episode: `rollout.info["reward"]`. Without it an episode is not
+scored."""
 
 from __future__ import annotations
 

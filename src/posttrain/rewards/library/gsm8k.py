@@ -1,7 +1,9 @@
-"""The five rewards that GSM8K recipes use: tags counted, soft format, strict format, a whole number, the right answer. At most 4.0.
+"""The five rewards that GSM8K recipes use: tags counted, soft format, strict format, a whole number, the right answer.
+At most 4.0.
 
-The popular regular expressions do not let `.` cross lines: reasoning of two lines scores no format at all, and strict and soft exclude each
-other. The default here is repaired; `legacy=True` scores as they do, for comparing with published runs. No backtracking: linear on any text.
+The popular regular expressions do not let `.` cross lines: reasoning of two lines scores no format at all, and strict
+and soft exclude each other. The default here is repaired; `legacy=True` scores as they do, for comparing with published
+runs. No backtracking: linear on any text.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def tagged_answer(completion: str) -> str:
 
 @reward(range=(0.0, 2.0), decides=True)
 def correctness(completion: str, answer: Any, legacy: bool = False) -> float | None:
-    """2 if the answer equals the column `answer`: as text, or as a number ("1,080" is "1080"). None when that column is empty. Legacy: as text only."""
+    """2 if the answer equals the column `answer`: as text, or as a number ("1,080" is "1080"). None when that column is
+    empty. Legacy: as text only."""
     said = tagged_answer(completion)
     if legacy:
         return 2.0 if answer is not None and said == str(answer).strip() else 0.0
@@ -42,14 +45,16 @@ def correctness(completion: str, answer: Any, legacy: bool = False) -> float | N
 
 @reward(range=(0.0, 0.5))
 def integer(completion: str, legacy: bool = False) -> float:
-    """0.5 if the answer is a whole number. Legacy: digits only, of any script, so that "-4" and "1,000" fail and a superscript passes."""
+    """0.5 if the answer is a whole number. Legacy: digits only, of any script, so that "-4" and "1,000" fail and a
+    superscript passes."""
     said = tagged_answer(completion)
     return 0.5 if (said.isdigit() if legacy else _INTEGER.fullmatch(said)) else 0.0
 
 
 @reward(range=(0.0, 0.5))
 def soft_format(completion: str, legacy: bool = False) -> float:
-    """0.5 if the completion begins with reasoning in tags, then the answer in tags. Each tag once; line breaks do not matter."""
+    """0.5 if the completion begins with reasoning in tags, then the answer in tags. Each tag once; line breaks do not
+    matter."""
     if legacy:
         return 0.5 if _legacy_soft(completion) else 0.0
     text = completion.strip()
@@ -59,7 +64,8 @@ def soft_format(completion: str, legacy: bool = False) -> float:
 
 @reward(range=(0.0, 0.5))
 def strict_format(completion: str, legacy: bool = False) -> float:
-    """0.5 if every tag stands once, on its own line, in order, with nothing before or after (a last line break may be missing)."""
+    """0.5 if every tag stands once, on its own line, in order, with nothing before or after (a last line break may be
+    missing)."""
     if legacy:
         return 0.5 if _LEGACY_STRICT.match(completion) else 0.0
     text = completion.removesuffix("\n")
@@ -71,7 +77,8 @@ def strict_format(completion: str, legacy: bool = False) -> float:
 
 @reward(range=(0.0, 0.5))
 def tag_count(completion: str) -> float:
-    """0.125 for each of the four tags that stands exactly once, less 0.001 for each character after the answer; never below 0."""
+    """0.125 for each of the four tags that stands exactly once, less 0.001 for each character after the answer; never
+    below 0."""
     score = sum(0.125 for tag in TAGS if completion.count(tag) == 1)
     _, closing, trailing = completion.rpartition("</answer>")
     return max(0.0, score - TRAILING_COST * len(trailing.strip())) if closing else score
@@ -102,7 +109,8 @@ def _each_tag_once(text: str) -> bool:
 
 
 def _legacy_soft(text: str) -> bool:
-    """Reasoning must open and close within the first line, the answer within its own; any white space may lie between them."""
+    """Reasoning must open and close within the first line, the answer within its own; any white space may lie between
+    them."""
     if not text.startswith("<reasoning>"):
         return False
     first_line_end = text.find("\n") if "\n" in text else len(text)

@@ -1,6 +1,8 @@
-"""Does the text keep to one language? Told by script (Latin, Han, Cyrillic ...), which is what mixing looks like in practice.
+"""Does the text keep to one language? Told by script (Latin, Han, Cyrillic ...), which is what mixing looks like in
+practice.
 
-It is not language identification: French passes for English. In exchange it needs no model, and short text and names do no harm.
+It is not language identification: French passes for English. In exchange it needs no model, and short text and names do
+no harm.
 """
 
 from __future__ import annotations

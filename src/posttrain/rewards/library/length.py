@@ -1,4 +1,5 @@
-"""How long a completion is: a soft limit, a cosine schedule, brevity. Lengths are in tokens, as the policy sampled them.
+"""How long a completion is: a soft limit, a cosine schedule, brevity. Lengths are in tokens, as the policy sampled
+them.
 
 Each is bounded, and none looks at the text. `cosine_length` also needs to know whether the answer is right.
 """
@@ -29,7 +30,8 @@ def soft_overlong(max_tokens: int = 1024, cache: int = 256) -> RewardFunction:
 
 
 def brevity(target: int = 128, limit: int = 1024) -> RewardFunction:
-    """1 up to `target` tokens, falling linearly to 0 at `limit`. An empty completion earns 0: silence is not brevity."""
+    """1 up to `target` tokens, falling linearly to 0 at `limit`. An empty completion earns 0: silence is not
+    brevity."""
     if not 0 < target < limit:
         raise UserError(f"brevity: target={target} must lie between 1 and limit={limit}")
 
@@ -44,10 +46,12 @@ def brevity(target: int = 128, limit: int = 1024) -> RewardFunction:
 def cosine_length(
     max_tokens: int = 1024, right: tuple[float, float] = (0.5, 1.0), wrong: tuple[float, float] = (-1.0, -0.5), verdict: Verdict = right_number
 ) -> RewardFunction:
-    """A right answer earns more when short, a wrong one more when long: think longer where it is hard. Yeo et al. 2025, appendix B.
+    """A right answer earns more when short, a wrong one more when long: think longer where it is hard. Yeo et al. 2025,
+    appendix B.
 
-    `right` and `wrong` are (lowest, highest). A right answer goes from the highest at length 0 to the lowest at `max_tokens`, a wrong one the
-    other way, along half a cosine; longer counts as `max_tokens`. `verdict` judges (completion, answer); by default the last number counts.
+    `right` and `wrong` are (lowest, highest). A right answer goes from the highest at length 0 to the lowest at
+    `max_tokens`, a wrong one the other way, along half a cosine; longer counts as `max_tokens`. `verdict` judges
+    (completion, answer); by default the last number counts.
     """
     for name, ends in {"right": right, "wrong": wrong}.items():
         if len(ends) != 2 or ends[0] > ends[1]:

@@ -1,7 +1,9 @@
-"""Whether a mathematical answer equals the gold one, by the math-verify library: fractions, roots, sets, intervals, LaTeX or plain.
+"""Whether a mathematical answer equals the gold one, by the math-verify library: fractions, roots, sets, intervals,
+LaTeX or plain.
 
-Parsing and comparing run SymPy on a model's text, which may take for ever or crash: a rubric runs them in a process that can be killed. An
-answer that cannot be compared in time is dropped and counted. A gold answer that cannot be parsed is a mistake in the data and stops the run.
+Parsing and comparing run SymPy on a model's text, which may take for ever or crash: a rubric runs them in a process
+that can be killed. An answer that cannot be compared in time is dropped and counted. A gold answer that cannot be
+parsed is a mistake in the data and stops the run.
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ def math_verify() -> Any:
 def math_answer(completion: str, answer: Any) -> bool | None:
     """True if the completion's last answer equals the column `answer`. A row without one is not scored.
 
-    The last `\\\\boxed{...}` counts; without a box the last formula or number, as math-verify finds it. Decimals are equal to six digits after the
-    point and to six significant ones (1e-7 is not 2e-7). Units may be left out; where both have one they must be the same. Raises UserError
-    when math-verify is not installed or the gold answer is no mathematics.
+    The last `\\\\boxed{...}` counts; without a box the last formula or number, as math-verify finds it. Decimals are
+    equal to six digits after the point and to six significant ones (1e-7 is not 2e-7). Units may be left out; where
+    both have one they must be the same. Raises UserError when math-verify is not installed or the gold answer is no
+    mathematics.
     """
     if answer is None:
         return None

@@ -1,6 +1,8 @@
-"""How answers are written: bold, money, thousands, scientific notation, mixed numbers, words after a number. What is left is plain mathematics.
+"""How answers are written: bold, money, thousands, scientific notation, mixed numbers, words after a number. What is
+left is plain mathematics.
 
-Text to text, linear in its length; nothing is computed but small fractions. A comparison must not depend on any of these.
+Text to text, linear in its length; nothing is computed but small fractions. A comparison must not depend on any of
+these.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ _SIGNS = {
 
 
 def plain_notation(text: str) -> str:
-    """The text without emphasis, money signs and separators of thousands; numbers as decimals or fractions that have one reading only.
+    """The text without emphasis, money signs and separators of thousands; numbers as decimals or fractions that have
+    one reading only.
 
     "**$1,080**" is "1,080", "2 2/3" is "8/3", "1e-7" is "0.0000001", "1 080" is "1080".
     """
@@ -104,7 +107,8 @@ def unwrapped(text: str) -> str:
 
 
 def bare_answer(text: str) -> str:
-    """`unwrapped`, and without the unit or the words after a number; words as LaTeX's text, names of functions as its commands."""
+    """`unwrapped`, and without the unit or the words after a number; words as LaTeX's text, names of functions as its
+    commands."""
     text = unwrapped(text)
     text = _SHORT_UNIT.sub("", text)
     match = _UNIT.fullmatch(text)
@@ -117,7 +121,8 @@ def bare_answer(text: str) -> str:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether two answers are the same words. Where one is marked as text, their case does not matter: "yes" and "\\text{Yes}"."""
+    """Whether two answers are the same words. Where one is marked as text, their case does not matter: "yes" and
+    "\\text{Yes}"."""
     first, second = _WORD.fullmatch(unwrapped(one)), _WORD.fullmatch(unwrapped(other))
     if first is None or second is None:
         return False
@@ -126,7 +131,8 @@ def same_words(one: str, other: str) -> bool:
 
 
 def unit_of(answer: str) -> tuple[str, str, str] | None:
-    """The first known unit of a number, what it is divided by, and its power: "5 centimeters" is ("cm", "", ""). None where there is none.
+    """The first known unit of a number, what it is divided by, and its power: "5 centimeters" is ("cm", "", ""). None
+    where there is none.
 
     One letter is a unit only where LaTeX says that it is text: 5m may be a product.
     """

@@ -1,8 +1,8 @@
 """Finding and comparing numbers in model text. ASCII digits only, exact (Decimal), linear in the length of the text.
 
-"1,080" is one number, "1,2" is two; a minus counts as a sign only where no digit, letter or bracket ends before it ("3-4" is 3 and 4);
-"1e3" is 1000. The last number of a text may be a fraction, a mixed number or a power: of "2/3" and "10^6" no part is the number. Words
-("inf" among them) are not read.
+"1,080" is one number, "1,2" is two; a minus counts as a sign only where no digit, letter or bracket ends before it
+("3-4" is 3 and 4); "1e3" is 1000. The last number of a text may be a fraction, a mixed number or a power: of "2/3" and
+"10^6" no part is the number. Words ("inf" among them) are not read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def last_number(text: str) -> Decimal | None:
 
 
 def whole_number_text(text: str) -> Decimal | None:
-    """The number that the text consists of ("$1,080.", "**1080**" and "\\$1080" are 1080), or None when there is anything else."""
+    """The number that the text consists of ("$1,080.", "**1080**" and "\\$1080" are 1080), or None when there is
+    anything else."""
     bare = text.strip().lstrip("$").rstrip(".").strip()
     match = _NUMBER.fullmatch(bare)
     if match is None and len(bare) <= _LONGEST:
@@ -71,13 +72,14 @@ def _is_grouped(written: str) -> bool:
 
 
 def relative_error(said: Decimal, gold: Decimal) -> float:
-    """|said - gold| / |gold|; at gold 0, where that has no value, |said|. Never negative, infinite when beyond floats."""
+    """|said - gold| / |gold|; at gold 0, where that has no value, |said|. Infinite when beyond floats."""
     error = _QUIET.abs(_QUIET.subtract(said, gold))
     return abs(float(error if gold == 0 else _QUIET.divide(error, _QUIET.abs(gold))))
 
 
 def is_near(said: Decimal, gold: Decimal, *, tolerance: float = 0.0, relative: float = 0.0) -> bool:
-    """Equal, or no farther apart than `tolerance` or than `relative` times the gold number. Without either the comparison is exact."""
+    """Equal, or no farther apart than `tolerance` or than `relative` times the gold number. Without either the
+    comparison is exact."""
     if said == gold:
         return True
     error = _QUIET.abs(_QUIET.subtract(said, gold))

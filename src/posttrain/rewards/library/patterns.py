@@ -1,7 +1,7 @@
 """Text that must contain or match something: keywords, a regular expression.
 
-Keywords are whole words, compared without case. A model may find a text on which the user's expression takes years to match: matching stops
-after `seconds`, and such a completion is not scored.
+Keywords are whole words, compared without case. A model may find a text on which the user's expression takes years to
+match: matching stops after `seconds`, and such a completion is not scored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from posttrain.rewards.reward import RewardFunction, reward
 
 
 def keywords(words: Iterable[str] | str | None = None) -> RewardFunction:
-    """The fraction of the keywords that occur as whole words. Without `words` a row brings its own in the column `keywords` (a list, or text with commas).
+    """The fraction of the keywords that occur as whole words. Without `words` a row brings its own in the column
+    `keywords` (a list, or text with commas).
 
     A row without keywords is not scored.
     """
@@ -33,7 +34,8 @@ def keywords(words: Iterable[str] | str | None = None) -> RewardFunction:
 
 
 def regex(pattern: str, full: bool = False, ignore_case: bool = False, seconds: float = 1.0) -> RewardFunction:
-    """1 if the expression is found in the completion (`full`: if it is the whole of it), else 0. `.` also matches line breaks."""
+    """1 if the expression is found in the completion (`full`: if it is the whole of it), else 0. `.` also matches line
+    breaks."""
     import regex as engine  # transformers depends on it; unlike `re` it can be stopped
 
     flags = engine.DOTALL | (engine.IGNORECASE if ignore_case else 0)

@@ -1,4 +1,5 @@
-"""Whether two SymPy values are equal to six significant digits. math-verify rounds to six digits after the point, so that 1e-7 equals 2e-7.
+"""Whether two SymPy values are equal to six significant digits. math-verify rounds to six digits after the point, so
+that 1e-7 equals 2e-7.
 
 Used on pairs that math-verify calls equal only: False where their values differ, True where they cannot be evaluated.
 """
@@ -14,7 +15,8 @@ _EVALUATED = 30  # digits
 
 
 def agrees(gold: Any, said: Any) -> bool:
-    """gold, said: expressions, equations, sets, intervals, tuples or matrices. Compared part by part where both have the same parts."""
+    """gold, said: expressions, equations, sets, intervals, tuples or matrices. Compared part by part where both have
+    the same parts."""
     import sympy
 
     gold, said = _value_of(gold), _value_of(said)

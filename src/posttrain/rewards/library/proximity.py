@@ -1,8 +1,10 @@
-"""Closer numbers earn more. The score falls linearly with the relative error, alike above and below the gold number, and is bounded.
+"""Closer numbers earn more. The score falls linearly with the relative error, alike above and below the gold number,
+and is bounded.
 
 score = low + (high - low) * (1 - min(error, outlier) / outlier), error = |said - gold| / |gold| (at gold 0: |said|)
 
-An error of `outlier` or more, and an answer without a number, earn `low`: declining to answer is never better than answering.
+An error of `outlier` or more, and an answer without a number, earn `low`: declining to answer is never better than
+answering.
 """
 
 from __future__ import annotations

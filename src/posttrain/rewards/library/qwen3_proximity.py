@@ -1,10 +1,12 @@
-"""A rubric for base models that think in their own tags: the form, the answer, and how near a wrong number is. From -10 to +13.
+"""A rubric for base models that think in their own tags: the form, the answer, and how near a wrong number is. From -10
+to +13.
 
-After the rewards of the popular Qwen3 notebook, with the same top of +13 and four differences. A wrong number earns less the farther off it
-is, alike above and below, at gold 0 too (there: steps at 10 % and 20 %, an exception at 0). No answer never earns more than a wrong one. A number is
-read as a number ("The answer, is 20" has one). Nothing raises.
+After the rewards of the popular Qwen3 notebook, with the same top of +13 and four differences. A wrong number earns
+less the farther off it is, alike above and below, at gold 0 too (there: steps at 10 % and 20 %, an exception at 0). No
+answer never earns more than a wrong one. A number is read as a number ("The answer, is 20" has one). Nothing raises.
 
-The template writes the opening tag of the reasoning, so completions begin inside it; `prefilled=False` expects it from the model.
+The template writes the opening tag of the reasoning, so completions begin inside it; `prefilled=False` expects it from
+the model.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ OUTLIER = 1.0  # relative error from which a number earns no more than no number
 
 
 def form_exact(tags: Pair, solution: Pair, prefilled: bool) -> RewardFunction:
-    """+3 if the reasoning closes once and is followed by one solution in tags at the very end, else 0. Reasoning and solution may have lines."""
+    """+3 if the reasoning closes once and is followed by one solution in tags at the very end, else 0. Reasoning and
+    solution may have lines."""
 
     def score(completion: str) -> float:
         text = tags[0] + completion if prefilled else completion.lstrip()
@@ -45,8 +48,9 @@ def form_approximate(counted: Sequence[str]) -> RewardFunction:
 
 
 def answer_near(solution: Pair) -> RewardFunction:
-    """+5 if the solution is the gold text; +3.5 if it is another writing of the gold number; a wrong number from +2 (near) to -4.5 (an error of
-    100 % and more); no number -4.5. Without a gold number: +5 for the gold text, else -4.5."""
+    """+5 if the solution is the gold text; +3.5 if it is another writing of the gold number; a wrong number from +2
+    (near) to -4.5 (an error of 100 % and more); no number -4.5. Without a gold number: +5 for the gold text, else
+    -4.5."""
 
     def score(completion: str, answer: Any) -> float | None:
         if answer is None or not str(answer).strip():
@@ -63,7 +67,8 @@ def answer_near(solution: Pair) -> RewardFunction:
 
 
 def number_right(solution: Pair) -> RewardFunction:
-    """+3.5 if the last number of the solution is the gold number, another number -1.5, none -2.5. None without a gold number."""
+    """+3.5 if the last number of the solution is the gold number, another number -1.5, none -2.5. None without a gold
+    number."""
 
     def score(completion: str, answer: Any) -> float | None:
         gold = gold_number(answer)

@@ -1,4 +1,5 @@
-"""Chain of thought: is there reasoning, has it steps, does it come before the answer. About form and amount; whether it is right is not judged.
+"""Chain of thought: is there reasoning, has it steps, does it come before the answer. About form and amount; whether it
+is right is not judged.
 
 Reasoning stands in `tags`; with `tags: null` it is all but the last line of the completion.
 """
@@ -39,7 +40,8 @@ def steps(tags: Sequence[str] | None = THINK, wanted: int = 3) -> RewardFunction
 
 
 def reasoning_first(tags: Sequence[str] | None = THINK) -> RewardFunction:
-    """1 if nothing is said before the reasoning and something after it; else 0: an answer first and a justification after it is no reasoning."""
+    """1 if nothing is said before the reasoning and something after it; else 0: an answer first and a justification
+    after it is no reasoning."""
     pair = _pair(tags, "reasoning_first")
 
     def score(completion: str) -> float:

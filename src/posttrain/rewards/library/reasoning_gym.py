@@ -1,10 +1,11 @@
 """The scorers of reasoning-gym, guarded against reward hacking. Rows come from `reasoning-gym:` sources.
 
-The library's scorers are lenient: many give part of the credit to any text that contains the answer ("14" for "4"), one takes "nan" for right, one
-takes anything but "True" for "False", some reward nonsense, and a few run `eval` on the text. Guarded, an answer gets the scorer's value only if
-nonsense gets less, it is finite, it is not just a text around the right answer, nothing in it could be executed, and it does not get full marks
-for other questions too (one scorer, puzzle24, looks at an answer's form only). In a rubric all of it runs in processes that can be killed, since
-SymPy may compute for ever; what is not scored in time is dropped and counted.
+The library's scorers are lenient: many give part of the credit to any text that contains the answer ("14" for "4"), one
+takes "nan" for right, one takes anything but "True" for "False", some reward nonsense, and a few run `eval` on the
+text. Guarded, an answer gets the scorer's value only if nonsense gets less, it is finite, it is not just a text around
+the right answer, nothing in it could be executed, and it does not get full marks for other questions too (one scorer,
+puzzle24, looks at an answer's form only). In a rubric all of it runs in processes that can be killed, since SymPy may
+compute for ever; what is not scored in time is dropped and counted.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ _NODES = (
 
 
 def reasoning_gym(tag: str | None = "answer", guarded: bool = True) -> RewardFunction:
-    """0 to 1 by the task's own scorer. tag: the answer stands in the last <tag>...</tag>; None: it is the whole completion.
+    """0 to 1 by the task's own scorer. tag: the answer stands in the last <tag>...</tag>; None: it is the whole
+    completion.
 
-    guarded: see the top of this file. False is the library's score as it is, exceptions and all; it executes text for some tasks.
+    guarded: see the top of this file. False is the library's score as it is, exceptions and all; it executes text for
+    some tasks.
     """
 
     @reward(name="reasoning_gym", range=(0.0, 1.0), decides=True, prepare=library, timeout=SECONDS, on_error="drop", workers=2, memory_mb=MEMORY_MB)
@@ -65,7 +68,8 @@ def reasoning_gym(tag: str | None = "answer", guarded: bool = True) -> RewardFun
 
 
 def guarded_score(dataset: Any, entry: dict[str, Any], answer: str) -> float:
-    """The scorer's value, or 0 where it rewards a text that is no answer. An answer on which the scorer raises is wrong."""
+    """The scorer's value, or 0 where it rewards a text that is no answer. An answer on which the scorer raises is
+    wrong."""
     gold = entry["answer"]
     if answer == gold:
         return 1.0
@@ -93,7 +97,8 @@ def _is_of_this_question(dataset: Any, entry: dict[str, Any], answer: str) -> bo
 
 
 def _makes_24(answer: str, metadata: dict[str, Any]) -> bool:
-    """The four operators on exactly the numbers that were given. The library takes any four numbers, and truncates their value to a whole number."""
+    """The four operators on exactly the numbers that were given. The library takes any four numbers, and truncates
+    their value to a whole number."""
     numbers: list[int] = []
 
     def value(node: ast.AST) -> Fraction:
@@ -122,7 +127,8 @@ _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 
 
 def _is_rounded_away(answer: str, gold: str | None) -> bool:
-    """Whether both are numbers, more than 1 % apart: one scorer rounds the right answer to the digits that were given, so that 0 is near anything."""
+    """Whether both are numbers, more than 1 % apart: one scorer rounds the right answer to the digits that were given,
+    so that 0 is near anything."""
     try:
         given, right = float(answer.replace(",", "")), float((gold or "").replace(",", ""))
     except ValueError:
@@ -170,9 +176,11 @@ def _runs_text(kind: type) -> bool:
 
 
 def _is_harmless(answer: str) -> bool:
-    """Whether it is arithmetic or a list of plain values: no attributes, no calls but of known functions, no towers of powers.
+    """Whether it is arithmetic or a list of plain values: no attributes, no calls but of known functions, no towers of
+    powers.
 
-    Text in quotes must be plain too: SymPy parses, and so executes, text that it is handed by an expression (`sin("...")`).
+    Text in quotes must be plain too: SymPy parses, and so executes, text that it is handed by an expression
+    (`sin("...")`).
     """
     try:
         tree = ast.parse(answer.strip(), mode="eval")
@@ -182,7 +190,8 @@ def _is_harmless(answer: str) -> bool:
 
 
 def _is_plain(answer: str) -> bool:
-    """Letters, digits and separators without brackets: scorers read such text without executing it, or fail at its syntax."""
+    """Letters, digits and separators without brackets: scorers read such text without executing it, or fail at its
+    syntax."""
     return re.fullmatch(r"[\w\s.,;:+*/^|-]*", answer, re.ASCII) is not None and "__" not in answer and "**" not in answer
 
 
@@ -202,7 +211,8 @@ def _allowed(node: ast.AST) -> bool:
 
 
 def _terms(node: ast.AST) -> int:
-    """How many terms a formula has at most once it is multiplied out: (a + b)**50 has 51, six letters to the 50th three million."""
+    """How many terms a formula has at most once it is multiplied out: (a + b)**50 has 51, six letters to the 50th three
+    million."""
     if isinstance(node, ast.BinOp):
         left, right = _terms(node.left), _terms(node.right)
         if isinstance(node.op, (ast.Add, ast.Sub)):

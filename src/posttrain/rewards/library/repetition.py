@@ -7,7 +7,8 @@ from posttrain.rewards.reward import RewardFunction, reward
 
 
 def repetition(ngram: int = 3, max_penalty: float = -1.0) -> RewardFunction:
-    """`max_penalty` times the fraction of n-grams of tokens that occurred before in the completion. Too short for one n-gram: 0."""
+    """`max_penalty` times the fraction of n-grams of tokens that occurred before in the completion. Too short for one
+    n-gram: 0."""
     if ngram < 1:
         raise UserError(f"repetition: ngram={ngram}: use 1 or more")
     if not -float("inf") < max_penalty <= 0:

@@ -1,8 +1,9 @@
-"""Completions that are JSON: at all, or valid under a JSON schema. Nothing is fetched: a schema that refers to another address is refused.
+"""Completions that are JSON: at all, or valid under a JSON schema. Nothing is fetched: a schema that refers to another
+address is refused.
 
-The JSON is the whole completion, or its last fenced block. Python's extensions (NaN, Infinity), numbers beyond floats and repeated keys are
-refused. A model may find a text on which a schema's regular expression takes years: a rubric checks schemas in processes that can be killed,
-and a completion that takes too long is dropped and counted.
+The JSON is the whole completion, or its last fenced block. Python's extensions (NaN, Infinity), numbers beyond floats
+and repeated keys are refused. A model may find a text on which a schema's regular expression takes years: a rubric
+checks schemas in processes that can be killed, and a completion that takes too long is dropped and counted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def json_valid() -> RewardFunction:
 
 
 def json_schema(schema: dict[str, Any] | str | None = None) -> RewardFunction:
-    """1 if the completion is JSON that the schema accepts, else 0. Without `schema` a row brings its own in the column `schema`, as text or object.
+    """1 if the completion is JSON that the schema accepts, else 0. Without `schema` a row brings its own in the column
+    `schema`, as text or object.
 
     Needs the package jsonschema. A row without a schema is not scored; a schema that is not one is an error.
     """

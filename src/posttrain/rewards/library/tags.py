@@ -1,7 +1,8 @@
-"""The form of a completion: reasoning in tags, then an answer, in tags or without. Any tags; only plain text searches, so linear on any text.
+"""The form of a completion: reasoning in tags, then an answer, in tags or without. Any tags; only plain text searches,
+so linear on any text.
 
-A tag is two different texts, opening and closing. `prefilled` says that the chat template already wrote the opening tag of the reasoning, so
-that completions begin inside it.
+A tag is two different texts, opening and closing. `prefilled` says that the chat template already wrote the opening tag
+of the reasoning, so that completions begin inside it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def checked_pair(tags: Any, setting: str) -> Pair:
 
 
 def inside(text: str, tags: Pair) -> str | None:
-    """What stands in the last tags; up to the end of the text when they are not closed. None when they are never opened."""
+    """What stands in the last tags; up to the end of the text when they are not closed. None when they are never
+    opened."""
     _, opening, rest = text.rpartition(tags[0])
     return rest.partition(tags[1])[0] if opening else None
 
@@ -42,14 +44,16 @@ def reasoning_of(text: str, tags: Pair, prefilled: bool = False) -> str | None:
 
 
 def after_reasoning(text: str, tags: Pair) -> str:
-    """What follows the last closing tag of the reasoning. Unclosed reasoning is followed by nothing; without reasoning it is the whole text."""
+    """What follows the last closing tag of the reasoning. Unclosed reasoning is followed by nothing; without reasoning
+    it is the whole text."""
     if tags[1] in text:
         return text.rpartition(tags[1])[2]
     return "" if tags[0] in text else text
 
 
 def think_format(tags: Sequence[str] = THINK, prefilled: bool = False) -> RewardFunction:
-    """1 if the completion begins with the opening tag, which stands once, and the closing tag follows; else 0. Empty reasoning is allowed."""
+    """1 if the completion begins with the opening tag, which stands once, and the closing tag follows; else 0. Empty
+    reasoning is allowed."""
     start, end = checked_pair(tags, "think_format: tags")
 
     def score(completion: str) -> float:
@@ -60,7 +64,8 @@ def think_format(tags: Sequence[str] = THINK, prefilled: bool = False) -> Reward
 
 
 def answer_format(tags: Sequence[str] = THINK, answer: Sequence[str] = ANSWER, prefilled: bool = False) -> RewardFunction:
-    """1 if the completion is reasoning in tags, then an answer in tags, each tag once and nothing else around them but white space; else 0.
+    """1 if the completion is reasoning in tags, then an answer in tags, each tag once and nothing else around them but
+    white space; else 0.
 
     Neither may be empty.
     """
@@ -73,7 +78,8 @@ def answer_format(tags: Sequence[str] = THINK, answer: Sequence[str] = ANSWER, p
 
 
 def tags_once(tags: Sequence[str] = (*THINK, *ANSWER), missing: float = -1.0) -> RewardFunction:
-    """The mean over the tags of 1 where the tag stands exactly once, else `missing`. Neither order nor content matter."""
+    """The mean over the tags of 1 where the tag stands exactly once, else `missing`. Neither order nor content
+    matter."""
     listed = [tag for tag in tags if isinstance(tag, str) and tag]
     if not listed or len(listed) != len(tags) or isinstance(tags, str):
         raise UserError(f"tags_once: tags must be a list of tags, not {tags!r}")

@@ -9,7 +9,8 @@ SIMPLE = (str, int, float, complex, bytes, type(None))
 
 
 def become(old: Any, new: Any) -> Any:
-    """What replaces `old`: `old` itself, with the new content, if it can be changed or is unchanged; otherwise `new`."""
+    """What replaces `old`: `old` itself, with the new content, if it can be changed or is unchanged; otherwise
+    `new`."""
     if isinstance(old, SIMPLE) and isinstance(new, SIMPLE):
         return old if old == new else new
     if isinstance(old, (list, deque)) and isinstance(new, (list, deque)):

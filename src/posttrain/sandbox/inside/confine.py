@@ -31,7 +31,8 @@ def default_signals() -> None:
 
 
 def be_killed_first() -> None:
-    """When memory runs out, the kernel kills programs before the training. Inherited by children; any user may raise a score."""
+    """When memory runs out, the kernel kills programs before the training. Inherited by children; any user may raise a
+    score."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
@@ -40,7 +41,8 @@ def be_killed_first() -> None:
 
 
 def give_up_rights(user: int | None, *, has_capabilities: bool) -> None:
-    """Becomes `user` (None: keeps its user), without capabilities or groups, and cannot gain any by executing a program."""
+    """Becomes `user` (None: keeps its user), without capabilities or groups, and cannot gain any by executing a
+    program."""
     if IS_LINUX and has_capabilities:
         system.drop_bounding_set()
         system.prctl(system.PR_CAP_AMBIENT, system.PR_CAP_AMBIENT_CLEAR_ALL)

@@ -1,8 +1,9 @@
-"""An interpreter with everything imported that forks a process for each program, since starting Python takes longer than a small program.
+"""An interpreter with everything imported that forks a process for each program, since starting Python takes longer
+than a small program.
 
-It never sees a program, a test or an answer. It receives the new process's descriptors over its standard input, a socket, and sends back the
-pid. It ends, with every process that it forked, when the socket is closed or its parent has ended (a fork of the parent may still hold the
-socket).
+It never sees a program, a test or an answer. It receives the new process's descriptors over its standard input, a
+socket, and sends back the pid. It ends, with every process that it forked, when the socket is closed or its parent has
+ended (a fork of the parent may still hold the socket).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ MOST_BYTES = 2**20  # of one configuration
 
 
 def next_child(parent: int) -> dict[str, Any]:
-    """Returns in the new process only, with its configuration; its standard descriptors are those that were sent. parent: the pid of this one's."""
+    """Returns in the new process only, with its configuration; its standard descriptors are those that were sent.
+    parent: the pid of this one's."""
     from . import confine, supervisor, test_runner  # noqa: F401  # imported once, for all
 
     confine.ignore_signals()

@@ -1,7 +1,8 @@
-"""Hosts the program in its own process. The program may change this code as it likes: nothing here knows the right answers.
+"""Hosts the program in its own process. The program may change this code as it likes: nothing here knows the right
+answers.
 
-`script` runs it as `python program.py` would. `serve` loads it once and then calls its functions by name, one line of JSON per request and
-per reply; what the program prints goes to standard error then.
+`script` runs it as `python program.py` would. `serve` loads it once and then calls its functions by name, one line of
+JSON per request and per reply; what the program prints goes to standard error then.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def serve(message: dict[str, Any]) -> None:
 
 
 def channel() -> tuple[Any, Callable[[dict[str, Any]], None]]:
-    """Takes standard input and output away from the program. Returns (incoming lines, a function that writes a line)."""
+    """Takes standard input and output away from the program. Returns (incoming lines, a function that writes a
+    line)."""
     requests = os.fdopen(os.dup(0), "rb", closefd=False)
     replies = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -1,6 +1,8 @@
-"""What a process gives up through Landlock, where there are no namespaces: writing outside of its directory, and access to other processes.
+"""What a process gives up through Landlock, where there are no namespaces: writing outside of its directory, and access
+to other processes.
 
-Linux 5.13 gives the first, and hides the environment and memory of other processes; 6.12 also forbids signals to them and their abstract sockets.
+Linux 5.13 gives the first, and hides the environment and memory of other processes; 6.12 also forbids signals to them
+and their abstract sockets.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from . import system
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 VERSION, PATH_BENEATH = 1, 1
 WRITE_FILE, TRUNCATE = 1 << 1, 1 << 14
-# Rights to files by the version that knows them: writing, removing and making of every kind; moving to another directory; truncating.
+# Rights to files by the version that knows them: writing, removing and making of every kind; moving to another
+# directory; truncating.
 RIGHTS = {1: WRITE_FILE | sum(1 << bit for bit in range(4, 13)), 2: 1 << 13, 3: TRUNCATE}
 CONNECT_AND_BIND, ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full")

@@ -1,8 +1,8 @@
 """Namespaces without a helper program: files, processes, network and users of the program's own. Linux 5.12 or later.
 
-Files: those of the view (view.py), read-only, some devices, and an empty /tmp of limited size. There is no /proc, no shell, no network
-device that is up. The program's root is a directory below the namespace's root (chroot), where the kernel allows no further user namespace,
-hence no mounts by the program.
+Files: those of the view (view.py), read-only, some devices, and an empty /tmp of limited size. There is no /proc, no
+shell, no network device that is up. The program's root is a directory below the namespace's root (chroot), where the
+kernel allows no further user namespace, hence no mounts by the program.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _make_stdin() -> None:
 
 
 def _show(path: str) -> None:
-    """A directory or file of the host, read-only. The path has no links in it, and is not inside another that is shown."""
+    """A directory or file of the host, read-only. The path has no links in it, and is not inside another that is
+    shown."""
     source, target = "/old" + path, "/jail" + path
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.isdir(source):

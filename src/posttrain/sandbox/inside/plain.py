@@ -1,7 +1,9 @@
-"""Values as plain JSON, as they cross the sandbox's border in both directions. Decoding runs no code and makes no objects that compare themselves.
+"""Values as plain JSON, as they cross the sandbox's border in both directions. Decoding runs no code and makes no
+objects that compare themselves.
 
-Lists, text, numbers, booleans and None stand for themselves; everything else is an object with one key, its kind: {"tuple": [...]},
-{"dict": [[key, value], ...]}, {"int": "0x..."} (beyond 64 bits), {"float": "nan"}. Subclasses lose their class.
+Lists, text, numbers, booleans and None stand for themselves; everything else is an object with one key, its kind:
+{"tuple": [...]}, {"dict": [[key, value], ...]}, {"int": "0x..."} (beyond 64 bits), {"float": "nan"}. Subclasses lose
+their class.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class NotPlain(TypeError):
 
 
 def encode(value: Any, other: Callable[[Any], Plain] | None = None) -> Plain:
-    """other: what to write for a value that is not plain; without it NotPlain is raised. Raises RecursionError for deep nesting."""
+    """other: what to write for a value that is not plain; without it NotPlain is raised. Raises RecursionError for deep
+    nesting."""
     if value is None or value is True or value is False:
         return value
     for kind, write in WRITERS:
@@ -70,7 +73,8 @@ WRITERS: tuple[tuple[type, Callable[[Any, Any], Plain]], ...] = (
 
 
 def decode(plain: Plain, other: Callable[[Any], Any] | None = None) -> Any:
-    """The value. Raises ValueError for what `encode` does not write. Hashes its input: use it only where hash collisions do no harm."""
+    """The value. Raises ValueError for what `encode` does not write. Hashes its input: use it only where hash
+    collisions do no harm."""
     if plain is None or isinstance(plain, (str, int, float)):
         return plain
     if isinstance(plain, list):

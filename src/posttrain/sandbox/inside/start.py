@@ -1,7 +1,7 @@
 """The entry point inside the sandbox: confine this process, then host the program, which arrives on standard input.
 
-A frame (ten digits, then that many bytes of JSON) holds the program's text and what to do with it. The rest of standard input is the
-program's. Everything needed is imported before files become invisible.
+A frame (ten digits, then that many bytes of JSON) holds the program's text and what to do with it. The rest of standard
+input is the program's. Everything needed is imported before files become invisible.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LOOK_S = 1.0  # between looks at the parent, on systems that do not signal its e
 
 
 def main() -> None:
-    """argv: the directory of this package; then the configuration as JSON, or "fork_server" and its parent's pid. A child of the fork
-    server is sent its configuration."""
+    """argv: the directory of this package; then the configuration as JSON, or "fork_server" and its parent's pid. A
+    child of the fork server is sent its configuration."""
     from . import host
 
     if sys.argv[2] == "fork_server":

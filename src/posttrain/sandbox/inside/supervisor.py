@@ -1,10 +1,11 @@
-"""The parent process of the program: sets up the isolation, starts the program in a child, waits, and reports on a pipe that the child closes.
+"""The parent process of the program: sets up the isolation, starts the program in a child, waits, and reports on a pipe
+that the child closes.
 
-In namespaces it is process 1 of its process namespace, and everything in there dies with it. Elsewhere it adopts the processes that the
-program leaves behind and kills them. It knows no tests and no expected values.
+In namespaces it is process 1 of its process namespace, and everything in there dies with it. Elsewhere it adopts the
+processes that the program leaves behind and kills them. It knows no tests and no expected values.
 
-The program cannot stop it: signals are ignored (process 1 cannot be killed from within its namespace), and while it waits it needs
-nothing that could run out. It ends with its parent, however that ends, and kills the program then.
+The program cannot stop it: signals are ignored (process 1 cannot be killed from within its namespace), and while it
+waits it needs nothing that could run out. It ends with its parent, however that ends, and kills the program then.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _enter(config: dict[str, Any], report: int) -> None:
 
 
 def _others(config: dict[str, Any]) -> int:
-    """Further processes that count towards the program's limit. Since Linux 5.14 a user namespace counts only those inside."""
+    """Further processes that count towards the program's limit. Since Linux 5.14 a user namespace counts only those
+    inside."""
     if config["user"] is not None and os.geteuid() == 0:
         return 0  # the program gets its own user number
     supervisors = 2
@@ -132,7 +134,8 @@ def _supervise(program: int, report: int, config: dict[str, Any]) -> NoReturn:
 
 
 def _until_it_ends(program: int, report: int, config: dict[str, Any]) -> tuple[int, Any] | None:
-    """(status, usage) by wait4; None if the parent has ended, the report has no reader, or the time limit is long over."""
+    """(status, usage) by wait4; None if the parent has ended, the report has no reader, or the time limit is long
+    over."""
     parent = config["parent"] if config["backend"] in ("own user", "rlimits") else os.getppid()
     until = time.monotonic() + config["limits"]["wall_s"] + PATIENCE_S
     child_ended, wake = os.pipe()

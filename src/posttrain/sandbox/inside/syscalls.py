@@ -1,8 +1,8 @@
 """System calls that a program does not need, refused by a seccomp filter. Linux on x86-64 and arm64.
 
-Those listed open a network, reach a socket, queue or segment of the host, allocate memory that no limit counts (System V, memfd), look into
-other processes, or have often been the way into the kernel. Each fails with "operation not permitted". The isolation does not rest on the
-filter; it is a second defence.
+Those listed open a network, reach a socket, queue or segment of the host, allocate memory that no limit counts (System
+V, memfd), look into other processes, or have often been the way into the kernel. Each fails with "operation not
+permitted". The isolation does not rest on the filter; it is a second defence.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def make_read_only(target: str, *, devices: bool = False, recursive: bool = True) -> None:
-    """The mount at `target`, and those below it: read-only, without set-user-id programs and (unless `devices`) without devices."""
+    """The mount at `target`, and those below it: read-only, without set-user-id programs and (unless `devices`) without
+    devices."""
     attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | (0 if devices else MOUNT_ATTR_NODEV), 0, 0, 0)
     flags = AT_RECURSIVE if recursive else 0
     arguments = (ctypes.c_long(SYS_MOUNT_SETATTR), AT_FDCWD, target.encode(), flags, attributes, ctypes.c_size_t(len(attributes)))
@@ -69,7 +70,8 @@ def drop_capabilities() -> None:
 
 
 def drop_bounding_set() -> None:
-    """No program executed later can have capabilities. Needs CAP_SETPCAP. The kernel refuses the first number that it does not know."""
+    """No program executed later can have capabilities. Needs CAP_SETPCAP. The kernel refuses the first number that it
+    does not know."""
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)

@@ -1,7 +1,9 @@
-"""Runs assert-style tests in a process of its own. Names that the tests do not define are requested from the program, by value.
+"""Runs assert-style tests in a process of its own. Names that the tests do not define are requested from the program,
+by value.
 
-So asserts, comparisons and exceptions are evaluated outside of the program's process. A reply is plain data, or a `Remote`, which can be
-called, changed and asked for attributes and items, and equals nothing. What a call changes in its arguments is changed here too.
+So asserts, comparisons and exceptions are evaluated outside of the program's process. A reply is plain data, or a
+`Remote`, which can be called, changed and asked for attributes and items, and equals nothing. What a call changes in
+its arguments is changed here too.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from .changes import become
 from .host import channel
 from .plain import NotPlain, decode, encode
 
-# What a program may raise in the tests. Not StopIteration or SystemExit, which would end a loop or the process of the tests.
+# What a program may raise in the tests. Not StopIteration or SystemExit, which would end a loop or the process of the
+# tests.
 RAISABLE: dict[str, type[Exception]] = {
     each.__name__: each
     for each in (
@@ -98,7 +101,8 @@ class Wire:
 
 
 class Remote:
-    """An object of the program's that is not plain data. It has no truth value, equality or arithmetic here: a false one would decide a test."""
+    """An object of the program's that is not plain data. It has no truth value, equality or arithmetic here: a false
+    one would decide a test."""
 
     __slots__ = ("_number", "_wire")
 
@@ -185,7 +189,8 @@ def _number_of(value: Any) -> Any:
 
 
 def run_tests(message: dict[str, Any]) -> None:
-    """Sends {"result": ...} for each test, in order; {"failed": why} for all that are left; {"broken": why} if the tests are unusable."""
+    """Sends {"result": ...} for each test, in order; {"failed": why} for all that are left; {"broken": why} if the
+    tests are unusable."""
     wire = Wire()
     module = types.ModuleType("tests")
     sys.modules["tests"] = module

@@ -12,10 +12,11 @@ LOOKS = 5  # in a row that find no process
 
 
 def end_descendants(of: int) -> None:
-    """Kills every descendant of `of`, which adopts those whose parents die first. They are stopped first, so that none can fork meanwhile.
+    """Kills every descendant of `of`, which adopts those whose parents die first. They are stopped first, so that none
+    can fork meanwhile.
 
-    One look that finds none proves nothing: a process may fork and end while /proc is read. With its own pid, a process learns from the
-    kernel when it has no child left.
+    One look that finds none proves nothing: a process may fork and end while /proc is read. With its own pid, a process
+    learns from the kernel when it has no child left.
     """
     until = time.monotonic() + PATIENCE_S
     empty_looks = 0
