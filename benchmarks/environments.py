@@ -231,7 +231,7 @@ def run(name: str, seed: int, quick: bool, out: Path) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - cpu, 1),  # of all threads
         "cpu_seconds_of_fine_tuning": round(taught, 1),
         "logs": logs,
-        "an episode after": after["greedy"].rollouts[0].messages,
+        "an episode after": after["greedy"].completions[0].messages,
     }
 
 

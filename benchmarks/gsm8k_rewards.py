@@ -23,7 +23,7 @@ import hardware
 from posttrain import Rubric
 from posttrain.rewards.library.arithmetic import gold_number
 from posttrain.rewards.library.numbers import last_number, whole_number_text
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 FORM = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -33,14 +33,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def scored(rubric: Rubric, rows: list[tuple[str, str]]) -> list[Rollout]:
+def scored(rubric: Rubric, rows: list[tuple[str, str]]) -> list[Completion]:
     """rows: (completion, gold answer)."""
     groups = [
-        Group(Task(number, "?", {"answer": gold}), [Rollout([0], [1], [True], [0.0], [0.0], StopReason.STOP, text)])
+        Group(Task(number, "?", {"answer": gold}), [Completion([0], [1], [True], [0.0], [0.0], StopReason.STOP, text)])
         for number, (text, gold) in enumerate(rows)
     ]
     rubric.score(groups)
-    return [group.rollouts[0] for group in groups]
+    return [group.completions[0] for group in groups]
 
 
 def in_form(solution: str, mark: str) -> str:
@@ -65,10 +65,10 @@ def why(solution: str, gold: str, judged_right: bool) -> str:
 def judge_models(rubric: Rubric, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How many solutions are judged as flagged, and every one that is not, with the reason."""
     asked = [(number, model, row["ground_truth"].rpartition("A:")[2].strip(), row[model]) for number, row in enumerate(rows) for model in MODELS]
-    rollouts = scored(rubric, [(in_form(written["solution"], "A:"), gold) for _, _, gold, written in asked])
+    completions = scored(rubric, [(in_form(written["solution"], "A:"), gold) for _, _, gold, written in asked])
     disagreements = []
-    for (number, model, gold, written), rollout in zip(asked, rollouts, strict=True):
-        right = rollout.scores["correctness"] == 2.0
+    for (number, model, gold, written), completion in zip(asked, completions, strict=True):
+        right = completion.scores["correctness"] == 2.0
         if right != written["is_correct"]:
             reason = why(written["solution"], gold, right)
             end = written["solution"][-60:]
@@ -88,7 +88,7 @@ def main(data: Path) -> None:
     started = time.perf_counter()
     rubric = Rubric("gsm8k")
     humans = [(in_form(row["answer"], "####"), row["answer"].rpartition("####")[2].strip()) for row in read(data / "test.jsonl")]
-    full = sum(rollout.reward == rubric.range[1] for rollout in scored(rubric, humans))
+    full = sum(completion.reward == rubric.range[1] for completion in scored(rubric, humans))
     print(f"human solutions at the maximum of {rubric.range[1]:g}: {full} of {len(humans)}")
     rows = read(data / "example_model_solutions.jsonl")
     found = {"repaired": judge_models(rubric, rows), "legacy": judge_models(Rubric.from_config([{"reward": "gsm8k", "legacy": True}]), rows)}

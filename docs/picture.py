@@ -50,10 +50,10 @@ def group_view(reader: RunReader) -> Group:
     candidates = [group for step in steps[: max(1, len(steps) // 3)] for group in reader.groups(step)]
     chosen = max(candidates, key=spread)
     table = Table.grid(padding=(0, 2))
-    for rollout in sorted(reader.rollouts(chosen.step, chosen.group), key=lambda rollout: -rollout.advantage):
-        style = "green" if rollout.advantage > 0 else "red" if rollout.advantage < 0 else "dim"
-        parts = "  ".join(f"{name} {'–' if score is None else f'{score:+.0f}'}" for name, score in rollout.scores.items())
-        table.add_row(Text(rollout.text, style=style), Text(f"advantage {rollout.advantage:+.2f}", style=style), Text(parts, style="dim"))
+    for completion in sorted(reader.completions(chosen.step, chosen.group), key=lambda completion: -completion.advantage):
+        style = "green" if completion.advantage > 0 else "red" if completion.advantage < 0 else "dim"
+        parts = "  ".join(f"{name} {'–' if score is None else f'{score:+.0f}'}" for name, score in completion.scores.items())
+        table.add_row(Text(completion.text, style=style), Text(f"advantage {completion.advantage:+.2f}", style=style), Text(parts, style="dim"))
     return Group(Text.assemble(f"step {chosen.step}: the {chosen.size} attempts at  ", (chosen.prompt, "bold")), table)
 
 

@@ -5,34 +5,34 @@ import math
 import subprocess
 import sys
 
-from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.tracking.events import CollectedGroup, CompletionKey, RunStore, StepRecord, TokenDetail
+from posttrain.types import Completion, Group, StopReason, Task
 
 CONFIG = {"max_steps": 100, "epsilon": 0.2, "epsilon_high": None, "scale_rewards": "group", "temperature": 1.0, "record_tokens_of": 4}
 
 
-def rollout(text, reward, *, scores=None, stop="stop", sampled=None, **more):
+def completion(text, reward, *, scores=None, stop="stop", sampled=None, **more):
     """One token a character; its id is the character's code."""
     ids = [ord(char) for char in text] or [0]
     logprobs = [-0.1 * (place % 7) for place in range(len(ids))]
     scores = {"right": reward} if scores is None else scores
-    return Rollout([1], ids, sampled or [True] * len(ids), logprobs, logprobs, StopReason(stop), text, scores=scores, reward=reward, **more)
+    return Completion([1], ids, sampled or [True] * len(ids), logprobs, logprobs, StopReason(stop), text, scores=scores, reward=reward, **more)
 
 
-def group(prompt, rollouts, advantages=None):
+def group(prompt, completions, advantages=None):
     """Advantages as GRPO has them, unless they are given."""
-    scored = [one.reward for one in rollouts if one.reward is not None]
+    scored = [one.reward for one in completions if one.reward is not None]
     mean = sum(scored) / len(scored) if scored else 0.0
     deviation = math.sqrt(sum((reward - mean) ** 2 for reward in scored) / max(len(scored) - 1, 1))
-    given = advantages or [0.0 if one.reward is None else (one.reward - mean) / (deviation + 1e-4) for one in rollouts]
-    return CollectedGroup(Group(Task(0, prompt), rollouts), given, prompt)
+    given = advantages or [0.0 if one.reward is None else (one.reward - mean) / (deviation + 1e-4) for one in completions]
+    return CollectedGroup(Group(Task(0, prompt), completions), given, prompt)
 
 
 def details(step, number, collected, ratio=1.0, updated_at=None):
     made = []
-    for index, one in enumerate(collected.group.rollouts):
+    for index, one in enumerate(collected.group.completions):
         count = len(one.token_ids)
-        made.append(TokenDetail(RolloutKey(step, number, index), [-0.2] * count, [ratio] * count, [0.7] * count, [0.01] * count))
+        made.append(TokenDetail(CompletionKey(step, number, index), [-0.2] * count, [ratio] * count, [0.7] * count, [0.01] * count))
     return made
 
 
@@ -62,7 +62,7 @@ def scalars(step):
 
 def record(step, groups, *, ratio=1.0):
     """A step of these groups, with the details of all their tokens."""
-    seen = {token for one in groups for member in one.group.rollouts for token in member.token_ids}
+    seen = {token for one in groups for member in one.group.completions for token in member.token_ids}
     return StepRecord(
         step,
         scalars(step),
@@ -76,10 +76,13 @@ def record(step, groups, *, ratio=1.0):
 def plain_groups(step):
     """Four groups of four: one with a signal, one without, one with an answer that was cut, one with one that was not scored."""
     return [
-        group(f"What is {step}+1?", [rollout(f"It is {step + place}", float(place == 1)) for place in range(4)]),
-        group("Say a number.", [rollout(f"{step} {place}", 1.0) for place in range(4)]),
-        group("Be brief.", [rollout("no", 0.5), rollout("yes, and on and on", 0.1, stop="length"), rollout("no.", 0.4), rollout("never", 0.2)]),
-        group("Odd one.", [rollout("a", 1.0), rollout("b", None, scores={"right": None}), rollout("c", 0.0), rollout("d", 0.5)]),
+        group(f"What is {step}+1?", [completion(f"It is {step + place}", float(place == 1)) for place in range(4)]),
+        group("Say a number.", [completion(f"{step} {place}", 1.0) for place in range(4)]),
+        group(
+            "Be brief.",
+            [completion("no", 0.5), completion("yes, and on and on", 0.1, stop="length"), completion("no.", 0.4), completion("never", 0.2)],
+        ),
+        group("Odd one.", [completion("a", 1.0), completion("b", None, scores={"right": None}), completion("c", 0.0), completion("d", 0.5)]),
     ]
 
 

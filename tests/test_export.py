@@ -66,8 +66,8 @@ def test_merged_weights_in_plain_transformers_say_what_the_engine_says_of_the_tr
     policy = load_policy(str(trained / "adapter"))
     assert isinstance(policy.model, PeftModel)
     for group in policy.sample(PROMPTS, temperature=0.0, max_new_tokens=8):
-        rollout = group.rollouts[0]
-        assert plain_greedy(tmp_path / "out", rollout.prompt_ids) == rollout.token_ids
+        completion = group.completions[0]
+        assert plain_greedy(tmp_path / "out", completion.prompt_ids) == completion.token_ids
     base = load_policy(str(trained / "base")).generate(PROMPTS, temperature=0.0, max_new_tokens=8)
     assert base != policy.generate(PROMPTS, temperature=0.0, max_new_tokens=8)  # the adapters matter
 
@@ -412,7 +412,7 @@ def test_a_policy_takes_prompts_of_both_kinds_and_repeats_itself_with_a_seed(tra
     assert policy.generate([chat, "1+1="], temperature=0.0, max_new_tokens=4) == [policy.generate(chat, temperature=0.0, max_new_tokens=4)[0]] * 2
     assert policy.generate("1+1=", seed=1, max_new_tokens=9) == policy.generate("1+1=", seed=1, max_new_tokens=9)
     groups = policy.sample(["1+", "2+"], n=3, max_new_tokens=4)
-    assert [len(group.rollouts) for group in groups] == [3, 3]
+    assert [len(group.completions) for group in groups] == [3, 3]
     with pytest.raises(UserError, match="there are no prompts"):
         policy.generate([])
 

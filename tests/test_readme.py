@@ -17,7 +17,7 @@ from posttrain.cli.recipe import Recipe, read_recipe
 from posttrain.data.prompts import to_tasks
 from posttrain.data.sources import load_rows
 from posttrain.data.tokenizer import train_bpe
-from posttrain.types import Group, Rollout, StopReason
+from posttrain.types import Completion, Group, StopReason
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,10 +96,10 @@ def test_its_fifteen_lines_train_and_the_record_can_be_read(tiny_model, tmp_path
 def test_its_rewards_score_a_group():
     rubric = run(REWARDS, "readme_rewards")["rubric"]
     tasks = to_tasks([{"prompt": "What is 2 + 2?", "answer": "4"}])
-    rollouts = [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in ("4", " five")]
-    rubric.score([Group(tasks[0], rollouts)])
-    assert [rollout.scores["exact"] for rollout in rollouts] == [1.0, 0.0]
-    assert rollouts[0].reward == pytest.approx(2.0 - 0.001 + 1.0)
+    completions = [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in ("4", " five")]
+    rubric.score([Group(tasks[0], completions)])
+    assert [completion.scores["exact"] for completion in completions] == [1.0, 0.0]
+    assert completions[0].reward == pytest.approx(2.0 - 0.001 + 1.0)
 
 
 def test_its_recipe_reads_and_its_rewards_fit_its_rows(tmp_path):

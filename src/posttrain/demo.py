@@ -217,4 +217,4 @@ def _scores(paper: Paper) -> dict[str, Any]:
 def _changed(before: Paper, after: Paper, count: int = 3) -> list[str]:
     """A few sums that were wrong and are right now."""
     learned = [i for i, (old, new) in enumerate(zip(before.right, after.right, strict=True)) if new and old is False]
-    return [f'"{before.tasks[i].prompt}"  before: {before.rollouts[i].text}   after: {after.rollouts[i].text}' for i in learned[:count]]
+    return [f'"{before.tasks[i].prompt}"  before: {before.completions[i].text}   after: {after.completions[i].text}' for i in learned[:count]]

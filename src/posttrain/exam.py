@@ -19,7 +19,7 @@ from posttrain.rewards.scoring import Report
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
 from posttrain.trainers.online.environment import make_stage
-from posttrain.types import Engine, Group, Rollout, Sampling, Task
+from posttrain.types import Completion, Engine, Group, Sampling, Task
 
 EXAM_STEP, PROBE_STEP = -2, -3  # keys of random numbers that neither a training step (0, 1, ...) nor its evaluation (-1) uses
 
@@ -29,7 +29,7 @@ class Paper:
     """An exam handed in: one answer per task."""
 
     tasks: list[Task]
-    rollouts: list[Rollout]
+    completions: list[Completion]
     right: list[bool | None]  # None: could not be judged
 
     @property
@@ -40,7 +40,7 @@ class Paper:
 
     @property
     def truncated(self) -> float:
-        return sum(rollout.is_truncated for rollout in self.rollouts) / len(self.rollouts)
+        return sum(completion.is_truncated for completion in self.completions) / len(self.completions)
 
 
 def sit_exam(
@@ -51,8 +51,8 @@ def sit_exam(
     asked: what `answers` takes besides: seed, engine, environment and its limits, on_report, keywords of the chat template.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stop_token_ids(model, tokenizer))
-    rollouts = [group.rollouts[0] for group in answers(model, tokenizer, tasks, rubric, sampling, **asked)]
-    return Paper(list(tasks), rollouts, [rubric.is_right(rollout) for rollout in rollouts])
+    completions = [group.completions[0] for group in answers(model, tokenizer, tasks, rubric, sampling, **asked)]
+    return Paper(list(tasks), completions, [rubric.is_right(completion) for completion in completions])
 
 
 def answers(

@@ -169,7 +169,7 @@ def check_parity(
     identical, agreeing, tokens = 0, 0, 0
     differences: list[float] = []
     for group in groups:
-        prompt_ids, ids = group.rollouts[0].prompt_ids, group.rollouts[0].token_ids
+        prompt_ids, ids = group.completions[0].prompt_ids, group.completions[0].token_ids
         answer = plain.generate(
             torch.tensor([prompt_ids]),
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),

@@ -40,7 +40,7 @@ class Policy:
         temperature=0 is greedy. Further keywords: those of `sample`, and top_k, top_p, min_p, stop_strings.
         """
         groups = self.sample(prompts, max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
-        return [group.rollouts[0].text for group in groups]
+        return [group.completions[0].text for group in groups]
 
     def sample(
         self,

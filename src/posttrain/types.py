@@ -56,26 +56,26 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """R sampled tokens (the stop token included) with the log-prob of each under the policy that drew them."""
+class RequestOutput:
+    """What an engine answers to a Request: R sampled tokens (the stop token included) with the log-prob of each under the policy."""
 
     request_id: int
     token_ids: list[int]  # [R]
-    logprobs: list[float]  # [R] full softmax at the temperature: what the trainer's ratio compares with
-    sampled_logprobs: list[float]  # [R] after top-k/top-p/min-p: what was really drawn from
+    logps: list[float]  # [R] full softmax at the temperature: what the trainer's ratio compares with
+    sampled_logps: list[float]  # [R] after top-k/top-p/min-p: the distribution that was sampled
     stop: StopReason
     policy_version: int
 
 
 @dataclass
-class Rollout:
+class Completion:
     """One prompt with one completion, which may hold several turns. `reward` is None when it could not be scored."""
 
     prompt_ids: list[int]  # [P]
     token_ids: list[int]  # [R] everything after the prompt
     sampled: list[bool]  # [R] True where the policy drew the token; only these are trained
-    logprobs: list[float]  # [R] full softmax at the temperature; 0.0 where not sampled
-    sampled_logprobs: list[float]  # [R] of the truncated distribution; 0.0 where not sampled
+    logps: list[float]  # [R] full softmax at the temperature; 0.0 where not sampled
+    sampled_logps: list[float]  # [R] of the truncated distribution; 0.0 where not sampled
     stop: StopReason
     text: str  # the policy's last turn, decoded without special tokens: what rewards read
     messages: list[Message] | None = None  # the completion as messages, for conversational prompts; every turn and every answer to it
@@ -101,11 +101,11 @@ class Group:
     """One prompt and its G completions: the unit of sampling, scoring and learning."""
 
     task: Task
-    rollouts: list[Rollout]  # [G]
+    completions: list[Completion]  # [G]
 
     @property
     def rewards(self) -> list[float | None]:  # [G]
-        return [rollout.reward for rollout in self.rollouts]
+        return [completion.reward for completion in self.completions]
 
     @property
     def has_signal(self) -> bool:
@@ -125,7 +125,7 @@ class Engine(Protocol):
         """Queue a request. Admission is in order of submission."""
         ...
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[RequestOutput]:
         """Decode at least one token for every active request; return the completions that finished, in order of request id."""
         ...
 
@@ -140,16 +140,16 @@ class Env(Protocol):
         """The conversation that the policy answers first. Equal for all completions of a task: they are compared with each other."""
         ...
 
-    def reply(self, rollout: Rollout) -> list[Message] | Awaitable[list[Message] | None] | None:
-        """The messages that follow the policy's latest turn (`rollout.messages[-1]`, `rollout.text`); None ends the episode.
+    def reply(self, completion: Completion) -> list[Message] | Awaitable[list[Message] | None] | None:
+        """The messages that follow the policy's latest turn (`completion.messages[-1]`, `completion.text`); None ends the episode.
 
         Called after every turn that the policy ended itself, not after one that was cut.
         """
         ...
 
-    def finish(self, rollout: Rollout) -> Awaitable[None] | None:
-        """The episode is over, for whatever reason: put numbers into `rollout.info`, let go of what was held.
+    def finish(self, completion: Completion) -> Awaitable[None] | None:
+        """The episode is over, for whatever reason: put numbers into `completion.info`, let go of what was held.
 
-        Called once, also of one that was made only to see its prompt or was given up in the middle because training ends: there `rollout.turns` is 0.
+        Called once, also of one that was made only to see its prompt or was given up in the middle because training ends: there `completion.turns` is 0.
         """
         return None

@@ -267,7 +267,7 @@ def check_prompts(trainers, name, prompt, text, **columns):
         assert under(trainers[kind], name)._encode(tasks) == [ids_of(text)], kind
     keywords = columns.get("chat_template_kwargs", {}) | ({"tools": columns["tools"]} if "tools" in columns else {})
     found = Policy(_model(), tokenizer_of(name)).sample(prompt, max_new_tokens=1, chat_template_kwargs=keywords)
-    assert found[0].rollouts[0].prompt_ids == ids_of(text)
+    assert found[0].completions[0].prompt_ids == ids_of(text)
 
 
 @pytest.mark.parametrize("name", AUTHORS)

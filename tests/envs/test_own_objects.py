@@ -9,13 +9,13 @@ from posttrain.envs.chat import chat
 from posttrain.envs.methods import factory
 from posttrain.errors import UserError
 from posttrain.event_loops import settled
-from posttrain.types import Rollout, StopReason, Task
+from posttrain.types import Completion, StopReason, Task
 
 TASK = Task(2, "Begin.", {"secret": 4, "hint": "even"})
 
 
 def turn(message):
-    return Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, message.get("content", ""), [{"role": "assistant", "content": ""} | message])
+    return Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, message.get("content", ""), [{"role": "assistant", "content": ""} | message])
 
 
 def reply(environment, message, task=TASK):
@@ -115,10 +115,10 @@ def test_coroutines_of_an_object_share_one_loop():
 
     env = factory(Session).make(TASK)
     env.start()
-    rollout = turn(CALL)
-    settled([env.reply(rollout)])
-    settled([env.finish(rollout)])
-    assert rollout.info["reward"] == 1.0
+    completion = turn(CALL)
+    settled([env.reply(completion)])
+    settled([env.finish(completion)])
+    assert completion.info["reward"] == 1.0
     assert len(loops) == 4, "that of the object which was only looked at was closed too"
     assert len(set(loops)) == 1
 

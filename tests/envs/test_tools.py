@@ -9,7 +9,7 @@ from talk import add
 from posttrain.envs.tools import MAX_CALLS, Tool, tools
 from posttrain.errors import UserError
 from posttrain.event_loops import settled
-from posttrain.types import Rollout, StopReason, Task
+from posttrain.types import Completion, StopReason, Task
 
 TASK = Task(0, "What is 5+7?", {})
 
@@ -22,17 +22,17 @@ def said(*calls, malformed=()):
     message = {"role": "assistant", "content": "", "tool_calls": list(calls)}
     if malformed:
         message["malformed_calls"] = list(malformed)
-    return Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", [message])
+    return Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", [message])
 
 
-def answered(functions, rollout, **settings):
+def answered(functions, completion, **settings):
     """(contents of the answers, what was counted)"""
     env = tools(functions, **settings).make(TASK)
-    (answers,) = settled([env.reply(rollout)])
-    env.finish(rollout)
+    (answers,) = settled([env.reply(completion)])
+    env.finish(completion)
     if isinstance(answers, Exception):
         raise answers
-    return answers and [answer["content"] for answer in answers], rollout.info
+    return answers and [answer["content"] for answer in answers], completion.info
 
 
 def test_the_schema_comes_from_signature_and_docstring():

@@ -9,7 +9,7 @@ import torch
 
 from posttrain.errors import UserError
 from posttrain.losses.advantages import advantages
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 EPS = 1e-4
 
@@ -103,7 +103,7 @@ def test_equal_sums_that_differ_in_their_last_bit_are_equal():
     "rewards", [[0.1 + 0.2, 0.3, 0.3], [1.0, 1.0 + 1e-9], [None, 2.0], [None, None], [], [-5.0, -5.0], [0.0, -0.0], [None, 1.0, 2.0]]
 )
 def test_a_group_has_signal_where_an_advantage_is_not_zero(rewards):
-    group = Group(Task(0, "?"), [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", reward=reward) for reward in rewards])
+    group = Group(Task(0, "?"), [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", reward=reward) for reward in rewards])
     assert group.has_signal == bool((advantages([[reward] for reward in rewards], [len(rewards)]).advantages != 0).any() if rewards else False)
 
 

@@ -104,7 +104,7 @@ def draw_strings(logits, n, generator):
 
 
 @pytest.fixture(scope="module")
-def rollouts():
+def completions():
     """Groups of two sampled strings and their advantages."""
     index = draw_strings(OLD, 2 * GROUPS, torch.Generator().manual_seed(7))
     found = advantages([[REWARDS[i]] for i in index.tolist()], [2] * GROUPS)
@@ -144,14 +144,14 @@ def p_value(gradients, exact):
 
 @pytest.mark.parametrize("case", SETTINGS)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_sampled_gradient_agrees_with_full_enumeration(name, case, rollouts):
-    assert p_value(library_gradients(name, case, *rollouts), exact_gradient(name, case)) > 1e-3
+def test_the_sampled_gradient_agrees_with_full_enumeration(name, case, completions):
+    assert p_value(library_gradients(name, case, *completions), exact_gradient(name, case)) > 1e-3
 
 
-def test_the_chi_square_tells_objectives_apart(rollouts):
+def test_the_chi_square_tells_objectives_apart(completions):
     exact = exact_gradient("grpo", "first_update")
-    assert p_value(library_gradients("dapo", "first_update", *rollouts), exact) < 1e-6
-    assert p_value(library_gradients("grpo", "after_a_shift", *rollouts), exact_gradient("sapo", "after_a_shift")) < 1e-6
+    assert p_value(library_gradients("dapo", "first_update", *completions), exact) < 1e-6
+    assert p_value(library_gradients("grpo", "after_a_shift", *completions), exact_gradient("sapo", "after_a_shift")) < 1e-6
 
 
 @pytest.mark.parametrize(("name", "divisor"), [("dr_grpo", LENGTH), ("luspo", 1)])

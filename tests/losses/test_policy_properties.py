@@ -157,7 +157,7 @@ def test_the_sampler_may_be_another_than_the_old_policy_for_the_off_policy_mask(
     logps, old, mask = torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)
     sampling = torch.tensor([[0.5, 0.7], [0.1, 0.2]])
     terms = policy_terms(
-        logps, old, -torch.ones(2), mask, objective=OBJECTIVES["dapo"], options=PolicyOptions(off_policy_mask_threshold=0.3), sampling_logps=sampling
+        logps, old, -torch.ones(2), mask, objective=OBJECTIVES["dapo"], options=PolicyOptions(off_policy_mask_threshold=0.3), rollout_logps=sampling
     )
     assert terms.per_token.tolist() == [[0, 0], [1, 1]]
     assert terms.metrics["off_policy_kept"].mean == 0.5

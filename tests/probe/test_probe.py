@@ -10,7 +10,7 @@ from posttrain.models.load import stop_token_ids
 from posttrain.probe import probe
 from posttrain.probe.advice import Setting, checks
 from posttrain.probe.probe import HOPELESS, SOLVED, WORKS, judged
-from posttrain.types import Group, Rollout, Sampling, StopReason, Task
+from posttrain.types import Completion, Group, Sampling, StopReason, Task
 
 SAMPLING = Sampling(8, stop_token_ids=(0,))
 
@@ -30,11 +30,11 @@ def groups_of(*texts_of_groups):
     groups = []
     for number, texts in enumerate(texts_of_groups):
         stops = [StopReason.LENGTH if text == "cut" else StopReason.STOP for text in texts]
-        rollouts = [
-            Rollout([1, 2], [5, 5 if stop is StopReason.LENGTH else 0], [True] * 2, [0.0] * 2, [0.0] * 2, stop, text)
+        completions = [
+            Completion([1, 2], [5, 5 if stop is StopReason.LENGTH else 0], [True] * 2, [0.0] * 2, [0.0] * 2, stop, text)
             for text, stop in zip(texts, stops, strict=True)
         ]
-        groups.append(Group(Task(number, "1+1="), rollouts))
+        groups.append(Group(Task(number, "1+1="), completions))
     rubric = Rubric(right, tagged)
     rubric.score(groups)
     return groups, rubric
@@ -144,8 +144,8 @@ def test_sampling_is_drawn_by_the_seed_and_leaves_the_model_as_it_was(world):
     assert ask(0) == ask(0) != ask(1)
     assert model.training
     assert [len(groups) for groups in seen] == [10, 10, 10]
-    assert {len(group.rollouts) for group in seen[0]} == {6}
-    assert seen[0][0].rollouts[0].token_ids == seen[1][0].rollouts[0].token_ids
+    assert {len(group.completions) for group in seen[0]} == {6}
+    assert seen[0][0].completions[0].token_ids == seen[1][0].completions[0].token_ids
 
 
 def test_a_group_is_never_larger_than_what_is_drawn(world):

@@ -111,7 +111,7 @@ def batch(completions, prompts, answer, log_extra, **columns):
 
 def of_group(group, answer):
     assert group.task.columns["answer"] == answer
-    return [float(rollout.stop.value == "stop" and not rollout.is_truncated) for rollout in group.rollouts]
+    return [float(completion.stop.value == "stop" and not completion.is_truncated) for completion in group.completions]
 
 
 async def waits(completion):

@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.errors import RewardError, UserError
 from posttrain.rewards import FailurePolicy, Rubric, reward, verifier
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 HERE = Path(__file__).parent
 FLAKY = f"{HERE}/flaky.py"
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def group(texts, *, id=0, prompt="p", **columns):
-    rollouts = [Rollout([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
-    return Group(Task(id, prompt, columns), rollouts)
+    completions = [Completion([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
+    return Group(Task(id, prompt, columns), completions)
 
 
 def scored(rubric, *groups, **kwargs):
     report = rubric.score(list(groups), **kwargs)
     rubric.close()
-    return [rollout.reward for each in groups for rollout in each.rollouts], report
+    return [completion.reward for each in groups for completion in each.completions], report
 
 
 def counts(report):
@@ -84,7 +84,7 @@ def test_a_completion_over_which_one_reward_broke_has_no_total():
     rewards, report = scored(Rubric(breaks, lambda completion: 1.0), *groups)
     assert rewards == [None, 2.0]
     assert [how.partition(":")[0] for how in report.broken] == ["reward 'breaks' raised ZeroDivisionError"]
-    assert groups[0].rollouts[0].scores == {"breaks": None, "lambda": 1.0}
+    assert groups[0].completions[0].scores == {"breaks": None, "lambda": 1.0}
 
 
 def test_none_of_the_reward_itself_keeps_the_rest_of_the_total():
@@ -388,8 +388,8 @@ def test_a_set_of_scores_has_no_order():
 
 def test_what_an_environment_broke_over_has_no_reward():
     broken = group(["a", "b"])
-    broken.rollouts[1].broken = "the world ended"
+    broken.completions[1].broken = "the world ended"
     rewards, report = scored(Rubric(lambda completion: 1.0, on_error="stop"), broken)
     assert rewards == [1.0, None]
-    assert broken.rollouts[1].scores == {"lambda": 1.0}
+    assert broken.completions[1].scores == {"lambda": 1.0}
     assert report.failures == {}

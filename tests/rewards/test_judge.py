@@ -12,7 +12,7 @@ import pytest
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
 from posttrain.rewards.judge import Judge, judge
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 pytest.importorskip("httpx2")
 
@@ -77,8 +77,8 @@ def graded(server, texts, prompt="Say hello.", columns=None, **settings):
     asked = judge(server.url, "m", "Is it polite?", **settings)
     asked.function.first_wait = 0.01
     rubric = Rubric(asked)
-    rollouts = [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts]
-    group = Group(Task(0, prompt, columns or {}), rollouts)
+    completions = [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts]
+    group = Group(Task(0, prompt, columns or {}), completions)
     report = rubric.score([group])
     rubric.close()
     return group.rewards, report
@@ -189,7 +189,7 @@ def test_a_server_that_hangs_or_is_not_there_is_a_counted_failure(server):
     assert graded(server, ["x"], seconds=0.2, attempts=2)[0] == [None]
     asked = judge("http://127.0.0.1:9/v1", "m", "c", attempts=1)
     rubric = Rubric(asked)
-    group = Group(Task(0, "p"), [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, "x")])
+    group = Group(Task(0, "p"), [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, "x")])
     assert "cannot be reached" in rubric.score([group]).traces["judge"]
     rubric.close()
 

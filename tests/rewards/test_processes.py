@@ -15,15 +15,15 @@ import pytest
 
 from posttrain.errors import RewardError, UserError
 from posttrain.rewards import Rubric, reward, verifier
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 HERE = Path(__file__).parent
 FLAKY = f"{HERE}/flaky.py"
 
 
 def group(texts, *, id=0, prompt="p", **columns):
-    rollouts = [Rollout([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
-    return Group(Task(id, prompt, columns), rollouts)
+    completions = [Completion([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
+    return Group(Task(id, prompt, columns), completions)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric, reward, verifier
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 
 def has_digit(completion):
@@ -20,15 +20,15 @@ def is_right(completion, answer):
 
 
 def score(rubric, text, **columns):
-    rollout = Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text)
-    rubric.score([Group(Task(0, "p", columns), [rollout])])
-    return rollout
+    completion = Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text)
+    rubric.score([Group(Task(0, "p", columns), [completion])])
+    return completion
 
 
 def test_the_reward_is_the_weighted_sum_of_unweighted_scores():
-    rollout = score(Rubric(has_digit, is_right), "5", answer="4")
-    assert rollout.scores == {"has_digit": 1.0, "is_right": -3.0}
-    assert rollout.reward == 1.0 - 2 * 3.0
+    completion = score(Rubric(has_digit, is_right), "5", answer="4")
+    assert completion.scores == {"has_digit": 1.0, "is_right": -3.0}
+    assert completion.reward == 1.0 - 2 * 3.0
 
 
 def test_weights_can_stand_in_pairs_or_apart_but_once():
@@ -45,24 +45,24 @@ def test_weights_can_stand_in_pairs_or_apart_but_once():
 def test_a_monitor_has_no_part_in_the_total():
     unsure = reward(name="unsure")(lambda completion: None if completion == "?" else -2.0)
     rubric = Rubric(unsure, (has_digit, 0.0))
-    rollout = score(rubric, "?")
-    assert rollout.scores == {"unsure": None, "has_digit": -1.0}
-    assert rollout.reward is None
+    completion = score(rubric, "?")
+    assert completion.scores == {"unsure": None, "has_digit": -1.0}
+    assert completion.reward is None
     assert score(rubric, "5").reward == -2.0
 
 
 def test_a_monitor_that_breaks_drops_no_completion():
     broken = reward(name="broken", weight=0, on_error="drop")(lambda completion: 1 / 0)
-    rollout = score(Rubric(is_right, broken), "4", answer="4")
-    assert rollout.reward == 6.0
-    assert rollout.scores["broken"] is None
+    completion = score(Rubric(is_right, broken), "4", answer="4")
+    assert completion.reward == 6.0
+    assert completion.scores["broken"] is None
 
 
 def test_monitors_alone_give_no_total_and_still_decide():
     rubric = Rubric((verifier(lambda completion, answer: completion == answer), 0.0))
-    rollout = score(rubric, "4", answer="4")
-    assert rollout.reward is None
-    assert rubric.is_right(rollout) is True
+    completion = score(rubric, "4", answer="4")
+    assert completion.reward is None
+    assert rubric.is_right(completion) is True
 
 
 def test_what_a_reward_misses_is_said_when_a_rubric_takes_it():

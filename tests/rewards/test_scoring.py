@@ -9,18 +9,18 @@ import torch
 
 from posttrain.errors import RewardError
 from posttrain.rewards import Rubric, reward, verifier
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 
 def group(texts, *, id=0, prompt="p", **columns):
-    rollouts = [Rollout([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
-    return Group(Task(id, prompt, columns), rollouts)
+    completions = [Completion([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
+    return Group(Task(id, prompt, columns), completions)
 
 
 def scores(function, *groups):
     rubric = Rubric(function)
     rubric.score(list(groups))
-    return [rollout.scores[rubric.names[0]] for each in groups for rollout in each.rollouts]
+    return [completion.scores[rubric.names[0]] for each in groups for completion in each.completions]
 
 
 def test_a_per_completion_reward_gets_text_and_its_rows_columns():
@@ -46,7 +46,7 @@ def test_a_batch_reward_is_called_once_with_lists_over_all_groups():
 
 def test_one_completion_has_the_tokens_that_were_sampled_and_a_batch_all_of_them():
     episode = group(["a"])
-    episode.rollouts[0].sampled = [False, True]
+    episode.completions[0].sampled = [False, True]
     seen = []
     scores(lambda completion, completion_ids: seen.append(completion_ids) or 0.0, episode)
     scores(lambda completions, completion_ids: seen.append(completion_ids) or [0.0], episode)
@@ -66,7 +66,7 @@ def test_conversational_completions_are_messages_for_batches_and_text_for_single
 
 
 def test_rewards_that_take_groups_see_the_whole_group():
-    assert scores(lambda group: [i for i, _ in enumerate(group.rollouts)], group(["a", "b"]), group(["c"], id=1)) == [0.0, 1.0, 0.0]
+    assert scores(lambda group: [i for i, _ in enumerate(group.completions)], group(["a", "b"]), group(["c"], id=1)) == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("value", [1, 1.0, True, np.float32(1), np.bool_(True), np.int64(1), torch.tensor(1.0), torch.tensor(True)])

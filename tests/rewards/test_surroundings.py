@@ -16,12 +16,12 @@ import torch
 from posttrain.errors import RewardError
 from posttrain.rewards import Rubric, reward
 from posttrain.rewards.surroundings import Surroundings
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 
 def group(texts=("a", "b"), prompt="p", **columns):
-    rollouts = [Rollout([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
-    return Group(Task(7, prompt, columns), rollouts)
+    completions = [Completion([1], [2, 3], [True, True], [0.0, 0.0], [0.0, 0.0], StopReason.STOP, text) for text in texts]
+    return Group(Task(7, prompt, columns), completions)
 
 
 def named(function, **policy):
@@ -48,10 +48,10 @@ def appends(completions, prompts, tags, **_):
 
 
 def empties(group, tags):
-    scores = [1.0] * len(group.rollouts)
-    group.rollouts[0].token_ids.clear()
-    group.rollouts[0].info["x"] = 1.0
-    group.rollouts.clear()
+    scores = [1.0] * len(group.completions)
+    group.completions[0].token_ids.clear()
+    group.completions[0].info["x"] = 1.0
+    group.completions.clear()
     group.task.columns.clear()
     tags["deep"].clear()
     return scores
@@ -70,7 +70,7 @@ def test_what_a_reward_does_to_its_inputs_nobody_else_sees(function, timeout):
     rubric.close()
     assert one.rewards == [2.0, 2.0]
     assert seen == [({"deep": [1]}, before.task.prompt)] * 2
-    for now, then in zip(one.rollouts, before.rollouts, strict=True):
+    for now, then in zip(one.completions, before.completions, strict=True):
         then.scores, then.reward = now.scores, now.reward
     assert one == before
 

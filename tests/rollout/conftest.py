@@ -5,7 +5,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from posttrain.types import Completion, Request, Sampling
+from posttrain.types import Request, RequestOutput, Sampling
 
 VOCABULARY = 300
 _SHAPE = {
@@ -82,8 +82,8 @@ def prompts():
 def complete():
     """complete(engine, model, requests): completions by request id, and the number of steps."""
 
-    def run(engine, model, requests) -> tuple[dict[int, Completion], int]:
-        done: dict[int, Completion] = {}
+    def run(engine, model, requests) -> tuple[dict[int, RequestOutput], int]:
+        done: dict[int, RequestOutput] = {}
         steps = 0
         with engine.serving(model, version=7):
             for request in requests:

@@ -89,7 +89,7 @@ def drawn(model, sampling, n, max_slots=400):
     done.sort(key=lambda completion: completion.request_id)
     tokens = torch.tensor([completion.token_ids for completion in done])
     index = (tokens * torch.tensor([16, 4, 1])).sum(1)
-    return index, torch.tensor([completion.logprobs for completion in done])
+    return index, torch.tensor([completion.logps for completion in done])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from posttrain.rollout.episodes import Stage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
-from posttrain.types import Completion, Env, Sampling, StopReason, Task
+from posttrain.types import Env, RequestOutput, Sampling, StopReason, Task
 
 TOKENIZER = build_talker(HERMES)
 END = TOKENIZER.eos_token_id
@@ -41,7 +41,7 @@ class Script:
         ids = TOKENIZER(self.lines[min(turn, len(self.lines) - 1)])["input_ids"] + [END]
         cut = ids[: request.sampling.max_new_tokens]
         stop = StopReason.STOP if cut == ids else StopReason.LENGTH
-        return Completion(request.id, cut, [-0.5] * len(cut), [-0.25] * len(cut), stop, 9)
+        return RequestOutput(request.id, cut, [-0.5] * len(cut), [-0.25] * len(cut), stop, 9)
 
 
 class Countdown(Env):
@@ -54,13 +54,13 @@ class Countdown(Env):
     def start(self):
         return [{"role": "user", "content": "Begin."}]
 
-    def reply(self, rollout):
+    def reply(self, completion):
         self.left -= 1
         return [{"role": "user", "content": f"left: {self.left}"}] if self.left >= 0 else None
 
-    def finish(self, rollout):
+    def finish(self, completion):
         self.finished += 1
-        rollout.info["left"] = float(self.left)
+        completion.info["left"] = float(self.left)
 
 
 def stage_of(make, **limits):
@@ -83,28 +83,28 @@ def played(engine, make=Countdown, tasks=(TASK,), tokens=400, generations=2, on_
 
 
 def test_only_what_the_policy_said_is_sampled():
-    rollout = played(Script(["one", "two", "three"]))[0].rollouts[0]
-    said = [token for token, sampled in zip(rollout.token_ids, rollout.sampled, strict=True) if sampled]
+    completion = played(Script(["one", "two", "three"]))[0].completions[0]
+    said = [token for token, sampled in zip(completion.token_ids, completion.sampled, strict=True) if sampled]
     assert TOKENIZER.decode(said) == "one<|im_end|>two<|im_end|>three<|im_end|>"
-    assert [logprob == 0.0 for logprob in rollout.logprobs] == [not sampled for sampled in rollout.sampled]
-    assert [logprob == 0.0 for logprob in rollout.sampled_logprobs] == [not sampled for sampled in rollout.sampled]
+    assert [logprob == 0.0 for logprob in completion.logps] == [not sampled for sampled in completion.sampled]
+    assert [logprob == 0.0 for logprob in completion.sampled_logps] == [not sampled for sampled in completion.sampled]
 
 
 def test_prompt_and_completion_are_the_conversation_as_the_template_writes_it():
-    rollout = played(Script(["one", "two", "three"]))[0].rollouts[0]
-    messages = [*TASK.prompt, *rollout.messages]
+    completion = played(Script(["one", "two", "three"]))[0].completions[0]
+    messages = [*TASK.prompt, *completion.messages]
     assert [message["content"] for message in messages] == ["Begin.", "one", "left: 1", "two", "left: 0", "three"]
     whole = TOKENIZER.apply_chat_template(messages, tokenize=False)
-    assert TOKENIZER.decode(rollout.prompt_ids + rollout.token_ids) == whole.rstrip()
-    assert (rollout.text, rollout.turns, rollout.stop, rollout.policy_version) == ("three", 3, StopReason.STOP, 9)
+    assert TOKENIZER.decode(completion.prompt_ids + completion.token_ids) == whole.rstrip()
+    assert (completion.text, completion.turns, completion.stop, completion.policy_version) == ("three", 3, StopReason.STOP, 9)
 
 
 def test_every_turn_continues_the_very_tokens_before_it():
     engine = Script(["one", "two", "three"])
-    rollouts = played(engine)[0].rollouts
+    completions = played(engine)[0].completions
     for request in engine.requests:
-        rollout = rollouts[request.key[3]]
-        whole = [*rollout.prompt_ids, *rollout.token_ids]
+        completion = completions[request.key[3]]
+        whole = [*completion.prompt_ids, *completion.token_ids]
         assert list(request.prompt_ids) == whole[: len(request.prompt_ids)]
 
 
@@ -123,53 +123,53 @@ def test_the_order_of_arrival_changes_nothing():
 
 
 def test_the_turn_limit_ends_an_episode_before_an_answer_that_nobody_could_use():
-    rollout = played(Script(["one"]), max_turns=2)[0].rollouts[0]
-    assert rollout.turns == 2
-    assert [message["role"] for message in rollout.messages] == ["assistant", "user", "assistant"]
-    assert rollout.info == {"out_of_turns": 1.0, "left": 0.0}
-    assert all(rollout.sampled[-2:])
-    assert played(Script(["one"]), max_turns=3)[0].rollouts[0].info["out_of_turns"] == 0.0
+    completion = played(Script(["one"]), max_turns=2)[0].completions[0]
+    assert completion.turns == 2
+    assert [message["role"] for message in completion.messages] == ["assistant", "user", "assistant"]
+    assert completion.info == {"out_of_turns": 1.0, "left": 0.0}
+    assert all(completion.sampled[-2:])
+    assert played(Script(["one"]), max_turns=3)[0].completions[0].info["out_of_turns"] == 0.0
 
 
 def test_a_turn_that_is_cut_ends_its_episode_unanswered():
-    rollout = played(Script(["a long first turn, much too long"]), max_turn_tokens=5)[0].rollouts[0]
-    assert (rollout.stop, rollout.turns, len(rollout.token_ids)) == (StopReason.LENGTH, 1, 5)
-    assert rollout.info == {"left": 2.0}
+    completion = played(Script(["a long first turn, much too long"]), max_turn_tokens=5)[0].completions[0]
+    assert (completion.stop, completion.turns, len(completion.token_ids)) == (StopReason.LENGTH, 1, 5)
+    assert completion.info == {"left": 2.0}
 
 
 def test_an_answer_that_does_not_fit_is_left_out_whole():
-    free = played(Script(["one", "two", "three"]))[0].rollouts[0]
+    free = played(Script(["one", "two", "three"]))[0].completions[0]
     second = free.sampled.index(True, free.sampled.index(False))  # where the second turn begins
     for tokens in (second, second + 1):
-        rollout = played(Script(["one", "two", "three"]), tokens=tokens)[0].rollouts[0]
-        assert rollout.stop is StopReason.LENGTH
-        assert len(rollout.token_ids) <= tokens
-        assert rollout.sampled[-1]
-    assert rollout.turns == 2  # with one token of room the policy speaks again, and is cut
+        completion = played(Script(["one", "two", "three"]), tokens=tokens)[0].completions[0]
+        assert completion.stop is StopReason.LENGTH
+        assert len(completion.token_ids) <= tokens
+        assert completion.sampled[-1]
+    assert completion.turns == 2  # with one token of room the policy speaks again, and is cut
 
 
 def test_no_episode_is_longer_than_the_limit_of_the_whole():
     for tokens in range(1, 60):
-        rollout = played(Script(["one", "two"]), tokens=tokens, tasks=[Task(0, TASK.prompt, {"n": 9})])[0].rollouts[0]
-        assert len(rollout.token_ids) <= tokens
-        assert rollout.is_truncated
-        assert rollout.sampled[-1], "nothing follows the last turn"
+        completion = played(Script(["one", "two"]), tokens=tokens, tasks=[Task(0, TASK.prompt, {"n": 9})])[0].completions[0]
+        assert len(completion.token_ids) <= tokens
+        assert completion.is_truncated
+        assert completion.sampled[-1], "nothing follows the last turn"
 
 
 def test_coroutines_of_one_moment_wait_together():
     running, most = 0, 0
 
     class Slow(Countdown):
-        async def reply(self, rollout):
+        async def reply(self, completion):
             nonlocal running, most
             running += 1
             most = max(most, running)
             await asyncio.sleep(0.05)
             running -= 1
-            return super().reply(rollout)
+            return super().reply(completion)
 
-        async def finish(self, rollout):
-            super().finish(rollout)
+        async def finish(self, completion):
+            super().finish(completion)
 
     assert played(Script(["one", "two", "three"]), make=Slow, generations=8) == played(Script(["one", "two", "three"]), generations=8)
     assert most == 8
@@ -206,15 +206,15 @@ class Held(Countdown):
         self.perhaps("start")
         return super().start()
 
-    def reply(self, rollout):
+    def reply(self, completion):
         self.perhaps("reply")
-        return super().reply(rollout)
+        return super().reply(completion)
 
-    async def finish(self, rollout):
-        super().finish(rollout)
-        self.turns = rollout.turns
+    async def finish(self, completion):
+        super().finish(completion)
+        self.turns = completion.turns
         self.perhaps("finish")
-        if not rollout.turns:
+        if not completion.turns:
             raise OSError("stuck")  # heard by nobody: another error is on its way
 
 
@@ -264,7 +264,7 @@ def test_environments_that_start_differently_are_finished_too():
 
 def test_one_that_never_lets_go_is_not_waited_for(monkeypatch):
     class Clings(Held):
-        async def finish(self, rollout):
+        async def finish(self, completion):
             await asyncio.sleep(60)
 
     monkeypatch.setattr(episodes, "GIVE_UP_SECONDS", 0.1)
@@ -276,7 +276,7 @@ def test_one_that_never_lets_go_is_not_waited_for(monkeypatch):
 
 
 class Broken(Countdown):
-    def reply(self, rollout):
+    def reply(self, completion):
         return self.answer()
 
 
@@ -297,7 +297,7 @@ def test_a_broken_environment_is_an_error_that_names_it(answer, says):
 
 def test_a_coroutine_that_raises_is_the_same_error():
     class Raises(Countdown):
-        async def reply(self, rollout):
+        async def reply(self, completion):
             raise ValueError("no")
 
     with pytest.raises(EnvError, match="Raises raised ValueError: no"):
@@ -305,7 +305,7 @@ def test_a_coroutine_that_raises_is_the_same_error():
 
 
 class Leaves(Countdown):
-    def reply(self, rollout):
+    def reply(self, completion):
         raise SystemExit("goodbye")
 
 
@@ -339,8 +339,8 @@ class Sometimes(Countdown):
         super().__init__(task)
         self.number, Sometimes.made = Sometimes.made, Sometimes.made + 1
 
-    def reply(self, rollout):
-        return type(self).breaks(self) if self.number % 3 == 1 and self.left == 1 else super().reply(rollout)
+    def reply(self, completion):
+        return type(self).breaks(self) if self.number % 3 == 1 and self.left == 1 else super().reply(completion)
 
 
 async def raises_later(self):
@@ -356,43 +356,43 @@ def test_a_broken_episode_can_be_dropped_and_leaves_the_others_as_they_are(break
     tasks = [TASK, Task(4, TASK.prompt, {"n": 1})]
     whole = played(Script(["one", "two", "three"]), tasks=tasks, generations=3)
     groups = played(Script(["one", "two", "three"]), make=Sometimes, tasks=tasks, generations=3, on_error="drop")
-    broken = groups[0].rollouts[1]
+    broken = groups[0].completions[1]
     assert says in broken.broken
     assert "prompt 3" in broken.broken
     assert (broken.turns, [message["role"] for message in broken.messages]) == (2, ["assistant", "user", "assistant"])
     assert broken.sampled[-1]
     assert broken.info == {"left": 1.0}, "it was finished all the same"
     for place in ((0, 0), (0, 2), (1, 0), (1, 2)):
-        assert groups[place[0]].rollouts[place[1]] == whole[place[0]].rollouts[place[1]]
+        assert groups[place[0]].completions[place[1]] == whole[place[0]].completions[place[1]]
 
 
 def test_one_that_breaks_when_it_lets_go_is_dropped_too():
     class Holds(Countdown):
-        def finish(self, rollout):
-            rollout.info["left"] = 1.0
+        def finish(self, completion):
+            completion.info["left"] = 1.0
             raise OSError("stuck")
 
-    rollout = played(Script(["one"]), make=Holds, on_error="drop")[0].rollouts[0]
-    assert "Holds raised OSError: stuck" in rollout.broken
+    completion = played(Script(["one"]), make=Holds, on_error="drop")[0].completions[0]
+    assert "Holds raised OSError: stuck" in completion.broken
     with pytest.raises(EnvError, match="stuck"):
         played(Script(["one"]), make=Holds)
 
 
 def test_what_an_environment_reports_are_numbers():
     class Reports(Countdown):
-        def finish(self, rollout):
-            rollout.info |= {"one": torch.tensor(1.0), "two": numpy.float32(2.0), "three": True, "colour": "red"}
+        def finish(self, completion):
+            completion.info |= {"one": torch.tensor(1.0), "two": numpy.float32(2.0), "three": True, "colour": "red"}
 
     with pytest.raises(EnvError, match=r"Reports reports colour='red' for prompt 3; rollout.info holds numbers only"):
         played(Script(["one"]), make=Reports)
-    rollout = played(Script(["one"]), make=Reports, on_error="drop")[0].rollouts[0]
-    assert rollout.info == {"one": 1.0, "two": 2.0, "three": 1.0}
-    assert {type(value) for value in rollout.info.values()} == {float}
+    completion = played(Script(["one"]), make=Reports, on_error="drop")[0].completions[0]
+    assert completion.info == {"one": 1.0, "two": 2.0, "three": 1.0}
+    assert {type(value) for value in completion.info.values()} == {float}
 
 
 def test_a_wrong_input_stops_whatever_the_policy():
     class Refuses(Countdown):
-        def reply(self, rollout):
+        def reply(self, completion):
             raise UserError("the row has no level")
 
     with pytest.raises(UserError, match="no level"):
@@ -420,13 +420,16 @@ def test_both_engines_play_the_same_episodes_and_later_turns_have_the_models_own
     for engine in (LocalEngine(TOKENIZER), HFEngine(TOKENIZER)):
         with engine.serving(model, version=0):
             groups = play(tasks, [], engine, sampling, num_generations=2, seed=0, step=0, decode=str, stage=stage_of(Countdown))
-        drawn.append([rollout for group in groups for rollout in group.rollouts])
-    assert [rollout.token_ids for rollout in drawn[0]] == [rollout.token_ids for rollout in drawn[1]]
-    assert max(rollout.turns for rollout in drawn[0]) > 2
-    for rollout in drawn[0]:
-        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        drawn.append([completion for group in groups for completion in group.completions])
+    assert [completion.token_ids for completion in drawn[0]] == [completion.token_ids for completion in drawn[1]]
+    assert max(completion.turns for completion in drawn[0]) > 2
+    for completion in drawn[0]:
+        ids = torch.tensor([completion.prompt_ids + completion.token_ids])
         logps = (
-            model(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(rollout.prompt_ids) :, None])[:, 0]
+            model(input_ids=ids)
+            .logits[0, len(completion.prompt_ids) - 1 : -1]
+            .log_softmax(-1)
+            .gather(1, ids[0, len(completion.prompt_ids) :, None])[:, 0]
         )
-        sampled = torch.tensor(rollout.sampled)
-        torch.testing.assert_close(torch.tensor(rollout.logprobs)[sampled], logps.detach()[sampled], atol=1e-4, rtol=0)
+        sampled = torch.tensor(completion.sampled)
+        torch.testing.assert_close(torch.tensor(completion.logps)[sampled], logps.detach()[sampled], atol=1e-4, rtol=0)

@@ -21,7 +21,7 @@ def test_the_oracle_and_the_local_engine_agree_when_greedy(family, tiny, prompts
     fast, _ = complete(LocalEngine(), model, requests)
     for i in slow:
         assert slow[i].token_ids == fast[i].token_ids
-        assert torch.allclose(torch.tensor(slow[i].logprobs), torch.tensor(fast[i].logprobs), atol=1e-4)
+        assert torch.allclose(torch.tensor(slow[i].logps), torch.tensor(fast[i].logps), atol=1e-4)
         assert (slow[i].stop, slow[i].policy_version) == (fast[i].stop, 7)
 
 
@@ -42,8 +42,8 @@ def test_the_oracle_reports_both_log_probs_and_leaves_the_model_as_it_was(tiny, 
     defaults = model.generation_config
     done, _ = complete(HFEngine(), model, requests_for(prompts, temperature=0.8, top_k=5))
     for completion in done.values():
-        assert all(sampled >= full - 1e-6 for full, sampled in zip(completion.logprobs, completion.sampled_logprobs, strict=True))
-        assert len(completion.token_ids) == len(completion.logprobs) == 12
+        assert all(sampled >= full - 1e-6 for full, sampled in zip(completion.logps, completion.sampled_logps, strict=True))
+        assert len(completion.token_ids) == len(completion.logps) == 12
     assert model.training
     assert model.generation_config is defaults
 

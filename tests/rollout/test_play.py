@@ -1,7 +1,7 @@
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import generate, play
-from posttrain.types import Completion, Sampling, StopReason, Task
+from posttrain.types import RequestOutput, Sampling, StopReason, Task
 
 
 class Echo:
@@ -15,7 +15,7 @@ class Echo:
 
     def step(self):
         request = self.requests.pop()
-        return [Completion(request.id, list(request.key), [0.0] * 5, [-1.0] * 5, StopReason.STOP, 3)]
+        return [RequestOutput(request.id, list(request.key), [0.0] * 5, [-1.0] * 5, StopReason.STOP, 3)]
 
 
 def play_echo(tasks, **kwargs):
@@ -25,23 +25,23 @@ def play_echo(tasks, **kwargs):
 def test_groups_come_in_the_order_of_tasks_and_rollouts_in_the_order_of_index():
     groups = play_echo([Task(8, "a"), Task(2, "b")])
     assert [group.task.id for group in groups] == [8, 2]
-    assert [rollout.token_ids for rollout in groups[1].rollouts] == [[11, 4, 2, index, 0] for index in range(3)]
-    rollout = groups[0].rollouts[0]
-    assert (rollout.prompt_ids, rollout.sampled, rollout.text, rollout.policy_version) == ([1, 2], [True] * 5, "[11, 4, 8, 0, 0]", 3)
-    assert rollout.sampled_logprobs == [-1.0] * 5
+    assert [completion.token_ids for completion in groups[1].completions] == [[11, 4, 2, index, 0] for index in range(3)]
+    completion = groups[0].completions[0]
+    assert (completion.prompt_ids, completion.sampled, completion.text, completion.policy_version) == ([1, 2], [True] * 5, "[11, 4, 8, 0, 0]", 3)
+    assert completion.sampled_logps == [-1.0] * 5
 
 
 def test_a_task_twice_in_a_batch_makes_two_groups_with_their_own_numbers():
     groups = play_echo([Task(8, "a"), Task(8, "a")])
-    keys = [tuple(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    keys = [tuple(completion.token_ids) for group in groups for completion in group.completions]
     assert len(set(keys)) == 6
-    assert keys[:3] == [tuple(r.token_ids) for r in play_echo([Task(8, "a")])[0].rollouts]
+    assert keys[:3] == [tuple(r.token_ids) for r in play_echo([Task(8, "a")])[0].completions]
 
 
 def test_conversational_prompts_get_messages_and_text_prompts_none():
     groups = play_echo([Task(0, [{"role": "user", "content": "hi"}]), Task(1, "hi")])
-    assert groups[0].rollouts[0].messages == [{"role": "assistant", "content": groups[0].rollouts[0].text}]
-    assert groups[1].rollouts[0].messages is None
+    assert groups[0].completions[0].messages == [{"role": "assistant", "content": groups[0].completions[0].text}]
+    assert groups[1].completions[0].messages is None
 
 
 def test_a_group_is_announced_when_its_last_completion_is_there():
@@ -66,5 +66,5 @@ def test_the_same_step_drawn_again_gives_the_same_tokens(tiny, prompts):
     tasks = [Task(i, "p") for i in range(3)]
     with engine.serving(model, version=0):
         once, again, later = (play(tasks, prompts[:3], engine, Sampling(6), num_generations=4, seed=1, step=step, decode=str) for step in (0, 0, 1))
-    tokens = [[[r.token_ids for r in group.rollouts] for group in groups] for groups in (once, again, later)]
+    tokens = [[[r.token_ids for r in group.completions] for group in groups] for groups in (once, again, later)]
     assert tokens[0] == tokens[1] != tokens[2]

@@ -164,7 +164,7 @@ def read_all(directory):
         for step in range(ends[0], min(ends[1], ends[0] + 5) + 1) if ends else ():
             reader.marks(step), reader.nearest(step)
             for row in reader.groups(step):
-                for one in reader.rollouts(step, row.group):
+                for one in reader.completions(step, row.group):
                     reader.episode(one.key), reader.tokens(one.key)
         reader.search(Wanted(frozenset({*FILTERS, CLIPPED}), "x"), 0, 1)
     finally:

@@ -4,10 +4,10 @@ import random
 import sqlite3
 
 import pytest
-from recorded import details, group, record, rollout
+from recorded import completion, details, group, record
 
 from posttrain.tracking.browse import CLIPPED, FILTERS, Browser, Trust, Wanted
-from posttrain.tracking.events import RolloutKey, RunStore, StepRecord
+from posttrain.tracking.events import CompletionKey, RunStore, StepRecord
 
 STEPS = [step for step in range(1, 61) if step % 7]  # some steps collect nothing
 
@@ -19,7 +19,7 @@ def random_groups(rng):
         texts = [rng.choice(["Apple pie", "pear", "plum"]) for _ in range(3)]
         rewards = [rng.choice([0.0, 1.0, 1.0, None]) for _ in range(3)] if rng.random() < 0.7 else [1.0] * 3
         members = [
-            rollout(texts[0] if same else text, reward, stop=rng.choice(["stop"] * 5 + ["length"]))
+            completion(texts[0] if same else text, reward, stop=rng.choice(["stop"] * 5 + ["length"]))
             for text, reward in zip(texts, rewards, strict=True)
         ]
         made.append(group(rng.choice(["Which fruit?", "What?"]), members))
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 
 def is_kept(kind, collected, ratio):
     """The filter's meaning in plain words."""
-    members = collected.group.rollouts
+    members = collected.group.completions
     rewards = [member.reward for member in members]
     scored = {reward for reward in rewards if reward is not None}
     if kind == "truncated":
@@ -80,7 +80,7 @@ def test_a_search_backwards_finds_the_nearest_step_before(run):
 
 def test_words_are_looked_for_in_prompts_and_answers_whatever_their_case(run):
     reader, known = run
-    by_hand = {place for place, (one, _) in known.items() if "APPLE" in (one.prompt + "".join(m.text + " " for m in one.group.rollouts)).upper()}
+    by_hand = {place for place, (one, _) in known.items() if "APPLE" in (one.prompt + "".join(m.text + " " for m in one.group.completions)).upper()}
     assert set(reader.matching(Wanted(words="aPPle"), 1, 60)) == by_hand
     assert set(reader.matching(Wanted(words="which FRUIT"), 1, 60)) == {place for place, (one, _) in known.items() if one.prompt == "Which fruit?"}
     assert reader.matching(Wanted(words="100%"), 1, 60) == []  # no wildcard is read into it
@@ -92,7 +92,7 @@ def test_filters_and_words_hold_together(run):
     by_hand = [
         place
         for place, (one, ratio) in sorted(known.items())
-        if is_kept("truncated", one, ratio) and is_kept("reward alarm", one, ratio) and any("pear" in m.text for m in one.group.rollouts)
+        if is_kept("truncated", one, ratio) and is_kept("reward alarm", one, ratio) and any("pear" in m.text for m in one.group.completions)
     ]
     assert by_hand
     assert reader.matching(wanted, 1, 60) == by_hand
@@ -169,9 +169,9 @@ def old_run(request, tmp_path):
 
 
 def check_old_rows(reader):
-    key = RolloutKey(1, 0, 0)
+    key = CompletionKey(1, 0, 0)
     assert reader.series("reward")[0].mean == 0.5
-    assert [row.text for row in reader.rollouts(1, 0)] == ["x"]
+    assert [row.text for row in reader.completions(1, 0)] == ["x"]
     (update,) = reader.tokens(key).updates
     assert (update.ratio, update.entropy, update.advantage) == ([1.0], None, None)
     assert reader.vocabulary([5]) == {}
@@ -181,18 +181,18 @@ def check_old_rows(reader):
 def test_a_run_of_an_earlier_version_opens(old_run):
     reader = Browser(old_run)
     check_old_rows(reader)
-    episode = reader.episode(RolloutKey(1, 0, 0))
+    episode = reader.episode(CompletionKey(1, 0, 0))
     assert episode is None or (episode.turns, episode.runs) == (2, None)
 
 
 def test_a_run_of_an_earlier_version_is_resumed_and_keeps_what_it_had(old_run):
     store = RunStore(old_run / "run.sqlite")
-    answered = rollout("ab", 1.0, sampled=[True, False], turns=2)
-    store.write(record(2, [group("q", [answered, rollout("c", 0.0)])]))
+    answered = completion("ab", 1.0, sampled=[True, False], turns=2)
+    store.write(record(2, [group("q", [answered, completion("c", 0.0)])]))
     reader = Browser(old_run)
     check_old_rows(reader)
     assert reader.vocabulary([ord("a"), ord("c"), 9]) == {ord("a"): "a", ord("c"): "c"}
-    assert reader.episode(RolloutKey(2, 0, 0)).runs == [1, 1]
+    assert reader.episode(CompletionKey(2, 0, 0)).runs == [1, 1]
     store.close()
     RunStore(old_run / "run.sqlite").close()  # and once more, as the newest version
 
@@ -200,8 +200,8 @@ def test_a_run_of_an_earlier_version_is_resumed_and_keeps_what_it_had(old_run):
 def test_who_wrote_each_token_of_an_episode_is_kept(tmp_path):
     store = RunStore(tmp_path / "run.sqlite")
     masks = {"abcde": [True, True, False, False, True], "xy": [False, True], "z": [True]}
-    store.write(record(1, [group("q", [rollout(text, 1.0, sampled=mask, turns=2) for text, mask in masks.items()])]))
+    store.write(record(1, [group("q", [completion(text, 1.0, sampled=mask, turns=2) for text, mask in masks.items()])]))
     reader = Browser(tmp_path)
     for index, mask in enumerate(masks.values()):
-        runs = reader.episode(RolloutKey(1, 0, index)).runs
+        runs = reader.episode(CompletionKey(1, 0, index)).runs
         assert [number % 2 == 0 for number, length in enumerate(runs) for _ in range(length)] == mask

@@ -17,21 +17,21 @@ from recorded import another_writer
 
 from posttrain.errors import TrainingError, UserError
 from posttrain.tracking import events
-from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
+from posttrain.tracking.events import CollectedGroup, CompletionKey, RunStore, StepRecord, TokenDetail
 from posttrain.tracking.lock import is_written
 from posttrain.tracking.reader import _DETAILS, _GROUPS, _NAMES, _ROLLOUTS, _SERIES, _TOKENS, RunReader
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 # Writes steps of 5 scalars, 2 groups of 3 rollouts, and details of every rollout, as fast as it can, from the step after `first`.
 WRITER = """
 import sys
-from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.tracking.events import CollectedGroup, CompletionKey, RunStore, StepRecord, TokenDetail
+from posttrain.types import Group, Completion, StopReason, Task
 
 def record(step):
-    rollouts = [Rollout([1], [step, 2], [True, True], [-1.0, -2.0], [-1.0, -2.0], StopReason.STOP, f"{step}/{i}", reward=float(i)) for i in range(3)]
-    groups = [CollectedGroup(Group(Task(n, "p"), rollouts), [-1.0, 0.0, 1.0], "p") for n in range(2)]
-    details = [TokenDetail(RolloutKey(step, n, i), [-1.0, -2.0], [1.0, 1.0], [0.5, 0.5], None) for n in range(2) for i in range(3)]
+    completions = [Completion([1], [step, 2], [True, True], [-1.0, -2.0], [-1.0, -2.0], StopReason.STOP, f"{step}/{i}", reward=float(i)) for i in range(3)]
+    groups = [CollectedGroup(Group(Task(n, "p"), completions), [-1.0, 0.0, 1.0], "p") for n in range(2)]
+    details = [TokenDetail(CompletionKey(step, n, i), [-1.0, -2.0], [1.0, 1.0], [0.5, 0.5], None) for n in range(2) for i in range(3)]
     return StepRecord(step, {f"m{k}": float(step) for k in range(5)}, groups, details, seconds=float(step))
 
 if __name__ == "__main__":
@@ -44,13 +44,13 @@ if __name__ == "__main__":
 ROWS_PER_STEP = {"steps": 1, "scalars": 5, "groups": 2, "rollouts": 6, "rollout_tokens": 6, "token_details": 6}
 
 
-def rollout(text: str = "x", reward: float | None = 1.0, length: int = 2) -> Rollout:
+def completion(text: str = "x", reward: float | None = 1.0, length: int = 2) -> Completion:
     ids, logprobs = list(range(length)), [-0.5] * length
-    return Rollout([1], ids, [True] * length, logprobs, logprobs, StopReason.STOP, text, scores={"right": reward}, reward=reward, policy_version=3)
+    return Completion([1], ids, [True] * length, logprobs, logprobs, StopReason.STOP, text, scores={"right": reward}, reward=reward, policy_version=3)
 
 
-def collected(rollouts: list[Rollout], prompt: str = "p") -> CollectedGroup:
-    return CollectedGroup(Group(Task(7, prompt), rollouts), [0.25] * len(rollouts), prompt)
+def collected(completions: list[Completion], prompt: str = "p") -> CollectedGroup:
+    return CollectedGroup(Group(Task(7, prompt), completions), [0.25] * len(completions), prompt)
 
 
 def open_both(tmp_path, **settings):
@@ -88,8 +88,8 @@ def test_a_killed_writer_leaves_whole_steps_and_resuming_leaves_no_gap_and_no_do
 
 def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
     store, reader = open_both(tmp_path)
-    bad = collected([rollout(), rollout()])
-    bad.group.rollouts[1].reward = object()  # type: ignore[assignment]  # SQLite cannot bind it: the error comes after rows went in
+    bad = collected([completion(), completion()])
+    bad.group.completions[1].reward = object()  # type: ignore[assignment]  # SQLite cannot bind it: the error comes after rows went in
     with pytest.raises(Exception):  # noqa: B017
         store.write(StepRecord(1, {"reward": 1.0}, [bad]))
     assert reader.steps() == []
@@ -101,23 +101,23 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
 def test_what_was_written_is_read_back(tmp_path):
     store, reader = open_both(tmp_path)
     store.write_meta({"config": {"beta": 0.04}})
-    key = RolloutKey(2, 0, 1)
-    store.write(StepRecord(2, {"reward": 0.5}, [collected([rollout("a", 1.0), rollout("b", 3.0), rollout("c", None)], "2+2=")]))
+    key = CompletionKey(2, 0, 1)
+    store.write(StepRecord(2, {"reward": 0.5}, [collected([completion("a", 1.0), completion("b", 3.0), completion("c", None)], "2+2=")]))
     store.write(StepRecord(3, details=[TokenDetail(key, [-1.5, -12.345678], [1.0 + 2**-20, 0.5], [0.25, 7.0], None)]))
     store.note(3, "oom", "halved")
     assert reader.meta() == {"config": {"beta": 0.04}}
     (group,) = reader.groups(2)
     assert (group.task_id, group.prompt, group.size, group.mean, group.std) == (7, "2+2=", 3, 2.0, pytest.approx(2**0.5))
-    rows = reader.rollouts(2, 0)
+    rows = reader.completions(2, 0)
     assert [(row.key, row.text, row.reward, row.stop, row.length, row.policy_version) for row in rows] == [
-        (RolloutKey(2, 0, 0), "a", 1.0, "stop", 2, 3),
-        (RolloutKey(2, 0, 1), "b", 3.0, "stop", 2, 3),
-        (RolloutKey(2, 0, 2), "c", None, "stop", 2, 3),
+        (CompletionKey(2, 0, 0), "a", 1.0, "stop", 2, 3),
+        (CompletionKey(2, 0, 1), "b", 3.0, "stop", 2, 3),
+        (CompletionKey(2, 0, 2), "c", None, "stop", 2, 3),
     ]
     assert rows[2].scores == {"right": None}
     assert rows[0].advantage == 0.25
     tokens = reader.tokens(key)
-    assert (tokens.token_ids, tokens.logprobs) == ([0, 1], [-0.5, -0.5])
+    assert (tokens.token_ids, tokens.logps) == ([0, 1], [-0.5, -0.5])
     (update,) = tokens.updates
     assert update.step == 3
     assert update.logps == [struct.unpack("<f", struct.pack("<f", value))[0] for value in (-1.5, -12.345678)]
@@ -128,8 +128,8 @@ def test_what_was_written_is_read_back(tmp_path):
 
 def test_details_beyond_float16_are_kept_as_its_largest(tmp_path):
     store, reader = open_both(tmp_path)
-    key = RolloutKey(1, 0, 0)
-    store.write(StepRecord(1, {}, [collected([rollout()])], [TokenDetail(key, [0.0, 0.0], [1e9, math.nan], None, [math.inf, 0.0])]))
+    key = CompletionKey(1, 0, 0)
+    store.write(StepRecord(1, {}, [collected([completion()])], [TokenDetail(key, [0.0, 0.0], [1e9, math.nan], None, [math.inf, 0.0])]))
     (update,) = reader.tokens(key).updates
     assert update.ratio[0] == 65505.0
     assert math.isnan(update.ratio[1])
@@ -170,16 +170,16 @@ def test_scalar_names_are_each_named_once(tmp_path):
 
 def test_truncating_forgets_later_steps_in_every_table(tmp_path):
     store, reader = open_both(tmp_path)
-    key = RolloutKey(2, 0, 0)
+    key = CompletionKey(2, 0, 0)
     for step in (1, 2, 3):
         details = [TokenDetail(key, [0.0, 0.0], None, None, None)] if step >= 2 else []
-        store.write(StepRecord(step, {"reward": 1.0}, [collected([rollout()])], details))
+        store.write(StepRecord(step, {"reward": 1.0}, [collected([completion()])], details))
         store.note(step, "mark", str(step))
     store.truncate_after(2)
     assert reader.steps() == [1, 2]
     assert reader.groups(3) == []
-    assert reader.rollouts(3, 0) == []
-    assert reader.tokens(RolloutKey(3, 0, 0)) is None
+    assert reader.completions(3, 0) == []
+    assert reader.tokens(CompletionKey(3, 0, 0)) is None
     assert [update.step for update in reader.tokens(key).updates] == [2]  # step 3 updated on step 2's rollout once more
     assert [note.step for note in reader.notes()] == [1, 2]
     assert [point.step for point in reader.series("reward")] == [1, 2]
@@ -189,19 +189,19 @@ def test_past_the_size_cap_only_sparse_steps_keep_tokens_and_a_note_says_so(tmp_
     monkeypatch.setattr(events, "SPARSE", 10)
     store, reader = open_both(tmp_path, max_token_bytes=3000)
     for step in range(1, 31):  # 100 tokens: 800 bytes a step
-        store.write(StepRecord(step, {"reward": 1.0}, [collected([rollout(length=100)])]))
-    kept = [step for step in range(1, 31) if reader.tokens(RolloutKey(step, 0, 0)) is not None]
+        store.write(StepRecord(step, {"reward": 1.0}, [collected([completion(length=100)])]))
+    kept = [step for step in range(1, 31) if reader.tokens(CompletionKey(step, 0, 0)) is not None]
     assert kept == [1, 2, 3, 4, 10, 20, 30]
-    assert [len(reader.rollouts(step, 0)) for step in range(1, 31)] == [1] * 30  # texts and scores stay
+    assert [len(reader.completions(step, 0)) for step in range(1, 31)] == [1] * 30  # texts and scores stay
     (note,) = reader.notes()
     assert (note.step, note.kind) == (4, "cap")
     store.close()
     store = RunStore(tmp_path / "run.sqlite", max_token_bytes=3000)  # the cap counts what earlier processes wrote
-    store.write(StepRecord(31, {}, [collected([rollout(length=100)])]))
-    assert reader.tokens(RolloutKey(31, 0, 0)) is None
+    store.write(StepRecord(31, {}, [collected([completion(length=100)])]))
+    assert reader.tokens(CompletionKey(31, 0, 0)) is None
     store.truncate_after(2)  # and gives back what was forgotten
-    store.write(StepRecord(3, {}, [collected([rollout(length=100)])]))
-    assert reader.tokens(RolloutKey(3, 0, 0)) is not None
+    store.write(StepRecord(3, {}, [collected([completion(length=100)])]))
+    assert reader.tokens(CompletionKey(3, 0, 0)) is not None
 
 
 def test_a_reader_sees_committed_steps_only_and_does_not_hold_up_the_writer(tmp_path):
@@ -225,17 +225,17 @@ def test_a_reader_cannot_write(tmp_path):
 
 def test_what_an_environment_says_is_kept_as_text_where_json_lacks_it(tmp_path):
     store, reader = open_both(tmp_path)
-    said = rollout("x")
+    said = completion("x")
     said.turns, said.messages = 2, [{"role": "assistant", "content": "x"}, {"role": "user", "content": Decimal("1.50")}]
     store.write(StepRecord(1, groups=[collected([said])]))
-    assert reader.episode(RolloutKey(1, 0, 0)).messages[1]["content"] == "1.50"
+    assert reader.episode(CompletionKey(1, 0, 0)).messages[1]["content"] == "1.50"
 
 
 def test_hostile_text_is_kept_letter_by_letter(tmp_path):
     store, reader = open_both(tmp_path)
     text = "\x1b[2J[bold red]\x00<script>'; DROP TABLE rollouts; --\u202e\r\n"
-    store.write(StepRecord(1, {}, [collected([rollout(text), rollout("lone \ud800")], text)]))
-    assert [row.text for row in reader.rollouts(1, 0)] == [text, "lone ?"]
+    store.write(StepRecord(1, {}, [collected([completion(text), completion("lone \ud800")], text)]))
+    assert [row.text for row in reader.completions(1, 0)] == [text, "lone ?"]
     assert reader.groups(1)[0].prompt == text
 
 
@@ -268,7 +268,7 @@ def test_a_long_run_opens_quickly(tmp_path):
     assert len(reader.steps()) == steps
     assert len(reader.scalar_names()) == 30
     assert len(reader.groups(777)) == groups
-    assert len(reader.rollouts(777, 5)) == members
+    assert len(reader.completions(777, 5)) == members
     assert len(reader.series("m7", max_points=200)) == 200
     assert time.process_time() - start < 0.5
 
@@ -304,7 +304,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_earlier_steps(tmp_path):
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to say: the disk ends here
     with pytest.raises(TrainingError, match="full"):
-        store.write(StepRecord(2, {}, [collected([rollout("long " * 10_000)])]))
+        store.write(StepRecord(2, {}, [collected([completion("long " * 10_000)])]))
     assert reader.steps() == [1]
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.errors import UserError
-from posttrain.tracking.events import RolloutKey
+from posttrain.tracking.events import CompletionKey
 from posttrain.tracking.reader import RunReader
 from posttrain.tracking.recorder import Recorder, write_json
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 
 class Line(nn.Module):
@@ -36,19 +36,19 @@ class Play(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         step = state.global_step + 1
-        groups = [Group(Task(n, "p"), [rollout(f"{step}/{n}/{i}", float(i)) for i in range(2)]) for n in range(2)]
+        groups = [Group(Task(n, "p"), [completion(f"{step}/{n}/{i}", float(i)) for i in range(2)]) for n in range(2)]
         self.recorder.groups(step, groups, [[-1.0, 1.0]] * 2, ["p"] * 2)
         for n in range(2):
             for i in range(2):
-                key = RolloutKey(step, n, i)
+                key = CompletionKey(step, n, i)
                 self.recorder.tokens(step, key, logps=torch.tensor([-1.0, -2.0]), ratio=torch.ones(2), entropy=[0.5, 0.5])
         if step == self.crash_in:
             self.recorder.note("crash", "the reward fell over")
             raise RuntimeError("crash")
 
 
-def rollout(text: str, reward: float) -> Rollout:
-    return Rollout([1], [5, 6], [True, True], [-1.0, -2.0], [-1.0, -2.0], StopReason.STOP, text, scores={"right": reward}, reward=reward)
+def completion(text: str, reward: float) -> Completion:
+    return Completion([1], [5, 6], [True, True], [-1.0, -2.0], [-1.0, -2.0], StopReason.STOP, text, scores={"right": reward}, reward=reward)
 
 
 def trainer(tmp_path, recorder, *, steps=6, logging_steps=1, crash_in=None, **settings) -> Trainer:
@@ -72,8 +72,8 @@ def test_each_step_of_a_training_is_in_the_store(tmp_path):
     assert reader.steps() == [1, 2, 3, 4, 5, 6]
     assert [point.step for point in reader.series("loss")] == [1, 2, 3, 4, 5, 6]
     for step in reader.steps():
-        assert [[row.text for row in reader.rollouts(step, group)] for group in (0, 1)] == [[f"{step}/{n}/{i}" for i in (0, 1)] for n in (0, 1)]
-        (update,) = reader.tokens(RolloutKey(step, 1, 0)).updates
+        assert [[row.text for row in reader.completions(step, group)] for group in (0, 1)] == [[f"{step}/{n}/{i}" for i in (0, 1)] for n in (0, 1)]
+        (update,) = reader.tokens(CompletionKey(step, 1, 0)).updates
         assert (update.step, update.logps, update.ratio, update.entropy, update.kl) == (step, [-1.0, -2.0], [1.0, 1.0], [0.5, 0.5], None)
     meta = reader.meta()
     assert meta["config"]["max_steps"] == 6
@@ -106,10 +106,10 @@ def test_only_the_first_groups_of_a_step_keep_token_details(tmp_path):
     recorder = Recorder(token_groups=1)
     trainer(tmp_path, recorder, steps=1).train()
     reader = RunReader(tmp_path)
-    assert len(reader.tokens(RolloutKey(1, 0, 1)).updates) == 1
-    kept = reader.tokens(RolloutKey(1, 1, 1))
+    assert len(reader.tokens(CompletionKey(1, 0, 1)).updates) == 1
+    kept = reader.tokens(CompletionKey(1, 1, 1))
     assert (kept.token_ids, kept.updates) == ([5, 6], [])  # ids and the engine's log-probs are kept of all
-    assert not recorder.wants_tokens(RolloutKey(1, 0, 0))  # training is over
+    assert not recorder.wants_tokens(CompletionKey(1, 0, 0))  # training is over
 
 
 def test_a_crash_and_a_resume_leave_no_gap_no_double_and_no_half_step(tmp_path):
@@ -123,7 +123,7 @@ def test_a_crash_and_a_resume_leave_no_gap_no_double_and_no_half_step(tmp_path):
     trainer(tmp_path, Recorder()).train(resume_from_checkpoint=True)  # from step 4
     assert reader.steps() == [1, 2, 3, 4, 5, 6]
     assert [point.step for point in reader.series("loss")] == [1, 2, 3, 4, 5, 6]
-    assert [len(reader.rollouts(step, 0)) for step in range(1, 7)] == [2] * 6
+    assert [len(reader.completions(step, 0)) for step in range(1, 7)] == [2] * 6
     assert [(note.step, note.kind) for note in reader.notes()] == [(4, "resume")]
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 6
 
@@ -188,9 +188,9 @@ def test_other_processes_write_nothing(tmp_path):
     recorder, state = Recorder(), TrainerState(max_steps=3, is_world_process_zero=False)
     args, control = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], use_cpu=True), TrainerControl()
     recorder.on_train_begin(args, state, control)
-    recorder.groups(1, [Group(Task(0, "p"), [rollout("x", 1.0)])], [[0.0]], ["p"])
-    assert not recorder.wants_tokens(RolloutKey(1, 0, 0))
-    recorder.tokens(1, RolloutKey(1, 0, 0), logps=[-1.0, -2.0])
+    recorder.groups(1, [Group(Task(0, "p"), [completion("x", 1.0)])], [[0.0]], ["p"])
+    assert not recorder.wants_tokens(CompletionKey(1, 0, 0))
+    recorder.tokens(1, CompletionKey(1, 0, 0), logps=[-1.0, -2.0])
     recorder.note("oom", "halved")
     state.global_step = 1
     recorder.on_step_end(args, state, control)
@@ -204,7 +204,7 @@ def test_what_is_collected_for_a_later_step_waits_for_it(tmp_path):
     recorder, state = Recorder(), TrainerState(max_steps=3)
     args, control = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True), TrainerControl()
     recorder.on_train_begin(args, state, control)
-    recorder.groups(1, [Group(Task(0, "p"), [rollout("x", 1.0)])], [[0.0]], ["p"])
+    recorder.groups(1, [Group(Task(0, "p"), [completion("x", 1.0)])], [[0.0]], ["p"])
     recorder.on_log(args, state, control, logs={"eval_reward": 1.0})  # an evaluation before the first step
     assert RunReader(tmp_path).groups(1) == []
     state.global_step = 1

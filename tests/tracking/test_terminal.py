@@ -10,7 +10,7 @@ from posttrain.characters import shown, visible
 from posttrain.tracking.advice import SILENT_LOGS, Advisor
 from posttrain.tracking.lines import duration, line, number, plain_name
 from posttrain.tracking.terminal import TerminalView
-from posttrain.types import Rollout, StopReason
+from posttrain.types import Completion, StopReason
 
 LOGS = {
     "loss": 1e-9,
@@ -48,8 +48,8 @@ def show(logs_per_step, *, terminal: bool = False, main: bool = True, before=lam
     return screen.getvalue()
 
 
-def rollout(text: str, reward: float | None, stop: StopReason = StopReason.STOP) -> Rollout:
-    return Rollout([1], [2], [True], [0.0], [0.0], stop, text, reward=reward)
+def completion(text: str, reward: float | None, stop: StopReason = StopReason.STOP) -> Completion:
+    return Completion([1], [2], [True], [0.0], [0.0], stop, text, reward=reward)
 
 
 def test_without_a_terminal_each_log_is_one_plain_line():
@@ -135,7 +135,7 @@ def test_other_processes_print_nothing():
 @pytest.mark.parametrize("terminal", [False, True])
 def test_no_completion_reaches_the_terminal_as_markup_or_control(terminal):
     hostile = "\x1b]0;owned\x07\x1b[2J[bold red]hi[/] :boom: \x9b31m\u202egnp.exe\r\nsecond \u2028 \x00 [link=http://x]y[/link]"
-    screen = show([], terminal=terminal, before=lambda view: (view.plan(hostile), view.samples(hostile, [rollout(hostile, 1.0)])))
+    screen = show([], terminal=terminal, before=lambda view: (view.plan(hostile), view.samples(hostile, [completion(hostile, 1.0)])))
     for bad in ("\x1b]", "\x07", "\x1b[2J", "\x9b", "\u202e", "\u2028", "\x00", "\r\nsecond"):
         assert bad not in screen
     assert screen.count("[bold red]hi[/] :boom: ") == 3  # in letters, thrice
@@ -148,8 +148,8 @@ def test_reward_names_are_no_markup_either():
 
 
 def test_samples_come_best_first_and_say_when_they_were_cut():
-    rollouts = [rollout("bad", -1.0), rollout("unknown", None), rollout("good", 3.0), rollout("long " * 200, 0.0, StopReason.LENGTH)]
-    lines = show([], before=lambda view: view.samples("2+2=", rollouts)).splitlines()
+    completions = [completion("bad", -1.0), completion("unknown", None), completion("good", 3.0), completion("long " * 200, 0.0, StopReason.LENGTH)]
+    lines = show([], before=lambda view: view.samples("2+2=", completions)).splitlines()
     assert [text.split()[:2] for text in lines[:5]] == [
         ["prompt", "2+2="],
         ["+3.00", "good"],

@@ -17,8 +17,8 @@ from posttrain.errors import EnvError
 from posttrain.rewards import Rubric, verifier
 from posttrain.rewards.library.length import brevity
 from posttrain.rewards.library.repetition import repetition
-from posttrain.tracking.reader import RolloutKey, RunReader
-from posttrain.types import Completion, Env, StopReason
+from posttrain.tracking.reader import CompletionKey, RunReader
+from posttrain.types import Env, RequestOutput, StopReason
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
 WORSE = '<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>'
@@ -46,7 +46,7 @@ class Script:
     def complete(self, request):
         *_, index, turn = request.key
         ids = self.tokenizer(self.script[index][turn])["input_ids"] + [self.tokenizer.eos_token_id]
-        return Completion(request.id, ids, [-1.0] * len(ids), [-1.0] * len(ids), StopReason.STOP, 0)
+        return RequestOutput(request.id, ids, [-1.0] * len(ids), [-1.0] * len(ids), StopReason.STOP, 0)
 
 
 def ends_with_five(completions, answer, **kwargs):
@@ -81,14 +81,14 @@ def test_a_step_is_the_policy_gradient_of_sampled_tokens_alone_given_all_before_
     plain = copy.deepcopy(trainer.model)
     trainer.train()
     groups = trainer._last_groups
-    tokens = sum(sum(rollout.sampled) for group in groups for rollout in group.rollouts)
+    tokens = sum(sum(completion.sampled) for group in groups for completion in group.completions)
     loss = torch.zeros((), dtype=torch.float64)
     for group in groups:
         rewards = torch.tensor(group.rewards, dtype=torch.float64)
-        for rollout, advantage in zip(group.rollouts, (rewards - rewards.mean()) / (rewards.std() + 1e-4), strict=True):
-            ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        for completion, advantage in zip(group.completions, (rewards - rewards.mean()) / (rewards.std() + 1e-4), strict=True):
+            ids = torch.tensor([completion.prompt_ids + completion.token_ids])
             logps = plain(input_ids=ids).logits[0, :-1].log_softmax(-1)
-            for place, sampled in enumerate(rollout.sampled, start=len(rollout.prompt_ids)):
+            for place, sampled in enumerate(completion.sampled, start=len(completion.prompt_ids)):
                 if sampled:
                     loss = loss - advantage * logps[place - 1, ids[0, place]] / tokens
     loss.backward()
@@ -148,11 +148,11 @@ def test_the_record_keeps_every_turn(make, tmp_path):
     trainer = make(tools=[add])
     trainer.train()
     reader = RunReader(tmp_path / "run")
-    episode = reader.episode(RolloutKey(1, 0, 2))
+    episode = reader.episode(CompletionKey(1, 0, 2))
     assert (episode.turns, episode.info["tool_failures"]) == (3, 1.0)
-    assert episode.messages == trainer._last_groups[0].rollouts[2].messages
-    assert reader.rollouts(1, 0)[2].text == "5 it is"
-    assert reader.episode(RolloutKey(9, 0, 0)) is None
+    assert episode.messages == trainer._last_groups[0].completions[2].messages
+    assert reader.completions(1, 0)[2].text == "5 it is"
+    assert reader.episode(CompletionKey(9, 0, 0)) is None
     reader.close()
 
 
@@ -207,7 +207,7 @@ def test_an_object_with_state_pays_its_own_reward(make):
     trainer = make(environment_factory=Account, reward=None)
     trainer.train()
     assert log_of(trainer)["rewards/environment/mean"] == pytest.approx((2 + 0 + 2 + 2) / 4)
-    assert trainer.tokenizer.decode(trainer._last_groups[0].rollouts[0].prompt_ids).count("(in your head)") == 1
+    assert trainer.tokenizer.decode(trainer._last_groups[0].completions[0].prompt_ids).count("(in your head)") == 1
 
 
 def test_what_an_environment_pays_is_added_to_the_rewards(make):
@@ -248,11 +248,11 @@ def test_what_a_tool_says_is_neither_length_nor_repetition_of_the_policys(make):
     trainer = make(tools=[sing], reward=rewards, script={index: turns for index in range(4)})
     trainer.train()
     share = 1 - len(set(zip(said, said[1:], said[2:], strict=False))) / (len(said) - 2)
-    rollout = trainer._last_groups[0].rollouts[0]
-    assert rollout.scores["brevity"] == 1.0
-    assert rollout.scores["repetition"] == pytest.approx(-share)
+    completion = trainer._last_groups[0].completions[0]
+    assert completion.scores["brevity"] == 1.0
+    assert completion.scores["repetition"] == pytest.approx(-share)
     assert log_of(trainer)["completions/repeated"] == pytest.approx(share)
-    assert seen[0] == rollout.token_ids, "TRL's functions get every token"
+    assert seen[0] == completion.token_ids, "TRL's functions get every token"
 
 
 class Unready(Account):
@@ -314,7 +314,7 @@ class Flaky(Env):
     def start(self):
         return self.task.prompt
 
-    def reply(self, rollout):
+    def reply(self, completion):
         if self.number == 1:
             raise ConnectionError("nobody is there")
         return None
@@ -331,7 +331,7 @@ def test_a_broken_episode_is_dropped_from_its_group_counted_and_noted_once(make,
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["episodes_dropped"] == 4
     with contextlib.closing(RunReader(tmp_path / "run")) as reader:
         notes = [note.text for note in reader.notes() if note.kind == "env"]
-        assert [rollout.advantage for rollout in reader.rollouts(1, 0)][1] == 0
+        assert [completion.advantage for completion in reader.completions(1, 0)][1] == 0
     assert len(notes) == 1
     assert "the environment Flaky raised ConnectionError: nobody is there" in notes[0]
     assert "Traceback" in notes[0]
@@ -364,7 +364,7 @@ def test_a_class_of_ones_own_is_an_environment(make):
         def start(self):
             return self.task.prompt
 
-        def reply(self, rollout):
+        def reply(self, completion):
             self.said += 1
             return [{"role": "user", "content": "Again."}] if self.said < 2 else None
 
@@ -375,8 +375,8 @@ def test_a_class_of_ones_own_is_an_environment(make):
 
 def test_what_an_environment_reports_may_have_the_name_of_a_tools_figure(make):
     class Calls(Single):
-        def finish(self, rollout):
-            rollout.info["tool_calls"] = 3
+        def finish(self, completion):
+            completion.info["tool_calls"] = 3
 
     trainer = make(env=Calls, script={index: ["5"] for index in range(4)})
     trainer.train()

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from posttrain.tracking.reader import RolloutKey, RunReader
+from posttrain.tracking.reader import CompletionKey, RunReader
 
 
 class Seen:
@@ -60,13 +60,13 @@ def test_lengths_are_means_over_completions_and_entropy_over_tokens(make_trainer
     trainer.train()
     log = next(log for log in trainer.state.log_history if "reward" in log)
     reader = RunReader(trainer.args.output_dir)
-    rows = [row for step in reader.steps() for group in reader.groups(step) for row in reader.rollouts(step, group.group)]
+    rows = [row for step in reader.steps() for group in reader.groups(step) for row in reader.completions(step, group.group)]
     assert log["completions/mean_length"] == pytest.approx(statistics.fmean(row.length for row in rows))
     assert log["completions/clipped_ratio"] == pytest.approx(statistics.fmean(row.stop == "length" for row in rows))
     ended = [row.length for row in rows if row.stop == "stop"]
     assert ended
     assert log["completions/mean_terminated_length"] == pytest.approx(statistics.fmean(ended))
-    updates = [update for row in rows for update in reader.tokens(RolloutKey(*row.key)).updates]
+    updates = [update for row in rows for update in reader.tokens(CompletionKey(*row.key)).updates]
     assert len({len(update.entropy) for update in updates}) > 1, "the test needs completions of different lengths"
     entropies = [value for update in updates for value in update.entropy]
     assert log["entropy"] == pytest.approx(statistics.fmean(entropies), rel=2e-3)  # the record keeps half precision

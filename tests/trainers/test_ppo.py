@@ -70,21 +70,21 @@ def test_values_learn_what_a_prompt_is_worth(make, tokenizer):
     assert sum(explained[-3:]) / 3 > 0.8
 
 
-def naive_update(trainer, rollouts):
+def naive_update(trainer, completions):
     """Advantages, returns and the loss of a whole rollout from one plain forward a completion: loops over tokens, Python floats, no streams."""
     args, model, head, reference = trainer.args, trainer.model, trainer.values, trainer.reference.frozen
     tokens = []  # [logp, old logp, value, old value, reference]
     credit = []
-    for rollout in rollouts:
-        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
-        P, R = len(rollout.prompt_ids), len(rollout.token_ids)
+    for completion in completions:
+        ids = torch.tensor([completion.prompt_ids + completion.token_ids])
+        P, R = len(completion.prompt_ids), len(completion.token_ids)
         hidden = model.transformer(input_ids=ids).last_hidden_state[0]
-        logps = [(model.lm_head(hidden[P - 1 + t]) / args.temperature).log_softmax(-1)[rollout.token_ids[t]] for t in range(R)]
+        logps = [(model.lm_head(hidden[P - 1 + t]) / args.temperature).log_softmax(-1)[completion.token_ids[t]] for t in range(R)]
         values = [(hidden[P - 1 + t] @ head.linear.weight[0]) + head.linear.bias[0] for t in range(R + 1)]
-        ref = [(reference(input_ids=ids).logits[0, P - 1 + t] / args.temperature).log_softmax(-1)[rollout.token_ids[t]].item() for t in range(R)]
+        ref = [(reference(input_ids=ids).logits[0, P - 1 + t] / args.temperature).log_softmax(-1)[completion.token_ids[t]].item() for t in range(R)]
         rewards = [-args.kl_coef * (math.exp(ref[t] - logps[t].item()) - 1 - (ref[t] - logps[t].item())) for t in range(R)]
-        rewards[-1] += rollout.reward - (args.missing_eos_penalty if rollout.is_truncated else 0.0)
-        after = [v.item() for v in values[1:R]] + [values[R].item() if rollout.is_truncated else 0.0]
+        rewards[-1] += completion.reward - (args.missing_eos_penalty if completion.is_truncated else 0.0)
+        after = [v.item() for v in values[1:R]] + [values[R].item() if completion.is_truncated else 0.0]
         deltas = [rewards[t] + args.gamma * after[t] - values[t].item() for t in range(R)]
         advantages = [sum((args.gamma * args.lam) ** (k - t) * deltas[k] for k in range(t, R)) for t in range(R)]
         credit += advantages
@@ -109,8 +109,8 @@ def test_the_first_update_is_that_of_plain_loops(make, tokenizer):
             p.add_(0.05 * torch.randn_like(p))
         trainer.values.linear.weight.copy_(0.3 * torch.randn_like(trainer.values.linear.weight))
     groups = trainer.collect(trainer.train_dataset[:16])
-    rollouts = [rollout for _, group in groups for rollout in group.rollouts]
-    assert {rollout.is_truncated for rollout in rollouts} == {True, False}
+    completions = [completion for _, group in groups for completion in group.completions]
+    assert {completion.is_truncated for completion in completions} == {True, False}
     trainer.buffer = trainer.learn_from(groups)
     weighted = trainer.row_weights([trainer.buffer.next_slice()])
     trainer.model.zero_grad()
@@ -118,7 +118,7 @@ def test_the_first_update_is_that_of_plain_loops(make, tokenizer):
     found.backward()
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
     trainer.model.zero_grad()
-    expected = naive_update(trainer, rollouts)
+    expected = naive_update(trainer, completions)
     expected.backward()
     assert found.item() == pytest.approx(expected.item(), abs=1e-8)
     for name, p in trainer.model.named_parameters():

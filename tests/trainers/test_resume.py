@@ -40,8 +40,8 @@ def record_of(output_dir):
         timing = ("time/", "memory/", "step_time", "tokens_per_second", "train_", "total_flos", "epoch")
         scalars = [row for row in store.execute("SELECT step, name, value FROM scalars ORDER BY step, name") if not row[1].startswith(timing)]
         details = store.execute("SELECT * FROM token_details ORDER BY step, grp, idx, updated_at").fetchall()
-        rollouts = store.execute("SELECT step, grp, idx, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
-    return scalars, rollouts, details
+        completions = store.execute("SELECT step, grp, idx, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
+    return scalars, completions, details
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def ends_in_the_same_bits(whole, output_dir, moment, times, algorithm):
     assert killed.returncode == -signal.SIGKILL, f"never reached {moment!r}: {killed.stderr[-2000:]}"
     resumed = run(output_dir, algorithm=algorithm)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    weights, (scalars, rollouts, details) = whole
+    weights, (scalars, completions, details) = whole
     now = load_file(output_dir / "final" / "model.safetensors")
     assert all((now[name] == weights[name]).all() for name in weights)
     now_scalars, now_rollouts, now_details = record_of(output_dir)
-    assert now_rollouts == rollouts
+    assert now_rollouts == completions
     assert now_scalars == scalars
     assert now_details == details
 

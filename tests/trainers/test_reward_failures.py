@@ -39,19 +39,19 @@ def test_a_flaky_reward_is_survived_and_counted_exactly(make_trainer, flaky, tmp
     trainer = make_trainer(rubrics(level, flaky), max_steps=10, per_device_train_batch_size=64, num_generations=8, max_completion_length=8)
     assert trainer.train().global_step == 10
     with sqlite3.connect(tmp_path / "run" / "run.sqlite") as store:
-        rollouts = store.execute(
+        completions = store.execute(
             "SELECT groups.prompt, rollouts.text, rollouts.reward, rollouts.advantage FROM rollouts JOIN groups USING (step, grp)"
         ).fetchall()
         logged = dict(store.execute("SELECT name, sum(value) FROM scalars WHERE name GLOB 'rewards/*/failed_*' GROUP BY name"))
         notes = [text for (text,) in store.execute("SELECT text FROM notes WHERE kind = 'reward'")]
-    assert len(rollouts) == 640
+    assert len(completions) == 640
     fate = flaky.__globals__["fate"]
-    expected = Counter(fate(prompt + text) for prompt, text, _, _ in rollouts)  # told by the texts alone
+    expected = Counter(fate(prompt + text) for prompt, text, _, _ in completions)  # told by the texts alone
     del expected["fine"]
     assert logged == {f"rewards/breaks_sometimes/failed_{kind}": count for kind, count in expected.items()}
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["reward_failures"] == logged
     assert expected.keys() == {"raised", "timed_out", "not_finite"}, "the test needs one of each"
-    for prompt, text, reward, advantage in rollouts:
+    for prompt, text, reward, advantage in completions:
         assert (reward is None) == (fate(prompt + text) != "fine")
         assert reward is not None or advantage == 0
     assert len(notes) == 1
@@ -119,8 +119,8 @@ def test_a_run_with_a_worker_reward_resumes_to_the_same_bits(tmp_path):
     records = []
     for folder in (whole, broken):
         with sqlite3.connect(folder / "run.sqlite") as store:
-            rollouts = store.execute("SELECT step, grp, idx, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
+            completions = store.execute("SELECT step, grp, idx, text, reward, advantage FROM rollouts ORDER BY 1, 2, 3").fetchall()
             failed = store.execute("SELECT step, name, value FROM scalars WHERE name GLOB 'rewards/*' ORDER BY 1, 2").fetchall()
-        records.append((rollouts, failed, json.loads((folder / "summary.json").read_text())["reward_failures"]))
+        records.append((completions, failed, json.loads((folder / "summary.json").read_text())["reward_failures"]))
     assert records[0] == records[1]
     assert sum(records[0][2].values()) > 0

@@ -52,16 +52,16 @@ def test_the_first_update_is_that_of_plain_loops(make, tokenizer, normalize):
     gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     trainer.model.zero_grad()
 
-    def summed(model, rollout):
-        logits = model(input_ids=torch.tensor([rollout.prompt_ids + rollout.token_ids])).logits[0, len(rollout.prompt_ids) - 1 : -1]
-        return logits.log_softmax(-1).gather(1, torch.tensor(rollout.token_ids)[:, None]).sum()
+    def summed(model, completion):
+        logits = model(input_ids=torch.tensor([completion.prompt_ids + completion.token_ids])).logits[0, len(completion.prompt_ids) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None]).sum()
 
     terms = []
     for _, group in groups:
-        logps = [summed(trainer.model, rollout) for rollout in group.rollouts]
+        logps = [summed(trainer.model, completion) for completion in group.completions]
         earned = [
-            min(max(rollout.reward, 0.0), 0.3) - 0.3 * (logp.item() - summed(trainer.reference.frozen, rollout).item())
-            for rollout, logp in zip(group.rollouts, logps, strict=True)
+            min(max(completion.reward, 0.0), 0.3) - 0.3 * (logp.item() - summed(trainer.reference.frozen, completion).item())
+            for completion, logp in zip(group.completions, logps, strict=True)
         ]
         terms += [(r - (sum(earned) - r) / 3, logp) for r, logp in zip(earned, logps, strict=True)]
     if normalize:

@@ -66,7 +66,7 @@ def test_an_exam_reads_them_too(tokenizer):
     tasks = [Task(number, ASK, {name: row[name] for name in ("tools", "chat_template_kwargs")}) for number, row in enumerate(ROWS)]
     model = build_model(tokenizer, max_position_embeddings=512).eval()
     groups = answers(model, tokenizer, tasks, Rubric(lambda completion: 0.0), Sampling(max_new_tokens=1), mood="slow")
-    assert [group.rollouts[0].prompt_ids for group in groups] == [wanted(tokenizer, row, mood="slow") for row in ROWS]
+    assert [group.completions[0].prompt_ids for group in groups] == [wanted(tokenizer, row, mood="slow") for row in ROWS]
 
 
 def test_an_environment_reads_them_at_every_turn(tmp_path, tokenizer):

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 from browsing import CHROMIUM, FLAGS, Tab, browser_or_skip, served
-from recorded import group, plain_groups, record, rollout, write_run
+from recorded import completion, group, plain_groups, record, write_run
 
 from posttrain.tracking.events import StepRecord
 
@@ -29,7 +29,7 @@ def browser():
 
 
 def hostile_groups(step):
-    members = [rollout(f"{EVIL} {place}", float(place), scores={"right": float(place), "<b>form</b>": 0.5}) for place in range(3)]
+    members = [completion(f"{EVIL} {place}", float(place), scores={"right": float(place), "<b>form</b>": 0.5}) for place in range(3)]
     return [*plain_groups(step), group(f"prompt {EVIL}", members)]
 
 

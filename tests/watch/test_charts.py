@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from recorded import group, rollout, write_run
+from recorded import completion, group, write_run
 
 from posttrain.tracking.events import RunStore, StepRecord
 from posttrain.watch import charts as drawing
@@ -102,13 +102,13 @@ def test_warnings_are_marked_where_they_were_said(tmp_path):
 
 
 def test_a_group_is_drawn_at_its_rewards_with_mean_and_deviation(tmp_path):
-    members = [rollout("a", 1.0), rollout("b", 3.0), rollout("c", None), rollout("d", 2.0)]
+    members = [completion("a", 1.0), completion("b", 3.0), completion("c", None), completion("d", 2.0)]
     store = write_run(tmp_path, 1, groups=lambda step: [group("q", members)])
     store.close()
     run = Run("r", tmp_path)
     run.refresh()
     (row,) = run.browser.groups(1)
-    option = drawing.comparison(run.browser.rollouts(1, 0), row.mean, row.std)
+    option = drawing.comparison(run.browser.completions(1, 0), row.mean, row.std)
     (points,) = option["series"]
     assert [point["value"] for point in points["data"]] == [["#0", 1.0], ["#1", 3.0], ["#3", 2.0]]
     assert [point["itemStyle"]["color"] for point in points["data"]] == [drawing.DOWN, drawing.UP, drawing.GREY]
@@ -118,10 +118,12 @@ def test_a_group_is_drawn_at_its_rewards_with_mean_and_deviation(tmp_path):
 
 def test_a_group_without_spread_takes_away_what_the_one_before_had(tmp_path):
     """One chart shows group after group, and what its new options do not name would stay."""
-    write_run(tmp_path, 1, groups=lambda step: [group("q", [rollout("a", 1.0), rollout("b", 3.0)]), group("r", [rollout("c", None)])]).close()
+    write_run(
+        tmp_path, 1, groups=lambda step: [group("q", [completion("a", 1.0), completion("b", 3.0)]), group("r", [completion("c", None)])]
+    ).close()
     run = Run("r", tmp_path)
     run.refresh()
-    spread, silent = (drawing.comparison(run.browser.rollouts(1, row.group), row.mean, row.std) for row in run.browser.groups(1))
+    spread, silent = (drawing.comparison(run.browser.completions(1, row.group), row.mean, row.std) for row in run.browser.groups(1))
     assert set(walk(spread["yAxis"])) == set(walk(silent["yAxis"]))
     assert silent["series"][0]["markLine"]["data"] == silent["series"][0]["markArea"]["data"] == []
     assert silent["yAxis"]["min"] is silent["yAxis"]["max"] is None

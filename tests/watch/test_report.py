@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from browsing import CHROMIUM, FLAGS, browser_or_skip
-from recorded import group, plain_groups, rollout, write_run
+from recorded import completion, group, plain_groups, write_run
 
 from posttrain.errors import UserError
 from posttrain.tracking.events import StepRecord
@@ -20,7 +20,7 @@ pytest.importorskip("nicegui", reason="the report takes its chart library from n
 
 
 def groups(step):
-    members = [rollout(f"{EVIL} {place}", float(place), scores={EVIL: float(place)}) for place in range(3)]
+    members = [completion(f"{EVIL} {place}", float(place), scores={EVIL: float(place)}) for place in range(3)]
     return [*plain_groups(step), group(f"prompt {EVIL}", members)]
 
 

@@ -3,7 +3,7 @@
 from statistics import fmean, stdev
 
 import pytest
-from recorded import group, plain_groups, record, rollout, write_run
+from recorded import completion, group, plain_groups, record, write_run
 
 from posttrain.tracking.browse import Trust
 from posttrain.tracking.events import RunStore, StepRecord
@@ -24,7 +24,7 @@ def story_of(directory, groups, number=0, *, meta=None, ratio=1.0):
 
 
 def members(rewards=tuple(REWARDS)):
-    return [rollout(f"answer {place}", reward) for place, reward in enumerate(rewards)]
+    return [completion(f"answer {place}", reward) for place, reward in enumerate(rewards)]
 
 
 def text_of(story, title):
@@ -61,7 +61,7 @@ def test_equal_rewards_are_said_to_teach_nothing(tmp_path):
 
 
 def test_what_could_not_be_scored_takes_no_part_and_is_said(tmp_path):
-    _, story = story_of(tmp_path, [group("q", [*members([1.0, 0.0]), rollout("broken", None)])])
+    _, story = story_of(tmp_path, [group("q", [*members([1.0, 0.0]), completion("broken", None)])])
     assert "1 could not be scored" in text_of(story, "Score")
     assert story.completions[-1].row.reward is None
     assert table(story)[-1][-4:-2] == ["–", "+0.00"]
@@ -69,7 +69,7 @@ def test_what_could_not_be_scored_takes_no_part_and_is_said(tmp_path):
 
 def test_clipped_tokens_are_counted_on_the_side_that_stops_them(tmp_path):
     run, story = story_of(tmp_path, [group("q", members(), [1.0, -1.0, 0.5, -0.5])], ratio=1.3)
-    lengths = {completion.row.key.rollout: completion.row.length for completion in story.completions}
+    lengths = {completion.row.key.completion: completion.row.length for completion in story.completions}
     assert trust_of(run) == Trust(0.8, 1.2)
     told = text_of(story, "Clipped update")
     assert f"Ratios of {sum(lengths.values())} tokens" in told
@@ -115,9 +115,9 @@ def test_what_the_record_did_not_keep_is_said_with_the_rule(tmp_path):
 
 
 def shown(directory, text, mode="log-prob", *, ratio=1.0, advantages=(1.0, -1.0), **more):
-    run, story = story_of(directory, [group("q", [rollout(text, 1.0, **more), rollout("b", 0.0)], list(advantages))], ratio=ratio)
-    completion = next(completion for completion in story.completions if completion.row.key.rollout == 0)
-    return pieces(completion, mode, run.browser.vocabulary(completion.tokens.token_ids), trust_of(run))
+    run, story = story_of(directory, [group("q", [completion(text, 1.0, **more), completion("b", 0.0)], list(advantages))], ratio=ratio)
+    told = next(completion for completion in story.completions if completion.row.key.completion == 0)
+    return pieces(told, mode, run.browser.vocabulary(told.tokens.token_ids), trust_of(run))
 
 
 def test_pieces_are_the_tokens_and_add_up_to_the_text(tmp_path):

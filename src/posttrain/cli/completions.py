@@ -25,16 +25,16 @@ def lines(groups: Iterable[Group], rubric: Rubric, **about: Any) -> list[dict[st
             "sample": number,
             "prompt": group.task.prompt,
             **({"columns": group.task.columns} if number == 0 else {}),
-            "completion": rollout.text,
-            **({} if rollout.messages is None else {"messages": rollout.messages}),
-            "right": rubric.is_right(rollout),
-            "reward": rollout.reward,
-            "scores": rollout.scores,
-            "truncated": rollout.is_truncated,
-            "tokens": len(rollout.token_ids),
+            "completion": completion.text,
+            **({} if completion.messages is None else {"messages": completion.messages}),
+            "right": rubric.is_right(completion),
+            "reward": completion.reward,
+            "scores": completion.scores,
+            "truncated": completion.is_truncated,
+            "tokens": len(completion.token_ids),
         }
         for group in groups
-        for number, rollout in enumerate(group.rollouts)
+        for number, completion in enumerate(group.completions)
     ]
 
 

@@ -24,7 +24,7 @@ from posttrain.data.sources import load_rows
 from posttrain.errors import UserError, did_you_mean
 from posttrain.io import read_json
 from posttrain.rewards.rubric import Rubric
-from posttrain.types import Group, Rollout, Sampling, Task
+from posttrain.types import Completion, Group, Sampling, Task
 
 if TYPE_CHECKING:
     from posttrain.envs import Environment
@@ -234,7 +234,7 @@ def _lines(model: str, given: Answers, rubric: Rubric) -> list[dict[str, Any]]:
     return lines(given.greedy, rubric, model=model, drawn="greedy") + lines(given.sampled, rubric, model=model, drawn="sampled")
 
 
-def complete(target: str, text: str, system: str | None, n: int, sampling: Sampling, seed: int) -> list[Rollout]:
+def complete(target: str, text: str, system: str | None, n: int, sampling: Sampling, seed: int) -> list[Completion]:
     """n completions of one prompt; a conversation where the tokenizer has a chat template."""
     from posttrain.models.load import load_tokenizer
     from posttrain.policy import Policy
@@ -245,7 +245,7 @@ def complete(target: str, text: str, system: str | None, n: int, sampling: Sampl
         raise UserError(f"{target} has no chat template, so there is no place for --system; put it into the prompt")
     messages = [{"role": "system", "content": system}] if system else []
     prompt = [*messages, {"role": "user", "content": text}] if tokenizer.chat_template else text
-    return Policy(_load(name, None), tokenizer).sample(prompt, n=n, seed=seed, **asdict(sampling))[0].rollouts
+    return Policy(_load(name, None), tokenizer).sample(prompt, n=n, seed=seed, **asdict(sampling))[0].completions
 
 
 def _load(name: str, recipe: Recipe | None) -> Any:

@@ -38,17 +38,17 @@ class Answers:
 
 def summary(given: Answers, rubric: Rubric) -> dict[str, Any]:
     """The figures of one model. `accuracy`, `interval` and `right` are there only if some reward decides and some answer could be judged."""
-    rollouts = [group.rollouts[0] for group in given.greedy]
-    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    completions = [group.completions[0] for group in given.greedy]
+    rewards = [completion.reward for completion in completions if completion.reward is not None]
     result: dict[str, Any] = {
-        "questions": len(rollouts),
-        "truncated": sum(rollout.is_truncated for rollout in rollouts) / len(rollouts),
+        "questions": len(completions),
+        "truncated": sum(completion.is_truncated for completion in completions) / len(completions),
         "mean_reward": sum(rewards) / len(rewards) if rewards else None,
-        "unscored": len(rollouts) - len(rewards),
+        "unscored": len(completions) - len(rewards),
     }
     if rubric.can_decide():
         judged = [right for group in given.greedy for right in verdicts(group, rubric)]
-        result["unjudged"] = len(rollouts) - len(judged)
+        result["unjudged"] = len(completions) - len(judged)
         if judged:
             accuracy = wilson(sum(judged), len(judged))
             result |= {"accuracy": accuracy.value, "interval": [accuracy.low, accuracy.high], "right": accuracy.right}
@@ -60,12 +60,12 @@ def summary(given: Answers, rubric: Rubric) -> dict[str, Any]:
 
 
 def _sampled(groups: list[Group], rubric: Rubric) -> dict[str, Any]:
-    n, rollouts = len(groups[0].rollouts), [rollout for group in groups for rollout in group.rollouts]
-    truncated = sum(rollout.is_truncated for rollout in rollouts) / len(rollouts)
-    result: dict[str, Any] = {"completions": n, "answers": len(rollouts), "truncated": truncated}
+    n, completions = len(groups[0].completions), [completion for group in groups for completion in group.completions]
+    truncated = sum(completion.is_truncated for completion in completions) / len(completions)
+    result: dict[str, Any] = {"completions": n, "answers": len(completions), "truncated": truncated}
     if rubric.can_decide():
         judged = [verdicts(group, rubric) for group in groups]
-        result |= {"unjudged": len(rollouts) - sum(map(len, judged)), "pass_at": {}}
+        result |= {"unjudged": len(completions) - sum(map(len, judged)), "pass_at": {}}
         for k in sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n}):
             if enough := [own for own in judged if len(own) >= k]:
                 chances = [pass_at_k(len(own), sum(own), k) for own in enough]
@@ -77,7 +77,7 @@ def _sampled(groups: list[Group], rubric: Rubric) -> dict[str, Any]:
 
 def verdicts(group: Group, rubric: Rubric) -> list[bool]:
     """Right or wrong, of the answers that could be judged."""
-    return [right for rollout in group.rollouts if (right := rubric.is_right(rollout)) is not None]
+    return [right for completion in group.completions if (right := rubric.is_right(completion)) is not None]
 
 
 def mean_rewards(groups: Sequence[Group]) -> list[float | None]:
@@ -107,7 +107,7 @@ def compared(before: Answers, after: Answers, rubric: Rubric) -> dict[str, Any]:
     Of the questions with an answer of both that could be judged (`paired`), or scored.
     """
     result: dict[str, Any] = {}
-    old, new = ([rubric.is_right(group.rollouts[0]) for group in given.greedy] for given in (before, after))
+    old, new = ([rubric.is_right(group.completions[0]) for group in given.greedy] for given in (before, after))
     if pairs := judged_in_both(old, new):
         result |= {"paired": len(pairs), "difference": as_list(paired_difference(old, new)), "p_value": mcnemar(old, new)}
         result |= {"gained": pairs.count((False, True)), "lost": pairs.count((True, False))}

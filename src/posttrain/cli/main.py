@@ -98,9 +98,11 @@ def sample(
         from posttrain.types import Sampling
 
         hide_progress_bars()
-        for rollout in complete(model, as_utf8(prompt), None if system is None else as_utf8(system), n, Sampling(max_new_tokens, temperature), seed):
-            text = shown(rollout.text) if sys.stdout.isatty() else rollout.text
-            typer.echo(text + ("" if not rollout.is_truncated else " [cut]"))  # a pipe gets what the model wrote
+        for completion in complete(
+            model, as_utf8(prompt), None if system is None else as_utf8(system), n, Sampling(max_new_tokens, temperature), seed
+        ):
+            text = shown(completion.text) if sys.stdout.isatty() else completion.text
+            typer.echo(text + ("" if not completion.is_truncated else " [cut]"))  # a pipe gets what the model wrote
 
 
 def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite: bool, dry_run: bool, watch: bool) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from posttrain.cli.recipe import Recipe
     from posttrain.evaluation import Estimate
     from posttrain.probe import Component, Probe
-    from posttrain.types import Group, Rollout
+    from posttrain.types import Completion, Group
 
 GROUPED = ("grpo", "rloo")  # trainers that compare the completions of a group
 SHOWN = 160  # characters of a completion
@@ -127,14 +127,14 @@ def as_mapping(found: Probe) -> dict[str, Any]:
     return {"can_work": found.can_work, "exit_code": found.exit_code, "verdict": found.verdict, **asdict(found)}
 
 
-def report(found: Probe, name: str, rows: int, samples: list[tuple[str, Rollout]]) -> list[str]:
+def report(found: Probe, name: str, rows: int, samples: list[tuple[str, Completion]]) -> list[str]:
     """The findings, a line each, the verdict last."""
-    size, rollout = found.num_generations, found.groups_per_rollout
+    size, of_rollout = found.num_generations, found.groups_per_rollout
     return [
         f"probe of {name}: {found.n} of {rows:,} prompts x {found.k} completions, {found.seconds:.1f} s",
         _row("right", [f"{'pass' if k == 1 else ''}@{k} {share(estimate)}" for k, estimate in found.pass_at.items()] or ["no reward of the rubric decides"]),
         _row(f"groups of {size}", [f"{share(found.signal[size])} with signal", *_dead(found)]),
-        _row("", [f"of {rollout} in a rollout: {_of(found.signal_per_rollout.low, rollout)} to {_of(found.signal_per_rollout.high, rollout)}"]),
+        _row("", [f"of {of_rollout} in a rollout: {_of(found.signal_per_rollout.low, of_rollout)} to {_of(found.signal_per_rollout.high, of_rollout)}"]),
         _row("signal by size", [f"{group} {estimate.value:.0%}" for group, estimate in found.signal.items()]),
         _row("num_generations", [_suggestion(found)]),
         _row("completions", [f"{found.completion_tokens:.0f} tokens", f"cut {share(found.truncated)}", f"ended {share(found.ended)}", *_form(found)]),
@@ -191,15 +191,15 @@ def _table(components: list[Component]) -> list[str]:
     ]
 
 
-def _shown(groups: list[Group]) -> list[tuple[str, Rollout]]:
+def _shown(groups: list[Group]) -> list[tuple[str, Completion]]:
     """The best and the worst completion of the group whose rewards differ most; a single one where no group has two different rewards."""
-    scored = [group for rollouts in groups if (group := [rollout for rollout in rollouts.rollouts if rollout.reward is not None])]
+    scored = [group for completions in groups if (group := [completion for completion in completions.completions if completion.reward is not None])]
     if not scored:
-        return [("one  ", groups[0].rollouts[0])]
+        return [("one  ", groups[0].completions[0])]
     group = max(scored, key=lambda group: _reward(max(group, key=_reward)) - _reward(min(group, key=_reward)))
     best, worst = max(group, key=_reward), min(group, key=_reward)
     return [("one  ", best)] if best.reward == worst.reward else [("best ", best), ("worst", worst)]
 
 
-def _reward(rollout: Rollout) -> float:
-    return rollout.reward if rollout.reward is not None else math.nan
+def _reward(completion: Completion) -> float:
+    return completion.reward if completion.reward is not None else math.nan

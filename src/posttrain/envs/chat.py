@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.envs.environment import Environment, as_messages
 from posttrain.errors import UserError, did_you_mean
-from posttrain.types import Env, Message, Rollout, Task
+from posttrain.types import Completion, Env, Message, Task
 
 
 def chat(respond: Callable[..., Any]) -> Environment:
@@ -34,8 +34,8 @@ class Chat(Env):
     def start(self) -> list[Message]:
         return self.opening
 
-    async def reply(self, rollout: Rollout) -> list[Message] | None:
-        answer = self.respond([*self.opening, *(rollout.messages or [])], **self.columns)
+    async def reply(self, completion: Completion) -> list[Message] | None:
+        answer = self.respond([*self.opening, *(completion.messages or [])], **self.columns)
         if inspect.isawaitable(answer):
             answer = await answer
         return [{"role": "user", "content": answer}] if isinstance(answer, str) else answer

@@ -14,7 +14,7 @@ from posttrain.envs.environment import Environment, as_messages
 from posttrain.envs.tools import COROUTINES, ToolEnv, tool_table
 from posttrain.errors import UserError
 from posttrain.event_loops import settled
-from posttrain.types import Message, Rollout, Task
+from posttrain.types import Completion, Message, Task
 
 _NOT_TOOLS = ("reset", "get_reward", "close")
 
@@ -68,13 +68,13 @@ class ObjectEnv(ToolEnv):
         messages[-1]["content"] = f"{messages[-1]['content']}{said}"
         return messages
 
-    async def finish(self, rollout: Rollout) -> None:  # type: ignore[override]
-        super().finish(rollout)
+    async def finish(self, completion: Completion) -> None:  # type: ignore[override]
+        super().finish(completion)
         try:
-            if rollout.turns and callable(getattr(self.instance, "get_reward", None)):
+            if completion.turns and callable(getattr(self.instance, "get_reward", None)):
                 reward = await _awaited(self.instance.get_reward())
                 if reward is not None:
-                    rollout.info["reward"] = float(reward)
+                    completion.info["reward"] = float(reward)
         finally:
             await _close(self.instance)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.types import Env, Message, Prompt, Rollout, Task
+from posttrain.types import Completion, Env, Message, Prompt, Task
 
 
 class Single(Env):
@@ -14,5 +14,5 @@ class Single(Env):
     def start(self) -> Prompt:
         return self.task.prompt
 
-    def reply(self, rollout: Rollout) -> list[Message] | None:
+    def reply(self, completion: Completion) -> list[Message] | None:
         return None

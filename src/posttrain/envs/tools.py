@@ -17,7 +17,7 @@ from typing import Any
 from posttrain.envs.environment import Environment, as_messages
 from posttrain.errors import UserError, did_you_mean
 from posttrain.event_loops import Outcome, UserLoop, in_thread, within
-from posttrain.types import Env, Message, Rollout, Task
+from posttrain.types import Completion, Env, Message, Task
 
 COROUTINES = UserLoop("posttrain-tools")  # where whatever is awaited of tools and their objects runs: what one opened, another can use
 MAX_CALLS = 16  # answered in one turn: a hostile turn may hold hundreds
@@ -111,9 +111,9 @@ class ToolEnv(Env):
     def start(self) -> list[Message]:
         return as_messages(self.task.prompt)
 
-    async def reply(self, rollout: Rollout) -> list[Message] | None:
-        assert rollout.messages is not None
-        said = rollout.messages[-1]
+    async def reply(self, completion: Completion) -> list[Message] | None:
+        assert completion.messages is not None
+        said = completion.messages[-1]
         calls, malformed = said.get("tool_calls", []), said.get("malformed_calls", [])
         if not calls and not malformed:
             return None
@@ -126,8 +126,8 @@ class ToolEnv(Env):
             answers.append(self._failed(f"{left_out} further calls of this turn were not made: at most {MAX_CALLS} at once", "unknown", "call99999"))
         return answers
 
-    def finish(self, rollout: Rollout) -> None:
-        rollout.info |= {"tool_calls": float(self.calls), "tool_failures": float(self.failures)}
+    def finish(self, completion: Completion) -> None:
+        completion.info |= {"tool_calls": float(self.calls), "tool_failures": float(self.failures)}
 
     async def _answer(self, function: Mapping[str, Any], id: str) -> Message:
         name = function["name"]

@@ -73,7 +73,7 @@ def policy_terms(
     objective: Objective,
     options: PolicyOptions,
     ref_logps: Tensor | None = None,
-    sampling_logps: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     policy_mask: Tensor | None = None,
 ) -> Terms:
     """The loss of each token under `objective`. Only `logps` gets a gradient.
@@ -91,7 +91,7 @@ def policy_terms(
 
     loss = surrogate.loss * ratio.mask  # (B, T)
     if options.off_policy_mask_threshold is not None:
-        kept = near_policy(ratio, sampling_logps, advantages, options.off_policy_mask_threshold)  # (B, 1)
+        kept = near_policy(ratio, rollout_logps, advantages, options.off_policy_mask_threshold)  # (B, 1)
         loss = loss * kept
         metrics["off_policy_kept"] = Tally.of(kept, ratio.mask)
     if policy_mask is not None:
@@ -107,9 +107,9 @@ def policy_terms(
     return Terms(per_token=loss, metrics=metrics)
 
 
-def near_policy(ratio: Ratio, sampling_logps: Tensor | None, advantages: Tensor, threshold: float) -> Tensor:
+def near_policy(ratio: Ratio, rollout_logps: Tensor | None, advantages: Tensor, threshold: float) -> Tensor:
     """(B, 1) bool: keep good completions, and bad ones that the policy has not left behind (DeepSeek-V3.2's off-policy mask)."""
-    drift = -ratio.log_tokens if sampling_logps is None else (sampling_logps - ratio.logps).where(ratio.mask, ratio.logps.new_zeros(()))  # (B, T)
+    drift = -ratio.log_tokens if rollout_logps is None else (rollout_logps - ratio.logps).where(ratio.mask, ratio.logps.new_zeros(()))  # (B, T)
     return (advantages >= 0) | (masked_mean(drift.detach(), ratio.mask) <= threshold)
 
 

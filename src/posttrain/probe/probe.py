@@ -18,7 +18,7 @@ from posttrain.evaluation import Estimate, bootstrap, chance_of, chance_of_silen
 from posttrain.exam import PROBE_STEP, answers
 from posttrain.probe.advice import Check, Setting, checks
 from posttrain.rewards import Rubric
-from posttrain.types import Engine, Group, Rollout, Sampling, Task
+from posttrain.types import Completion, Engine, Group, Sampling, Task
 
 WORKS, HOPELESS, SOLVED = 0, 1, 3  # exit codes of the command; 2 is input that cannot work, as everywhere
 WEAK = 0.1  # below this share of groups with signal a run learns slowly
@@ -138,19 +138,21 @@ def judged(
     groups: list[Group], rubric: Rubric, sampling: Sampling, num_generations: int, groups_per_rollout: int, seconds: float, setting: Setting
 ) -> Probe:
     """The probe of groups that were sampled and scored, all with equally many completions."""
-    n, k = len(groups), len(groups[0].rollouts)
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    verdicts = [[rubric.is_right(rollout) is True for rollout in group.rollouts] for group in groups]
+    n, k = len(groups), len(groups[0].completions)
+    completions = [completion for group in groups for completion in group.completions]
+    verdicts = [[rubric.is_right(completion) is True for completion in group.completions] for group in groups]
     right = [sum(given) for given in verdicts] if rubric.can_decide() else None
     sizes = _sizes(k, num_generations)
     speaking = {size: [1 - chance_of_silence(group.rewards, size) for group in groups] for size in sizes if size > 1}
-    truncated = _share(groups, lambda rollout: rollout.is_truncated)
-    ended = _share(groups, lambda rollout: not rollout.is_truncated and rollout.token_ids[-1:] in [[stop] for stop in sampling.stop_token_ids])
-    prompt_tokens, completion_tokens = fmean(len(group.rollouts[0].prompt_ids) for group in groups), fmean(len(r.token_ids) for r in rollouts)
-    rewards = [rollout.reward for rollout in rollouts]
+    truncated = _share(groups, lambda completion: completion.is_truncated)
+    ended = _share(
+        groups, lambda completion: not completion.is_truncated and completion.token_ids[-1:] in [[stop] for stop in sampling.stop_token_ids]
+    )
+    prompt_tokens, completion_tokens = fmean(len(group.completions[0].prompt_ids) for group in groups), fmean(len(r.token_ids) for r in completions)
+    rewards = [completion.reward for completion in completions]
     signal = {size: _over_prompts(values) for size, values in speaking.items()}
     components = [
-        component(name, weight, [rollout.scores[name] for rollout in rollouts], reward.range)
+        component(name, weight, [completion.scores[name] for completion in completions], reward.range)
         for name, weight, reward in zip(rubric.names, rubric.weights, rubric.rewards, strict=True)
     ]
     return Probe(
@@ -195,9 +197,9 @@ def _sizes(k: int, num_generations: int) -> list[int]:
     return sorted({1, k, num_generations} | {2**power for power in range(k.bit_length()) if 2**power <= k})
 
 
-def _share(groups: list[Group], holds: Callable[[Rollout], bool]) -> Estimate:
+def _share(groups: list[Group], holds: Callable[[Completion], bool]) -> Estimate:
     """The share of completions for which something holds."""
-    return _over_prompts([fmean(holds(rollout) for rollout in group.rollouts) for group in groups])
+    return _over_prompts([fmean(holds(completion) for completion in group.completions) for group in groups])
 
 
 def _over_prompts(values: list[float]) -> Estimate:
@@ -212,4 +214,4 @@ def _form(groups: list[Group], rubric: Rubric) -> Estimate | None:
     tops = {
         name: reward.range[1] for name, reward in zip(rubric.names, rubric.rewards, strict=True) if reward.range is not None and not reward.decides
     }
-    return _share(groups, lambda rollout: all(rollout.scores[name] == top for name, top in tops.items())) if tops else None
+    return _share(groups, lambda completion: all(completion.scores[name] == top for name, top in tops.items())) if tops else None

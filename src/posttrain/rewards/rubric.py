@@ -1,4 +1,4 @@
-"""A rubric: small rewards stacked with weights. It fills `rollout.scores` (unweighted) and `rollout.reward` (the
+"""A rubric: small rewards stacked with weights. It fills `completion.scores` (unweighted) and `completion.reward` (the
 weighted total).
 
 It knows nothing of advantages or losses. A completion that no reward could score has reward None, not 0. A reward with
@@ -17,7 +17,7 @@ from posttrain.rewards.failures import BASE, POLICY_KEYS, Failure, FailurePolicy
 from posttrain.rewards.loading import load_reward, preset_names
 from posttrain.rewards.reward import RewardFunction, as_reward, checked_weight
 from posttrain.rewards.scoring import Executors, Report, Scoring
-from posttrain.types import Group, Rollout
+from posttrain.types import Completion, Group
 
 Scorer = Union[Callable[..., Any], RewardFunction, "Rubric", str]
 
@@ -144,13 +144,13 @@ class Rubric:
         """Waits for the scores and writes them into every rollout. One over which its environment broke, or a reward
         that is no monitor, has reward None: a part of its total says nothing."""
         scores, report = batch.finish(groups)  # [reward][N]
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        for rollout, *given in zip(rollouts, *scores, strict=True):
-            rollout.scores = {name: None if isinstance(score, Failure) else score for name, score in zip(self.names, given, strict=True)}
+        completions = [completion for group in groups for completion in group.completions]
+        for completion, *given in zip(completions, *scores, strict=True):
+            completion.scores = {name: None if isinstance(score, Failure) else score for name, score in zip(self.names, given, strict=True)}
             parts = [score for score, weight in zip(given, self.weights, strict=True) if weight]
-            how = [rollout.broken] if rollout.broken is not None else [score.message for score in parts if isinstance(score, Failure)]
+            how = [completion.broken] if completion.broken is not None else [score.message for score in parts if isinstance(score, Failure)]
             report.broken += how[:1]
-            rollout.reward = None if how else self.total(rollout.scores)
+            completion.reward = None if how else self.total(completion.scores)
         return report
 
     def close(self) -> None:
@@ -168,13 +168,13 @@ class Rubric:
     def can_decide(self) -> bool:
         return any(reward.decides for reward in self.rewards)
 
-    def is_right(self, rollout: Rollout) -> bool | None:
+    def is_right(self, completion: Completion) -> bool | None:
         """Full marks from every reward that decides right or wrong; None when one of them could not score, the
         environment broke, or none decides."""
         marks = [
-            (rollout.scores[name], reward.range) for reward, name in zip(self.rewards, self.names, strict=True) if reward.decides and reward.range
+            (completion.scores[name], reward.range) for reward, name in zip(self.rewards, self.names, strict=True) if reward.decides and reward.range
         ]
-        if not marks or rollout.broken is not None or any(score is None for score, _ in marks):
+        if not marks or completion.broken is not None or any(score is None for score, _ in marks):
             return None
         return all(score == top for score, (_, top) in marks)
 

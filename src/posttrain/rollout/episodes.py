@@ -15,7 +15,7 @@ from typing import Any, Protocol, SupportsFloat
 
 from posttrain.errors import EnvError, UserError
 from posttrain.event_loops import settled
-from posttrain.types import Completion, Env, Message, Prompt, Request, Rollout, Sampling, StopReason, Task
+from posttrain.types import Completion, Env, Message, Prompt, Request, RequestOutput, Sampling, StopReason, Task
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a row: they go to the chat template
 GIVE_UP_SECONDS = 10.0  # that environments may take to let go of what they hold once training ends
@@ -67,29 +67,29 @@ class Episode:
         self._turn: list[int] = []  # tokens of the policy's latest turn
         self.chat = None if stage is None else stage.chat_of(task)
         has_messages = env is not None or not isinstance(task.prompt, str)
-        self.rollout = Rollout(list(prompt_ids), [], [], [], [], StopReason.LENGTH, "", [] if has_messages else None, turns=0)
+        self.completion = Completion(list(prompt_ids), [], [], [], [], StopReason.LENGTH, "", [] if has_messages else None, turns=0)
         if stage is not None and stage.max_turns is not None:
-            self.rollout.info["out_of_turns"] = 0.0
+            self.completion.info["out_of_turns"] = 0.0
 
     def request(self, id: int) -> Request:
         """The policy's next turn. Only the turn's number changes in the key of its random numbers."""
-        room = self.sampling.max_new_tokens - len(self.rollout.token_ids)
+        room = self.sampling.max_new_tokens - len(self.completion.token_ids)
         if self.stage is not None and self.stage.max_turn_tokens is not None:
             room = min(room, self.stage.max_turn_tokens)
-        turn = self.rollout.turns
+        turn = self.completion.turns
         sampling = self.sampling if room == self.sampling.max_new_tokens else replace(self.sampling, max_new_tokens=room)
-        return Request(id, (*self.rollout.prompt_ids, *self.rollout.token_ids), sampling, (*self.key, turn))
+        return Request(id, (*self.completion.prompt_ids, *self.completion.token_ids), sampling, (*self.key, turn))
 
-    def hear(self, completion: Completion, decode: Callable[[list[int]], str]) -> None:
+    def hear(self, output: RequestOutput, decode: Callable[[list[int]], str]) -> None:
         """The policy's turn. One that was cut ends the episode: half a sentence is no move."""
-        rollout, ids = self.rollout, completion.token_ids
-        self._extend(ids, True, completion.logprobs, completion.sampled_logprobs)
-        rollout.text, rollout.stop, rollout.policy_version = decode(ids), completion.stop, completion.policy_version
-        rollout.turns += 1
-        if rollout.messages is not None:
-            said = {"role": "assistant", "content": rollout.text} if self.chat is None else self.chat.message(ids)
-            rollout.messages.append(said)
-        self.is_over = self.env is None or rollout.is_truncated
+        completion, ids = self.completion, output.token_ids
+        self._extend(ids, True, output.logps, output.sampled_logps)
+        completion.text, completion.stop, completion.policy_version = decode(ids), output.stop, output.policy_version
+        completion.turns += 1
+        if completion.messages is not None:
+            said = {"role": "assistant", "content": completion.text} if self.chat is None else self.chat.message(ids)
+            completion.messages.append(said)
+        self.is_over = self.env is None or completion.is_truncated
         self._turn = ids
 
     def answer(self, messages: Any) -> None:
@@ -98,50 +98,50 @@ class Episode:
         An EnvError is the answer of an environment that broke.
         """
         assert self.stage is not None
-        rollout = self.rollout
+        completion = self.completion
         if messages is None:
             self.is_over = True
             return
         if (problem := messages if isinstance(messages, EnvError) else self._problem(messages)) is not None:
             self.fail(problem)
             return
-        if self.stage.max_turns is not None and rollout.turns >= self.stage.max_turns:
+        if self.stage.max_turns is not None and completion.turns >= self.stage.max_turns:
             self.is_over = True
-            rollout.info["out_of_turns"] = 1.0
+            completion.info["out_of_turns"] = 1.0
             return
         assert self.chat is not None
         ids = self.chat.between(self._turn, messages)
-        if len(rollout.token_ids) + len(ids) >= self.sampling.max_new_tokens:
-            self.is_over, rollout.stop = True, StopReason.LENGTH
+        if len(completion.token_ids) + len(ids) >= self.sampling.max_new_tokens:
+            self.is_over, completion.stop = True, StopReason.LENGTH
             return
-        assert rollout.messages is not None
-        rollout.messages.extend(messages)
+        assert completion.messages is not None
+        completion.messages.extend(messages)
         nothing = [0.0] * len(ids)
         self._extend(ids, False, nothing, nothing)
 
-    def _extend(self, ids: list[int], sampled: bool, logprobs: list[float], sampled_logprobs: list[float]) -> None:
-        self.rollout.token_ids.extend(ids)
-        self.rollout.sampled.extend([sampled] * len(ids))
-        self.rollout.logprobs.extend(logprobs)
-        self.rollout.sampled_logprobs.extend(sampled_logprobs)
+    def _extend(self, ids: list[int], sampled: bool, logps: list[float], sampled_logps: list[float]) -> None:
+        self.completion.token_ids.extend(ids)
+        self.completion.sampled.extend([sampled] * len(ids))
+        self.completion.logps.extend(logps)
+        self.completion.sampled_logps.extend(sampled_logps)
 
     def reply(self) -> Any:
         assert self.env is not None
-        return self.env.reply(self.rollout)
+        return self.env.reply(self.completion)
 
     def finish(self) -> Any:
         assert self.env is not None
         self.is_let_go = True
-        return self.env.finish(self.rollout)
+        return self.env.finish(self.completion)
 
     def end(self, finished: Any) -> None:
         """The environment let go, with an EnvError where it broke over that. What it reports is made plain numbers."""
         if isinstance(finished, EnvError):
             self.fail(finished)
-        said, self.rollout.info = self.rollout.info, {}
+        said, self.completion.info = self.completion.info, {}
         for name, value in said.items():
             if (number := _number(value)) is not None:
-                self.rollout.info[name] = number
+                self.completion.info[name] = number
             else:
                 self.fail(EnvError(f"{self.name} reports {name}={str(value)[:80]!r} for prompt {self.task.id}; rollout.info holds numbers only"))
 
@@ -151,7 +151,7 @@ class Episode:
         if self.stage.on_error == "stop":
             raise error
         trace = "" if error.__cause__ is None else "".join(traceback.format_exception(error.__cause__))
-        self.is_over, self.rollout.broken = True, self.rollout.broken or f"{error}\n{trace}".rstrip()
+        self.is_over, self.completion.broken = True, self.completion.broken or f"{error}\n{trace}".rstrip()
 
     def _problem(self, messages: Any) -> EnvError | None:
         is_list = isinstance(messages, list) and messages
@@ -183,9 +183,9 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def unplayed() -> Rollout:
+def unplayed() -> Completion:
     """What an environment is finished with that nobody plays in: there is nothing to be paid for."""
-    return Rollout([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
+    return Completion([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
 
 
 def let_go(envs: Iterable[Env]) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from posttrain.rollout.stopping import check_sampling, stop_reason
-from posttrain.types import Completion, Request, Sampling, StopReason
+from posttrain.types import Request, RequestOutput, Sampling, StopReason
 
 
 class HFEngine:
@@ -53,7 +53,7 @@ class HFEngine:
         self._waiting.append(request)
 
     @torch.no_grad()
-    def step(self) -> list[Completion]:
+    def step(self) -> list[RequestOutput]:
         """Draw a whole batch to its end."""
         if not self._waiting:
             return []
@@ -68,7 +68,7 @@ class HFEngine:
             completions = self._generate(batch, sampling, device)
         return sorted(completions, key=lambda completion: completion.request_id)
 
-    def _generate(self, batch: list[Request], sampling: Sampling, device: torch.device) -> list[Completion]:
+    def _generate(self, batch: list[Request], sampling: Sampling, device: torch.device) -> list[RequestOutput]:
         longest = max(len(request.prompt_ids) for request in batch)
         pads = [longest - len(request.prompt_ids) for request in batch]
         input_ids = torch.tensor([[0] * pad + list(request.prompt_ids) for pad, request in zip(pads, batch, strict=True)], device=device)  # (B, P)
@@ -81,21 +81,19 @@ class HFEngine:
         )
         token_ids = output.sequences[:, longest:]  # (B, R)
         full = torch.stack(output.logits, dim=1).float() / (sampling.temperature or 1.0)  # (B, R, V)
-        logprobs = _of(full, token_ids).tolist()
+        logps = _of(full, token_ids).tolist()
         greedy = sampling.temperature == 0
         sampled = torch.zeros_like(token_ids).tolist() if greedy else _of(torch.stack(output.scores, dim=1).float(), token_ids).tolist()
-        return [self._completion(request, *row) for request, *row in zip(batch, token_ids.tolist(), logprobs, sampled, strict=True)]
+        return [self._completion(request, *row) for request, *row in zip(batch, token_ids.tolist(), logps, sampled, strict=True)]
 
-    def _completion(self, request: Request, token_ids: list[int], logprobs: list[float], sampled_logprobs: list[float]) -> Completion:
+    def _completion(self, request: Request, token_ids: list[int], logps: list[float], sampled_logps: list[float]) -> RequestOutput:
         """Cut a padded row where its own stop condition was met."""
         for length in range(1, len(token_ids) + 1):
             stop = stop_reason(token_ids[:length], request.sampling, self.tokenizer)
             if stop is not None:
-                return Completion(
-                    request.id, token_ids[:length], logprobs[:length], [float(x) for x in sampled_logprobs[:length]], stop, self._version
-                )
+                return RequestOutput(request.id, token_ids[:length], logps[:length], [float(x) for x in sampled_logps[:length]], stop, self._version)
         # generate's reading of a stop string may end a batch where the tokens' text, read from the start, does not hold it
-        return Completion(request.id, token_ids, logprobs, [float(x) for x in sampled_logprobs], StopReason.STOP, self._version)
+        return RequestOutput(request.id, token_ids, logps, [float(x) for x in sampled_logps], StopReason.STOP, self._version)
 
 
 def _of(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

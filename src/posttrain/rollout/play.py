@@ -13,7 +13,7 @@ from typing import Any
 from posttrain.event_loops import settled
 from posttrain.rollout.episodes import Episode, Stage, broke, let_go, opened
 from posttrain.rollout.local.engine import LocalEngine
-from posttrain.types import Completion, Engine, Group, Request, Sampling, Task
+from posttrain.types import Engine, Group, Request, RequestOutput, Sampling, Task
 
 
 def play(
@@ -33,7 +33,7 @@ def play(
 
     decode: token ids to text without special tokens. on_group: called with each group as soon as its last completion is there, in the order
     in which groups finish; rewards can start then. stage: environments that answer the policy, and that say what the prompts are: then
-    `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless the stage drops such episodes (`Rollout.broken`). Every
+    `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless the stage drops such episodes (`Completion.broken`). Every
     environment is finished once, whatever is raised.
     """
     left = [num_generations] * len(tasks)  # episodes of each group that go on
@@ -44,7 +44,7 @@ def play(
             left[position] -= 1
             if not left[position]:
                 members = episodes[position * num_generations : (position + 1) * num_generations]
-                group = groups[position] = Group(tasks[position], [episode.rollout for episode in members])
+                group = groups[position] = Group(tasks[position], [episode.completion for episode in members])
                 if on_group is not None:
                     on_group(group)
     return [group for group in groups if group is not None]
@@ -86,7 +86,7 @@ def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]
             episode.end(finished)
         for number in sorted(spoken.keys() - set(over)):
             episode = episodes[number]
-            engine.submit(episode.request(episode.rollout.turns * len(episodes) + number))  # an id that no other turn has
+            engine.submit(episode.request(episode.completion.turns * len(episodes) + number))  # an id that no other turn has
         running -= len(over)
         yield from over
 
@@ -105,7 +105,7 @@ def _called(episodes: list[Episode], method: str) -> list[Any]:
     ]
 
 
-def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
+def run(engine: Engine, requests: Iterable[Request]) -> Iterator[RequestOutput]:
     """Submit all requests, then yield completions as they finish."""
     pending = set()
     for request in requests:
@@ -126,7 +126,7 @@ def generate(
     engine: Engine | None = None,
     num_generations: int = 1,
     seed: int = 0,
-) -> list[list[Completion]]:
+) -> list[list[RequestOutput]]:
     """`num_generations` completions of each tokenized prompt, in order, outside of any training. engine: None makes a local one."""
     engine = engine or LocalEngine(tokenizer)
     requests = [

@@ -28,17 +28,17 @@ from posttrain.secrets import redacted, redacted_message
 from posttrain.tracking.blobs import pack_floats, pack_halves, pack_ids
 from posttrain.tracking.lock import WriterLock, is_refused
 from posttrain.tracking.schema import SCHEMA, STEP_COLUMN, UPGRADES, VERSION
-from posttrain.types import Group, Rollout
+from posttrain.types import Completion, Group
 
 SPARSE = 50
 
 
-class RolloutKey(NamedTuple):
+class CompletionKey(NamedTuple):
     """Where a rollout stands: the step that collected it, its group in that step, its number in the group."""
 
     step: int
     group: int
-    rollout: int
+    completion: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CollectedGroup:
 class TokenDetail:
     """What one update saw at each of the R tokens of a rollout. None: not computed."""
 
-    key: RolloutKey
+    key: CompletionKey
     logps: Sequence[float]  # [R] under the policy being updated
     ratio: Sequence[float] | None  # [R]
     entropy: Sequence[float] | None  # [R]
@@ -191,23 +191,23 @@ class RunStore:
         scored = [reward for reward in group.rewards if reward is not None]
         mean = fmean(scored) if scored else None
         std = stdev(scored) if len(scored) > 1 else None
-        row = (step, number, group.task.id, encodable(collected.prompt), len(group.rollouts), mean, std)
+        row = (step, number, group.task.id, encodable(collected.prompt), len(group.completions), mean, std)
         db.execute("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        pairs = zip(group.rollouts, collected.advantages, strict=True)
-        rows = [(step, number, index, *_rollout_row(rollout, advantage)) for index, (rollout, advantage) in enumerate(pairs)]
+        pairs = zip(group.completions, collected.advantages, strict=True)
+        rows = [(step, number, index, *_rollout_row(completion, advantage)) for index, (completion, advantage) in enumerate(pairs)]
         db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         episodes = [
             (
                 step,
                 number,
                 index,
-                rollout.turns,
-                json.dumps(rollout.info),
-                json.dumps(rollout.messages, default=str),
-                json.dumps(_runs(rollout.sampled)),
+                completion.turns,
+                json.dumps(completion.info),
+                json.dumps(completion.messages, default=str),
+                json.dumps(_runs(completion.sampled)),
             )
-            for index, rollout in enumerate(group.rollouts)
-            if rollout.turns != 1 or rollout.info or not all(rollout.sampled)  # otherwise the text says it all
+            for index, completion in enumerate(group.completions)
+            if completion.turns != 1 or completion.info or not all(completion.sampled)  # otherwise the text says it all
         ]
         db.executemany("INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?)", episodes)
 
@@ -215,9 +215,9 @@ class RunStore:
     def _insert_tokens(db: sqlite3.Connection, record: StepRecord) -> int:
         """The bytes of all blobs written."""
         tokens = [
-            (record.step, number, index, pack_ids(rollout.token_ids), pack_floats(rollout.logprobs))
+            (record.step, number, index, pack_ids(completion.token_ids), pack_floats(completion.logps))
             for number, collected in enumerate(record.groups)
-            for index, rollout in enumerate(collected.group.rollouts)
+            for index, completion in enumerate(collected.group.completions)
         ]
         details = [
             (
@@ -252,6 +252,14 @@ def _runs(sampled: Sequence[bool]) -> list[int]:
     return runs
 
 
-def _rollout_row(rollout: Rollout, advantage: float) -> tuple[Any, ...]:
-    scores = json.dumps(rollout.scores)
-    return (rollout.reward, advantage, rollout.stop.value, rollout.policy_version, len(rollout.token_ids), scores, encodable(rollout.text))
+def _rollout_row(completion: Completion, advantage: float) -> tuple[Any, ...]:
+    scores = json.dumps(completion.scores)
+    return (
+        completion.reward,
+        advantage,
+        completion.stop.value,
+        completion.policy_version,
+        len(completion.token_ids),
+        scores,
+        encodable(completion.text),
+    )

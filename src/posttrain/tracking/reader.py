@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 from posttrain.io import mapping, parsed
 from posttrain.tracking.blobs import unpack_floats, unpack_halves, unpack_ids
 from posttrain.tracking.checked import CheckedStore
-from posttrain.tracking.events import RolloutKey
+from posttrain.tracking.events import CompletionKey
 from posttrain.tracking.schema import FILE_NAME
 from posttrain.tracking.typed import blob, counts, messages, optional, real, scores, text, whole
 
@@ -43,8 +43,8 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
-class RolloutRow:
-    key: RolloutKey
+class CompletionRow:
+    key: CompletionKey
     text: str
     stop: str  # a StopReason's value
     reward: float | None
@@ -81,7 +81,7 @@ class Tokens:
     """A rollout token by token: the engine's log-probs, then one entry per update that was recorded."""
 
     token_ids: list[int]
-    logprobs: list[float]
+    logps: list[float]
     updates: list[TokenUpdate]
 
 
@@ -169,15 +169,15 @@ class RunReader(CheckedStore):
     def groups(self, step: int) -> list[GroupRow]:
         return [GroupRow(*row) for row in self.rows(_GROUPS, (step,), kinds=_GROUP, most=MOST_GROUPS)]
 
-    def rollouts(self, step: int, group: int, characters: int | None = None) -> list[RolloutRow]:
+    def completions(self, step: int, group: int, characters: int | None = None) -> list[CompletionRow]:
         """`characters`: how many of them all texts together may have, each the same part; the rest is left out. None: all."""
         query = _ROLLOUTS
         if characters is not None:
             found = self.row("SELECT count(*) FROM rollouts WHERE step = ? AND grp = ?", (step, group), kinds=(whole,))
             query = _ROLLOUTS.replace("text,", f"substr(text, 1, {characters // max(found[0] if found else 1, 1)}),", 1)
-        return [RolloutRow(RolloutKey(*row[:3]), *row[3:]) for row in self.rows(query, (step, group), kinds=_ROLLOUT, most=MOST_COMPLETIONS)]
+        return [CompletionRow(CompletionKey(*row[:3]), *row[3:]) for row in self.rows(query, (step, group), kinds=_ROLLOUT, most=MOST_COMPLETIONS)]
 
-    def episode(self, key: RolloutKey) -> EpisodeRow | None:
+    def episode(self, key: CompletionKey) -> EpisodeRow | None:
         """None: one question with one answer, outside of any environment."""
         if self._version < 2:
             return None
@@ -186,7 +186,7 @@ class RunReader(CheckedStore):
         row = self.row(query, key, kinds=(whole, mapping, messages, optional(counts)))
         return None if row is None else EpisodeRow(*row)
 
-    def tokens(self, key: RolloutKey) -> Tokens | None:
+    def tokens(self, key: CompletionKey) -> Tokens | None:
         """None: the size cap left this rollout's tokens out."""
         row = self.row(_TOKENS, key, kinds=(blob, blob))
         if row is None:
@@ -202,7 +202,7 @@ class RunReader(CheckedStore):
         ]
         return Tokens(unpack_ids(row[0]), unpack_floats(row[1]), updates)
 
-    def size(self, key: RolloutKey) -> int:
+    def size(self, key: CompletionKey) -> int:
         """Bytes that `tokens` and `episode` would read."""
         parts = ["SELECT length(token_ids) + length(logprobs) FROM rollout_tokens"]
         parts.append("SELECT sum(length(logps) + 2 * coalesce(length(entropy), 0) + coalesce(length(kl), 0)) FROM token_details")

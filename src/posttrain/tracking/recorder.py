@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain import __version__
 from posttrain.io import write_whole
-from posttrain.tracking.events import CollectedGroup, RolloutKey, RunStore, StepRecord, TokenDetail
+from posttrain.tracking.events import CollectedGroup, CompletionKey, RunStore, StepRecord, TokenDetail
 from posttrain.tracking.schema import FILE_NAME, SUMMARY_NAME
 from posttrain.types import Group
 
@@ -56,14 +56,14 @@ class Recorder(TrainerCallback):
             self._record(step).vocabulary.update({token: say(token) for token in new})
             self._named |= new
 
-    def wants_tokens(self, key: RolloutKey) -> bool:
+    def wants_tokens(self, key: CompletionKey) -> bool:
         """Whether `tokens` would keep this rollout: lets the trainer skip the copy to the host."""
         return self._store is not None and key.group < self.token_groups
 
     def tokens(
         self,
         step: int,
-        key: RolloutKey,
+        key: CompletionKey,
         *,
         logps: Floats,
         ratio: Floats | None = None,
@@ -74,7 +74,7 @@ class Recorder(TrainerCallback):
         """What the update of `step` saw at each of the R tokens of the rollout collected as `key` (an earlier step's, when batches are reused)."""
         if self.wants_tokens(key):
             rest = [None if values is None else _floats(values) for values in (ratio, entropy, kl, advantage)]
-            detail = TokenDetail(RolloutKey(*key), _floats(logps), *rest)
+            detail = TokenDetail(CompletionKey(*key), _floats(logps), *rest)
             self._record(step).details.append(detail)
 
     def forget_tokens(self, step: int) -> None:

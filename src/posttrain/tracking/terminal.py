@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from posttrain.characters import spelled, visible
 from posttrain.tracking.advice import Advisor
 from posttrain.tracking.lines import Words, by_data_set, duration, is_worth_a_line, joined, line, words
-from posttrain.types import Rollout
+from posttrain.types import Completion
 
 SHOWN = 400  # characters of a completion that `samples` prints
 
@@ -74,12 +74,12 @@ class TerminalView(TrainerCallback):
             if text is not None:
                 self._print(Text(visible(text), style="bold"))
 
-    def samples(self, prompt: str, rollouts: Sequence[Rollout]) -> None:
+    def samples(self, prompt: str, completions: Sequence[Completion]) -> None:
         """One prompt and its completions, best first; each on one line, control characters written out."""
         self._print(Text.assemble(("prompt  ", "dim"), _cut(prompt)))
-        for rollout in sorted(rollouts, key=lambda rollout: float("-inf") if rollout.reward is None else rollout.reward, reverse=True):
-            reward = "    n/a" if rollout.reward is None else f"{rollout.reward:+7.2f}"
-            self._print(Text.assemble((f"{reward}  ", "bold"), _cut(rollout.text), ("  [cut]" if rollout.is_truncated else "", "dim")))
+        for completion in sorted(completions, key=lambda completion: float("-inf") if completion.reward is None else completion.reward, reverse=True):
+            reward = "    n/a" if completion.reward is None else f"{completion.reward:+7.2f}"
+            self._print(Text.assemble((f"{reward}  ", "bold"), _cut(completion.text), ("  [cut]" if completion.is_truncated else "", "dim")))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.close()

@@ -28,7 +28,7 @@ from posttrain.trainers.grpo_config import GRPOConfig
 from posttrain.trainers.online.environment import as_environment
 from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
 from posttrain.trainers.online.trainer import OnlineTrainer
-from posttrain.types import Group, Rollout
+from posttrain.types import Completion, Group
 
 __all__ = ["GRPOConfig", "GRPOTrainer"]
 
@@ -120,7 +120,7 @@ class GRPOTrainer(OnlineTrainer):
 
     def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
         mask_truncated = self.args.mask_truncated_completions
-        rows = rows_of(groups, lambda rollout: not (mask_truncated and rollout.is_truncated))
+        rows = rows_of(groups, lambda completion: not (mask_truncated and completion.is_truncated))
         self.freeze(rows, old=not self.args.on_policy or (self.kl_in_reward and self.reference is not None))
         lengths = self._compare(groups, rows)
         if self.args.on_policy:
@@ -132,7 +132,7 @@ class GRPOTrainer(OnlineTrainer):
     def _compare(self, groups: list[tuple[int, Group]], rows: list[Row]) -> list[list[int]]:
         """Set every row's advantage, from the scores of all processes; return all groups' trained lengths."""
         names, weights = list(self.rubric.names), list(self.rubric.weights)
-        scores = {(number, i): _scores_of(rollout, names) for number, group in groups for i, rollout in enumerate(group.rollouts)}
+        scores = {(number, i): _scores_of(completion, names) for number, group in groups for i, completion in enumerate(group.completions)}
         if self.kl_in_reward and self.args.beta:
             weights.append(-self.args.beta)  # one more reward, so that the penalty is inside the group's baseline
             for row in rows:
@@ -234,9 +234,9 @@ class GRPOTrainer(OnlineTrainer):
         self._entropy_of_step = state["entropy_of_step"]
 
 
-def _scores_of(rollout: Rollout, names: list[str]) -> list[float | None]:
+def _scores_of(completion: Completion, names: list[str]) -> list[float | None]:
     """None throughout where a reward broke: a total without its part would not compare with the others of the group."""
-    return [rollout.scores[name] if rollout.reward is not None else None for name in names]
+    return [completion.scores[name] if completion.reward is not None else None for name in names]
 
 
 def _k1_of(row: Row) -> float:

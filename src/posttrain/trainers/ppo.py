@@ -38,7 +38,7 @@ from posttrain.trainers.online.environment import as_environment
 from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, gathered, rows_of
 from posttrain.trainers.online.trainer import OnlineTrainer
 from posttrain.trainers.ppo_config import PPOConfig
-from posttrain.types import Group, Rollout
+from posttrain.types import Completion, Group
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
@@ -159,12 +159,12 @@ class PPOTrainer(OnlineTrainer):
     # A rollout becomes rows
 
     def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
-        rollouts = [rollout for _, group in groups for rollout in group.rollouts]
-        rows = rows_of(groups, lambda rollout: rollout.reward is not None)
+        completions = [completion for _, group in groups for completion in group.completions]
+        rows = rows_of(groups, lambda completion: completion.reward is not None)
         with self.metrics.timed("time/freeze"):
             self.freeze(rows, old=False)
             last_values = self._freeze_policy(rows)
-        self._credit(rows, rollouts, last_values)
+        self._credit(rows, completions, last_values)
         _, _, lengths = gathered(rows, [None] * len(rows), self.args.device)
         if self.args.on_policy:
             for row in rows:
@@ -172,15 +172,15 @@ class PPOTrainer(OnlineTrainer):
         self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
         return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
 
-    def _credit(self, rows: list[Row], rollouts: list[Rollout], last_values: list[float]) -> None:
+    def _credit(self, rows: list[Row], completions: list[Completion], last_values: list[float]) -> None:
         """Advantages and returns of every token. float64; what is whitened is whitened over all processes."""
         args = self.args
         T = max((len(row.token_ids) for row in rows), default=0)
         mask = _table([row.trained for row in rows], T).bool()  # (B, T)
         values = _table([row.old_values or [] for row in rows], T)
-        scores = torch.tensor([self._score_of(rollout) for rollout in rollouts], dtype=torch.float64)  # (B,)
+        scores = torch.tensor([self._score_of(completion) for completion in completions], dtype=torch.float64)  # (B,)
         final = torch.tensor(last_values, dtype=torch.float64)
-        goes_on = torch.tensor([args.bootstrap_truncated and rollout.is_truncated for rollout in rollouts], dtype=torch.bool)
+        goes_on = torch.tensor([args.bootstrap_truncated and completion.is_truncated for completion in completions], dtype=torch.bool)
         kl = torch.zeros_like(values)
         if self.reference is not None:
             kl = KL_ESTIMATORS[args.kl_estimator](_table([row.old_logps or [] for row in rows], T), _table([row.ref_logps or [] for row in rows], T))
@@ -195,9 +195,9 @@ class PPOTrainer(OnlineTrainer):
             row.token_advantages, row.returns = ours[: len(row.token_ids)], theirs[: len(row.token_ids)]
             row.advantage = sum(row.token_advantages) / max(row.length, 1)  # for the record; the update reads those of the tokens
 
-    def _score_of(self, rollout: Rollout) -> float:
+    def _score_of(self, completion: Completion) -> float:
         penalty = self.args.missing_eos_penalty or 0.0
-        return (rollout.reward or 0.0) - (penalty if rollout.is_truncated else 0.0)
+        return (completion.reward or 0.0) - (penalty if completion.is_truncated else 0.0)
 
     def _moments(self, values: torch.Tensor, mask: torch.Tensor) -> Moments:
         return Moments.of(gather_json(sums(values, mask), self.args.device))

@@ -109,9 +109,9 @@ class RLOOTrainer(OnlineTrainer):
         self.use_reference(needed=self.args.beta != 0)
 
     def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
-        rows = rows_of(groups, lambda rollout: not (self.args.mask_truncated_completions and rollout.is_truncated))
+        rows = rows_of(groups, lambda completion: not (self.args.mask_truncated_completions and completion.is_truncated))
         self.freeze(rows, old=not self.args.on_policy or self.reference is not None)
-        given = [rollout.reward for _, group in groups for rollout in group.rollouts]
+        given = [completion.reward for _, group in groups for completion in group.completions]
         rewards = [None if reward is None else self._held(reward) - self._distance(row) for reward, row in zip(given, rows, strict=True)]
         everyone, places, lengths = gathered(rows, rewards, self.args.device)
         table = torch.tensor([torch.nan if reward is None else reward for reward in everyone], dtype=torch.float64)

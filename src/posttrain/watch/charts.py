@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from posttrain.characters import visible
-from posttrain.tracking.reader import Point, RolloutRow
+from posttrain.tracking.reader import CompletionRow, Point
 from posttrain.watch.curves import Run
 from posttrain.watch.panels import Chart, Curve
 
@@ -155,7 +155,7 @@ def _marks(run: Run) -> Option:
     return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": [{"xAxis": step} for step in steps]}
 
 
-def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None) -> Option:
+def comparison(rows: Sequence[CompletionRow], mean: float | None, std: float | None) -> Option:
     """A group against itself: every completion at its reward, the mean as a line, one deviation to both sides as a band.
 
     It names everything, also what is not there: a chart that is given the options of another group keeps what they do not name.
@@ -163,9 +163,9 @@ def comparison(rows: Sequence[RolloutRow], mean: float | None, std: float | None
     scored = [(row, row.reward) for row in rows if row.reward is not None]
     frame = _frame([], [], "")
     axis = {"axisLabel": {"color": GREY, "fontSize": 11}, "axisTick": {"show": False}, "axisLine": {"show": False}}
-    frame["xAxis"] = {"type": "category", "data": [f"#{row.key.rollout}" for row, _ in scored], **axis}
+    frame["xAxis"] = {"type": "category", "data": [f"#{row.key.completion}" for row, _ in scored], **axis}
     frame["tooltip"]["trigger"] = "item"
-    data = [{"value": [f"#{row.key.rollout}", _short(reward)], "itemStyle": {"color": sign_colour(row.advantage)}} for row, reward in scored]
+    data = [{"value": [f"#{row.key.completion}", _short(reward)], "itemStyle": {"color": sign_colour(row.advantage)}} for row, reward in scored]
     points: Option = {"type": "scatter", "name": "reward", "data": data, "symbolSize": 13, "markLine": {"data": []}, "markArea": {"data": []}}
     least = most = round_ends = None
     if mean is not None:

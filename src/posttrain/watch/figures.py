@@ -66,7 +66,7 @@ def table(story: Story) -> list[list[str]]:
         scores = [said(row.scores.get(name)) for name in story.components]
         rows.append(
             [
-                f"#{row.key.rollout}",
+                f"#{row.key.completion}",
                 *scores,
                 said(row.reward),
                 f"{row.advantage:+.2f}",

@@ -18,7 +18,7 @@ from posttrain.tracking.reader import GroupRow
 from posttrain.watch.charts import comparison
 from posttrain.watch.curves import Run
 from posttrain.watch.group_view import draw_completion, draw_stage, draw_table, in_short
-from posttrain.watch.story import Completion, Story, tell, trust_of
+from posttrain.watch.story import Story, ToldCompletion, tell, trust_of
 from posttrain.watch.tokens import MODES, pieces
 
 FIRST = 8  # completions that are shown until all are asked for: the best and the worst
@@ -283,7 +283,7 @@ class GroupPage:
         self._draw_group()
 
 
-def best_and_worst(completions: list[Completion], count: int) -> list[Completion]:
+def best_and_worst(completions: list[ToldCompletion], count: int) -> list[ToldCompletion]:
     """From both ends of a list that begins with the best: what a group learns from is their difference."""
     return completions if len(completions) <= count else [*completions[: count // 2], *completions[-(count // 2) :]]
 

@@ -15,7 +15,7 @@ from posttrain.tracking.browse import Marks
 from posttrain.tracking.lines import number
 from posttrain.tracking.reader import GroupRow
 from posttrain.watch.figures import said, table
-from posttrain.watch.story import Completion, Stage, Story
+from posttrain.watch.story import Stage, Story, ToldCompletion
 from posttrain.watch.tokens import Piece
 
 
@@ -53,11 +53,11 @@ def draw_table(story: Story) -> None:
                         ui.label(text)
 
 
-def draw_completion(completion: Completion, text: list[Piece], story: Story) -> None:
+def draw_completion(completion: ToldCompletion, text: list[Piece], story: Story) -> None:
     row = completion.row
     with ui.element("div").classes("pt-card pt-completion"):
         with ui.element("div").classes("pt-row pt-badges"):
-            ui.label(f"#{row.key.rollout}").classes("pt-strong")
+            ui.label(f"#{row.key.completion}").classes("pt-strong")
             sign = "up" if row.advantage > 0 else "down" if row.advantage < 0 else ""
             ui.label(f"advantage {row.advantage:+.2f}").classes(f"pt-badge {sign}")
             ui.label(f"reward {said(row.reward)}").classes("pt-badge")

@@ -15,7 +15,7 @@ from posttrain.characters import shown, visible
 from posttrain.errors import UserError
 from posttrain.io import write_whole
 from posttrain.secrets import redacted
-from posttrain.tracking.reader import GroupRow, RolloutRow
+from posttrain.tracking.reader import CompletionRow, GroupRow
 from posttrain.watch import charts as drawing
 from posttrain.watch.curves import Run
 from posttrain.watch.figures import figures, status, table
@@ -35,7 +35,7 @@ class Told:
     told: Story
     prompt: str
     table: list[list[str]]
-    texts: list[tuple[RolloutRow, list[Piece]]]
+    texts: list[tuple[CompletionRow, list[Piece]]]
     number: int  # of its chart
 
 

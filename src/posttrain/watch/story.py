@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from posttrain.characters import visible
 from posttrain.tracking.browse import Browser, Trust
 from posttrain.tracking.lines import number
-from posttrain.tracking.reader import EpisodeRow, GroupRow, RolloutRow, Tokens
+from posttrain.tracking.reader import CompletionRow, EpisodeRow, GroupRow, Tokens
 from posttrain.watch.curves import Run
 
 EPSILON = 1e-4  # what trainers add to a deviation before they divide by it
@@ -24,8 +24,8 @@ FARTHEST = 1e100  # larger rewards count as this one in what is computed here
 
 
 @dataclass(frozen=True)
-class Completion:
-    row: RolloutRow
+class ToldCompletion:
+    row: CompletionRow
     episode: EpisodeRow | None
     tokens: Tokens | None  # None: the record kept none, see `Story.kept`
 
@@ -45,7 +45,7 @@ class Stage:
 @dataclass(frozen=True)
 class Story:
     group: GroupRow
-    completions: list[Completion]  # best first
+    completions: list[ToldCompletion]  # best first
     stages: list[Stage]
     kept: str  # which per-token numbers the record has, in a sentence
 
@@ -55,12 +55,12 @@ class Story:
 
 
 def tell(run: Run, reader: Browser, step: int, group: GroupRow) -> Story:
-    rows = reader.rollouts(step, group.group, CHARACTERS)
+    rows = reader.completions(step, group.group, CHARACTERS)
     rows.sort(key=lambda row: (-math.inf if row.reward is None else row.reward, row.advantage), reverse=True)
     completions, left = [], BYTES
     for row in rows:
         left -= reader.size(row.key)
-        completions.append(Completion(row, reader.episode(row.key), reader.tokens(row.key)) if left >= 0 else Completion(row, None, None))
+        completions.append(ToldCompletion(row, reader.episode(row.key), reader.tokens(row.key)) if left >= 0 else ToldCompletion(row, None, None))
     stages = [_sample(run, group, completions), _score(completions), *_STAGES.get(run.method, _compared)(run, group, completions)]
     return Story(group, completions, stages, _kept(run, completions))
 
@@ -73,7 +73,7 @@ def trust_of(run: Run) -> Trust:
     return Trust(1 - low, 1 + high)
 
 
-def _sample(run: Run, group: GroupRow, completions: list[Completion]) -> Stage:
+def _sample(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> Stage:
     lengths = [completion.row.length for completion in completions]
     cut = sum(completion.is_truncated for completion in completions)
     text = f"The model was asked this once and answered {_times(len(completions))}, each time by chance"
@@ -86,7 +86,7 @@ def _sample(run: Run, group: GroupRow, completions: list[Completion]) -> Stage:
     return Stage("Sample", text)
 
 
-def _score(completions: list[Completion]) -> Stage:
+def _score(completions: list[ToldCompletion]) -> Stage:
     names = list(dict.fromkeys(name for completion in completions for name in completion.row.scores))
     rewards = _scored(completions)
     text = (
@@ -110,14 +110,14 @@ def _score(completions: list[Completion]) -> Stage:
     return Stage("Score", text)
 
 
-def _compared(run: Run, group: GroupRow, completions: list[Completion]) -> list[Stage]:
+def _compared(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> list[Stage]:
     """GRPO and its relatives: the group is its own measure."""
     baseline = "" if group.mean is None else f"The measure of this group, {number(group.mean)}, was read off its own answers."
     text = f"{baseline} PPO trains a second network to guess that number before the answer is known; here there is none to train, to store or to be wrong."
     return [_compare(run, group, completions), _update(run, completions), Stage("No value model", text.strip())]
 
 
-def _compare(run: Run, group: GroupRow, completions: list[Completion]) -> Stage:
+def _compare(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> Stage:
     title = "Compare within the group"
     rewards = _scored(completions)
     if len(rewards) < 2:
@@ -160,7 +160,7 @@ def _by_others(reward: float, rewards: Sequence[float]) -> tuple[float, str] | N
 _FORMULAS: tuple[Callable[[float, Sequence[float]], tuple[float, str] | None], ...] = (_by_deviation, _by_mean, _by_others)
 
 
-def _update(run: Run, completions: list[Completion]) -> Stage:
+def _update(run: Run, completions: list[ToldCompletion]) -> Stage:
     text = "Every token of an answer with a positive advantage becomes likelier, of one with a negative advantage less likely. "
     trust = trust_of(run)
     loss = run.setting("loss_type")
@@ -173,7 +173,7 @@ def _update(run: Run, completions: list[Completion]) -> Stage:
     return Stage("Clipped update", text + _moved(completions, trust if "A token" in text else None))
 
 
-def _moved(completions: list[Completion], trust: Trust | None) -> str:
+def _moved(completions: list[ToldCompletion], trust: Trust | None) -> str:
     """`trust`: where single tokens are clipped; None: they are not."""
     ratios = [
         (ratio, advantage)
@@ -189,7 +189,7 @@ def _moved(completions: list[Completion], trust: Trust | None) -> str:
     return text + (f"; {sum(trust.is_clipped(*pair) for pair in ratios):,} of them were clipped." if trust is not None else ".")
 
 
-def _credited(run: Run, group: GroupRow, completions: list[Completion]) -> list[Stage]:
+def _credited(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> list[Stage]:
     """PPO: a value model is the measure, token by token."""
     text = "A second output of the network guesses, at every token, what the answer will earn. A token's advantage is how much better things went from there on"
     text += " than it had guessed: colour the tokens by advantage to see where. The figure beside an answer is the mean over its tokens."
@@ -200,7 +200,7 @@ _STAGES = {"PPO": _credited}
 _SOFT = ("cispo", "sapo", "vespo")  # losses without a clip in the strict sense
 
 
-def _kept(run: Run, completions: list[Completion]) -> str:
+def _kept(run: Run, completions: list[ToldCompletion]) -> str:
     with_tokens = [completion for completion in completions if completion.tokens is not None]
     with_updates = [completion for completion in with_tokens if completion.tokens and completion.tokens.updates]
     cap = next((note for note in run.notes if note.kind == "cap"), None)
@@ -216,7 +216,7 @@ def _kept(run: Run, completions: list[Completion]) -> str:
     return f"Per-token numbers were kept; {rule}."
 
 
-def _scored(completions: list[Completion]) -> list[float]:
+def _scored(completions: list[ToldCompletion]) -> list[float]:
     return [min(max(completion.row.reward, -FARTHEST), FARTHEST) for completion in completions if completion.row.reward is not None]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from posttrain.characters import shown
 from posttrain.tracking.browse import Trust
-from posttrain.watch.story import Completion
+from posttrain.watch.story import ToldCompletion
 
 LIMIT = 1500  # pieces that are shown of one completion
 MAX_CHARS = 6000  # characters of one without tokens
@@ -56,13 +56,13 @@ MODES = {
 }
 
 
-def values(completion: Completion, mode: str, update: int = -1) -> list[float] | None:
+def values(completion: ToldCompletion, mode: str, update: int = -1) -> list[float] | None:
     """One number a token, of the update at place `update`. None: it was not kept, or there is no such number."""
     tokens = completion.tokens
     if tokens is None:
         return None
     if mode == "log-prob":
-        return tokens.logprobs
+        return tokens.logps
     seen = tokens.updates[max(update, -len(tokens.updates))] if tokens.updates else None
     if mode == "advantage":
         own = seen.advantage if seen is not None else None
@@ -72,7 +72,7 @@ def values(completion: Completion, mode: str, update: int = -1) -> list[float] |
     return {"ratio": seen.ratio, "entropy": seen.entropy, "KL": seen.kl}[mode]
 
 
-def pieces(completion: Completion, mode: str, vocabulary: dict[int, str], trust: Trust, update: int = -1) -> list[Piece]:
+def pieces(completion: ToldCompletion, mode: str, vocabulary: dict[int, str], trust: Trust, update: int = -1) -> list[Piece]:
     """The whole completion where its tokens cannot be told: then it has one tint, or none."""
     tokens = completion.tokens
     if tokens is None or not vocabulary:
@@ -103,7 +103,7 @@ def _title(token: int, place: int, columns: dict[str, list[float] | None], is_gi
     return f"token {place}, id {token}: {', '.join(said)}"
 
 
-def _given(completion: Completion, count: int) -> Sequence[bool]:
+def _given(completion: ToldCompletion, count: int) -> Sequence[bool]:
     """[R] True where an environment wrote the token."""
     runs = completion.episode.runs if completion.episode is not None else None
     if runs is None or sum(runs) != count:

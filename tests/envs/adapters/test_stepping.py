@@ -2,28 +2,28 @@ import pytest
 
 from posttrain.envs.adapters.stepping import stepping
 from posttrain.errors import UserError
-from posttrain.types import Rollout, StopReason, Task
+from posttrain.types import Completion, StopReason, Task
 
 ROW = Task(7, "Play.", {"seed": 11, "map_size": 4})
 
 
 def turn(text):
-    return Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text, [{"role": "assistant", "content": text}])
+    return Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text, [{"role": "assistant", "content": text}])
 
 
 def played(environment, *texts, task=ROW):
     """(the first message, what each turn was answered, what was reported)"""
     env = environment.make(task)
     (start,) = env.start()
-    answers, rollout = [], None
+    answers, completion = [], None
     for text in texts:
-        rollout = turn(text)
-        messages = env.reply(rollout)
+        completion = turn(text)
+        messages = env.reply(completion)
         answers.append(messages and messages[0]["content"])
         if messages is None:
             break
-    env.finish(rollout)
-    return start["content"], answers, rollout.info
+    env.finish(completion)
+    return start["content"], answers, completion.info
 
 
 class Corridor:

@@ -5,7 +5,7 @@ import pytest
 from posttrain.envs.adapters.verifiers import verifiers_environment, verifiers_rows
 from posttrain.errors import UserError
 from posttrain.event_loops import settled
-from posttrain.types import Rollout, StopReason, Task
+from posttrain.types import Completion, StopReason, Task
 
 ROWS = [{"example_id": 0, "prompt": [{"role": "user", "content": "Say it twice."}], "answer": "a", "info": '{"times": 2}', "task": "t"}]
 
@@ -53,16 +53,16 @@ class Again(Question):
 def played(env, *texts):
     (row,) = verifiers_rows(env)
     episode = verifiers_environment(env).make(Task(0, row["prompt"], {name: row[name] for name in row if name != "prompt"}))
-    said, rollout, answers = list(episode.start()), None, []
+    said, completion, answers = list(episode.start()), None, []
     messages = []
     for text in texts:
         messages.append({"role": "assistant", "content": text})
-        rollout = Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text, messages)
-        (answer,) = settled([episode.reply(rollout)])
+        completion = Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text, messages)
+        (answer,) = settled([episode.reply(completion)])
         answers.append(answer)
         messages += answer or []
-    settled([episode.finish(rollout)])
-    return said, answers, rollout.info
+    settled([episode.finish(completion)])
+    return said, answers, completion.info
 
 
 def test_a_question_and_its_answer():
@@ -91,9 +91,9 @@ def test_an_episode_whose_first_turn_was_cut_is_scored_on_a_state_that_was_set_u
 
     (row,) = verifiers_rows(Reads())
     episode = verifiers_environment(Reads()).make(Task(0, row["prompt"], {"info": row["info"]}))
-    rollout = Rollout([1], [2], [True], [0.0], [0.0], StopReason.LENGTH, "b", [{"role": "assistant", "content": "b"}])
-    assert settled([episode.finish(rollout)]) == [None]
-    assert rollout.info == {"left": 1.0, "reward": 1.0}
+    completion = Completion([1], [2], [True], [0.0], [0.0], StopReason.LENGTH, "b", [{"role": "assistant", "content": "b"}])
+    assert settled([episode.finish(completion)]) == [None]
+    assert completion.info == {"left": 1.0, "reward": 1.0}
 
 
 def test_a_reward_that_raises_is_an_error_and_no_zero():
@@ -102,8 +102,8 @@ def test_a_reward_that_raises_is_an_error_and_no_zero():
 
     (row,) = verifiers_rows(Broken())
     episode = verifiers_environment(Broken()).make(Task(0, row["prompt"], {}))
-    rollout = Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", [])
-    (error,) = settled([episode.finish(rollout)])
+    completion = Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, "", [])
+    (error,) = settled([episode.finish(completion)])
     assert isinstance(error, ZeroDivisionError)
 
 
@@ -150,6 +150,6 @@ def test_an_episode_that_was_only_looked_at_is_not_paid():
     env = Question()
     (row,) = verifiers_rows(env)
     episode = verifiers_environment(env).make(Task(0, row["prompt"], {}))
-    rollout = Rollout([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
-    assert settled([episode.finish(rollout)]) == [None]
-    assert rollout.info == {}
+    completion = Completion([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
+    assert settled([episode.finish(completion)]) == [None]
+    assert completion.info == {}

@@ -14,7 +14,7 @@ from posttrain.rewards.library.code_tests import read_tests
 from posttrain.rewards.rubric import Rubric
 from posttrain.sandbox import Asserts, Call, InputOutput, strongest
 from posttrain.sandbox.isolation import Level
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 LEVEL = pytest.mark.skipif(strongest().level < Level.NAMESPACES, reason=f"the strongest here is {strongest()}")
 RIGHT = "Here:\n```python\ndef square(n):\n    return n * n\n```\nDone."
@@ -120,7 +120,7 @@ def test_tests_in_no_known_form_are_the_users_mistake(tests, entry_point):
 
 
 def scored(rubric, texts, **columns):
-    group = Group(Task(0, "p", columns), [Rollout([], [], [], [], [], StopReason.STOP, text) for text in texts])
+    group = Group(Task(0, "p", columns), [Completion([], [], [], [], [], StopReason.STOP, text) for text in texts])
     return group, rubric.score([group])
 
 
@@ -128,8 +128,8 @@ def scored(rubric, texts, **columns):
 def test_the_preset_gives_a_tenth_for_a_program_and_one_for_a_right_one():
     rubric = Rubric.from_config(["code"])
     group, _ = scored(rubric, [RIGHT, WRONG, "42", "```python\nimport sys; sys.exit(0)\n```"], tests=["assert square(3) == 9"])
-    assert [rollout.reward for rollout in group.rollouts] == pytest.approx([1.1, 0.1, 0.0, 0.1])
-    assert [rubric.is_right(rollout) for rollout in group.rollouts] == [True, False, False, False]
+    assert [completion.reward for completion in group.completions] == pytest.approx([1.1, 0.1, 0.0, 0.1])
+    assert [rubric.is_right(completion) for completion in group.completions] == [True, False, False, False]
     assert rubric.range == pytest.approx((0.0, 1.1))
 
 
@@ -140,14 +140,14 @@ def test_the_fraction_of_tests_passed(scoring):
     rubric = Rubric(passes_tests(scoring=scoring))
     assert rubric.names == ["fraction_of_tests"]
     group, _ = scored(rubric, [RIGHT, WRONG, "42"], tests=[f"assert square({n}) == {n * n}" for n in (1, 2, 3, 4)])
-    assert [rollout.reward for rollout in group.rollouts] == [1.0, 0.25, 0.0]
+    assert [completion.reward for completion in group.completions] == [1.0, 0.25, 0.0]
 
 
 @LEVEL
 @pytest.mark.parametrize("tests", [None, "def check(f):\n    assert f(3) == 9", "assert ("])
 def test_what_tests_cannot_tell_is_not_scored(tests):
     group, report = scored(Rubric(passes_tests()), [RIGHT], tests=tests)
-    assert group.rollouts[0].reward is None
+    assert group.completions[0].reward is None
     assert report.metrics.get("code/unusable_tests", [1.0]) == [1.0]
 
 
@@ -174,7 +174,7 @@ SOLUTION = "class Solution:\n    def is_anagram(self, a, b):\n        return sor
 )
 def test_rows_of_apps_and_taco_are_judged_right_and_wrong(program, tests, is_right):
     group, _ = scored(Rubric(passes_tests()), [f"```python\n{program}```"], tests=tests)
-    assert group.rollouts[0].reward == is_right
+    assert group.completions[0].reward == is_right
 
 
 @LEVEL
@@ -183,7 +183,7 @@ def test_a_recipe_says_how_many_programs_run_at_once():
     started = time.perf_counter()
     group, _ = scored(rubric, ["```\nimport time\ntime.sleep(0.4)\n```"] * 3, tests=[{"input": "", "output": ""}])
     assert time.perf_counter() - started >= 1.2
-    assert [rollout.reward for rollout in group.rollouts] == pytest.approx([1.1] * 3)
+    assert [completion.reward for completion in group.completions] == pytest.approx([1.1] * 3)
 
 
 @pytest.mark.parametrize("name", [*MAKERS, *PRESETS])
@@ -195,7 +195,7 @@ def test_no_setting_has_the_name_of_a_policy(name):
 @LEVEL
 def test_columns_named_like_settings_are_not_taken_for_settings():
     group, _ = scored(Rubric(passes_tests()), [RIGHT], tests="assert square(3) == 9", level="hard", limits="none", scoring="b")
-    assert group.rollouts[0].reward == 1.0
+    assert group.completions[0].reward == 1.0
 
 
 @LEVEL

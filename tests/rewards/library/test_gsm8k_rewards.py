@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.gsm8k import correctness, gsm8k, integer, soft_format, strict_format, tag_count
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 CANONICAL = "<reasoning>\n2+2 is 4\n</reasoning>\n<answer>\n4\n</answer>\n"
 TWO_LINES = "<reasoning>\n2+2\nis 4\n</reasoning>\n<answer>\n4\n</answer>\n"
@@ -17,9 +17,9 @@ TRAILING = CANONICAL + "x" * 100
 
 def scored(text, answer="4", legacy=False):
     rubric = Rubric(*gsm8k(legacy=legacy))
-    rollout = Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text)
-    rubric.score([Group(Task(0, "p", {"answer": answer}), [rollout])])
-    return rollout.scores
+    completion = Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text)
+    rubric.score([Group(Task(0, "p", {"answer": answer}), [completion])])
+    return completion.scores
 
 
 @pytest.mark.parametrize(

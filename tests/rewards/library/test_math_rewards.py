@@ -7,14 +7,14 @@ import pytest
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.math import last_box, math_answer
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 pytest.importorskip("math_verify")
 
 
 def group(texts, *, id=0, **columns):
-    rollouts = [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts]
-    return Group(Task(id, "p", columns), rollouts)
+    completions = [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts]
+    return Group(Task(id, "p", columns), completions)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from posttrain.errors import UserError
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.patterns import keywords, regex
 from posttrain.rewards.library.structured import json_schema, json_valid
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 PERSON = {
     "type": "object",
@@ -128,7 +128,7 @@ def test_a_schema_whose_expression_runs_away_on_a_text_drops_that_text():
     pytest.importorskip("jsonschema")
     rubric = Rubric.from_config([{"reward": "json_schema", "schema": {"type": "string", "pattern": "^(a+)+$"}, "timeout": 2}])
     texts = ['"aaa"', f'"{"a" * 60}b"', '"b"']
-    group = Group(Task(0, "p"), [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
+    group = Group(Task(0, "p"), [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
     report = rubric.score([group])
     rubric.close()
     assert group.rewards == [1.0, None, 0.0]

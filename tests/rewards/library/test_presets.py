@@ -13,7 +13,7 @@ from posttrain.rewards import Rubric
 from posttrain.rewards.library import PRESETS
 from posttrain.rewards.library.email import recipient_named, signature_block
 from posttrain.rewards.loading import load_reward
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 ROW = {"answer": "4", "keywords": ["refund"], "recipient": "Ada Lovelace", "schema": '{"type": "integer"}'}
 # Those that judge text by themselves, without a model, a service or another process.
@@ -33,9 +33,9 @@ def token_ids(text):
 
 
 def score(rubric, text, **columns):
-    rollout = Rollout([1], token_ids(text), [True] * len(text), [0.0], [0.0], StopReason.STOP, text)
-    rubric.score([Group(Task(0, "p", {**ROW, **columns}), [rollout])])
-    return rollout
+    completion = Completion([1], token_ids(text), [True] * len(text), [0.0], [0.0], StopReason.STOP, text)
+    rubric.score([Group(Task(0, "p", {**ROW, **columns}), [completion])])
+    return completion
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_gold_answers_that_are_no_numbers_are_compared_as_text():
     accurate = [score(Rubric("deepseek-r1"), f"<think>x</think>{said}", answer="1/2").scores["accuracy"] for said in ("1/2", "2", "0.5")]
     assert accurate == [1, 0, 0]
     assert score(Rubric("deepseek-r1"), "<think>x</think>42", answer="6 * 7\n#### 42").scores["accuracy"] == 1
-    rollouts = [score(Rubric("qwen3-proximity"), CLOSED.format(said), answer="1/2") for said in ("1/2", "2")]
-    assert [rollout.scores["answer_near"] for rollout in rollouts] == [5, -4.5]
-    assert [rollout.scores["number_right"] for rollout in rollouts] == [None, None]
+    completions = [score(Rubric("qwen3-proximity"), CLOSED.format(said), answer="1/2") for said in ("1/2", "2")]
+    assert [completion.scores["answer_near"] for completion in completions] == [5, -4.5]
+    assert [completion.scores["number_right"] for completion in completions] == [None, None]
 
 
 def test_deepseek_r1_shortens_what_nears_the_limit():
@@ -121,9 +121,9 @@ def test_email_can_count_each_keyword():
 
 
 def test_email_rows_without_a_column_are_not_scored_by_its_reward():
-    rollout = score(Rubric("email"), MAIL, answer=None, keywords=None, recipient="")
-    assert [name for name, value in rollout.scores.items() if value is None] == ["keywords_present", "desired_reply", "recipient_named"]
-    assert rollout.reward == 1
+    completion = score(Rubric("email"), MAIL, answer=None, keywords=None, recipient="")
+    assert [name for name, value in completion.scores.items() if value is None] == ["keywords_present", "desired_reply", "recipient_named"]
+    assert completion.reward == 1
 
 
 @pytest.mark.parametrize(

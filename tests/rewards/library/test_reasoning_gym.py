@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 from posttrain.reasoning_gym_tasks import open_task, question
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.reasoning_gym import _is_harmless, _terms, guarded_score, reasoning_gym
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 factory = pytest.importorskip("reasoning_gym.factory")
 MANY = sorted(set(factory.DATASETS) - {"composite", "arc_agi", "rearc", "group_anagrams", "figlet_font", "intermediate_integration", "codeio"})[::3]
@@ -202,7 +202,7 @@ BOMB = "(X+Y+Z+a+b+c)**50"
 def scored(rubric, row, *answers):
     task = Task(0, row["prompt"], {name: value for name, value in row.items() if name != "prompt"})
     texts = [f"<answer>{answer}</answer>" for answer in answers]
-    group = Group(task, [Rollout([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
+    group = Group(task, [Completion([1], [2], [True], [0.0], [0.0], StopReason.STOP, text) for text in texts])
     report = rubric.score([group])
     return group.rewards, {kind: count for counts in report.failures.values() for kind, count in counts.items()}
 

@@ -51,8 +51,8 @@ def test_logprobs_equal_those_of_a_plain_forward(family, tiny, prompts, complete
     done, _ = complete(LocalEngine(), model, requests_for(prompts, temperature=0.7))
     for i, prompt in enumerate(prompts):
         expected = plain_logprobs(model, prompt, done[i].token_ids, temperature=0.7)
-        assert torch.allclose(torch.tensor(done[i].logprobs).double(), expected, atol=1e-4)
-        assert done[i].sampled_logprobs == done[i].logprobs
+        assert torch.allclose(torch.tensor(done[i].logps).double(), expected, atol=1e-4)
+        assert done[i].sampled_logps == done[i].logps
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3-window", "mistral-window"])
@@ -211,7 +211,7 @@ def test_lora_adapters_are_live(tiny, prompts, complete, requests_for):
     done, _ = complete(LocalEngine(), model, requests_for(prompts))
     assert done[1].token_ids != without[1].token_ids
     for i, prompt in enumerate(prompts):
-        assert torch.allclose(torch.tensor(done[i].logprobs).double(), plain_logprobs(model, prompt, done[i].token_ids), atol=1e-4)
+        assert torch.allclose(torch.tensor(done[i].logps).double(), plain_logprobs(model, prompt, done[i].token_ids), atol=1e-4)
     assert model.training
 
 
@@ -242,7 +242,7 @@ def test_training_after_a_bf16_rollout_gets_the_same_gradients(tiny, prompts, co
         got = gradients(model)
     expected = gradients(twin)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    assert all(abs(sum(c.logprobs) - plain_logprobs(twin, prompts[i], c.token_ids).sum()) < 1.0 for i, c in done.items())
+    assert all(abs(sum(c.logps) - plain_logprobs(twin, prompts[i], c.token_ids).sum()) < 1.0 for i, c in done.items())
 
 
 def test_under_autocast_each_weight_is_cast_once(tiny, prompts, complete, requests_for, monkeypatch):
@@ -268,7 +268,7 @@ def test_accelerates_forward_wrapper_does_not_choose_the_precision(tiny, prompts
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
     wrapper = prepared.forward
     done, _ = complete(LocalEngine(autocast_dtype=torch.bfloat16), prepared, requests_for(prompts))
-    assert {i: c.logprobs for i, c in done.items()} == {i: c.logprobs for i, c in expected.items()}
+    assert {i: c.logps for i, c in done.items()} == {i: c.logps for i, c in expected.items()}
     assert prepared.forward == wrapper
 
 

@@ -66,8 +66,8 @@ def test_log_probs_are_of_the_full_and_of_the_truncated_distribution(case):
     drawn = draw(logits, [Sampling(max_new_tokens=1, **CASES[case])] * 5, grid(5))
     full = (logits.double() / CASES[case].get("temperature", 1.0)).log_softmax(-1)
     for row, token in enumerate(drawn.token_ids.tolist()):
-        assert drawn.logprobs[row].item() == pytest.approx(full[row, token].item(), abs=1e-5)
-        assert drawn.sampled_logprobs[row].item() == pytest.approx(math.log(truncated(logits[row], **CASES[case])[token]), abs=1e-5)
+        assert drawn.logps[row].item() == pytest.approx(full[row, token].item(), abs=1e-5)
+        assert drawn.sampled_logps[row].item() == pytest.approx(math.log(truncated(logits[row], **CASES[case])[token]), abs=1e-5)
 
 
 def test_rows_of_one_batch_have_their_own_settings():
@@ -84,8 +84,8 @@ def test_greedy_takes_the_best_token_for_certain():
     logits = torch.randn(3, 300)
     drawn = draw(logits, [Sampling(max_new_tokens=1, temperature=0.0, top_k=5)] * 3, [0.999] * 3)
     assert drawn.token_ids.tolist() == logits.argmax(-1).tolist()
-    assert drawn.sampled_logprobs.tolist() == [0.0] * 3
-    assert torch.allclose(drawn.logprobs, logits.log_softmax(-1).amax(-1), atol=1e-5)
+    assert drawn.sampled_logps.tolist() == [0.0] * 3
+    assert torch.allclose(drawn.logps, logits.log_softmax(-1).amax(-1), atol=1e-5)
 
 
 def test_top_p_looks_beyond_its_candidates_when_the_distribution_is_flat():
@@ -93,7 +93,7 @@ def test_top_p_looks_beyond_its_candidates_when_the_distribution_is_flat():
     expected = truncated(logits, top_p=0.9)
     drawn = draw(logits.expand(64, -1), [Sampling(max_new_tokens=1, top_p=0.9)] * 64, grid(64))
     assert all(expected[token] > 0 for token in drawn.token_ids.tolist())
-    assert math.exp(drawn.logprobs[0] - drawn.sampled_logprobs[0]) == pytest.approx(0.9, abs=1e-3)
+    assert math.exp(drawn.logps[0] - drawn.sampled_logps[0]) == pytest.approx(0.9, abs=1e-3)
 
 
 def test_equal_logits_stay_or_go_together():

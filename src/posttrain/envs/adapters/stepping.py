@@ -3,7 +3,7 @@
 Gymnasium: reset(seed=...) -> (observation, info), step(action) -> (observation, reward, terminated, truncated, info).
 OpenEnv:   reset() -> result, step(action) -> result, where a result has `observation`, `reward` and `done`.
 
-`rollout.info["reward"]` is the sum of what the steps paid. A turn in which no action can be found is answered with a sentence and pays nothing.
+`completion.info["reward"]` is the sum of what the steps paid. A turn in which no action can be found is answered with a sentence and pays nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain.envs.environment import Environment, as_messages
 from posttrain.errors import UserError
-from posttrain.types import Env, Message, Rollout, Task
+from posttrain.types import Completion, Env, Message, Task
 
 SEED = "seed"  # the column that is given to reset, where the row has one; else the number of the row
 _WHOLE = re.compile(r"-?\d+")
@@ -67,9 +67,9 @@ class Stepping(Env):
         messages[-1]["content"] = f"{messages[-1]['content']}\n{self.describe(observation)}"
         return messages
 
-    def reply(self, rollout: Rollout) -> list[Message] | None:
+    def reply(self, completion: Completion) -> list[Message] | None:
         try:
-            action = self.action(rollout.text)
+            action = self.action(completion.text)
         except ValueError as error:
             self.invalid += 1
             return _said(f"No action: {error}")
@@ -78,8 +78,8 @@ class Stepping(Env):
         self.reward += seen.reward
         return None if seen.done else _said(self.describe(seen.observation))
 
-    def finish(self, rollout: Rollout) -> None:
-        rollout.info |= {"reward": self.reward, "steps": float(self.steps), "invalid_actions": float(self.invalid)}
+    def finish(self, completion: Completion) -> None:
+        completion.info |= {"reward": self.reward, "steps": float(self.steps), "invalid_actions": float(self.invalid)}
         if callable(getattr(self.world, "close", None)):
             self.world.close()
 

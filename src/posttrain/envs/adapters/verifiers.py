@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.envs.environment import Environment
 from posttrain.errors import UserError
-from posttrain.types import Env, Message, Rollout, Task
+from posttrain.types import Completion, Env, Message, Task
 
 _ROW = ("answer", "info", "task", "example_id")
 
@@ -55,11 +55,11 @@ class VerifiersEnv(Env):
     def start(self) -> list[Message]:
         return self.prompt
 
-    async def reply(self, rollout: Rollout) -> list[Message] | None:
+    async def reply(self, completion: Completion) -> list[Message] | None:
         if not hasattr(self.env, "env_response"):  # a question and its answer
             return None
         await self._set_up()
-        self._hear(rollout)
+        self._hear(completion)
         if await _awaited(self.env.is_completed(self.state)):
             return None
         answer = await _awaited(self.env.env_response([*self.prompt, *self.state["completion"]], self.state))
@@ -69,17 +69,17 @@ class VerifiersEnv(Env):
             return None
         return [_plain(message) for message in ([{"role": "user", "content": answer}] if isinstance(answer, str) else answer)]
 
-    async def finish(self, rollout: Rollout) -> None:
-        if not rollout.turns:  # nothing was said that the rubric could read
+    async def finish(self, completion: Completion) -> None:
+        if not completion.turns:  # nothing was said that the rubric could read
             return
         await self._set_up()
-        self._hear(rollout)
+        self._hear(completion)
         total = 0.0
         for function, weight, objects in _functions(self.env.rubric):
             score = float(await _awaited(function(**_wanted(function, self._offered(objects)))))
-            rollout.info[function.__name__] = score
+            completion.info[function.__name__] = score
             total += weight * score
-        rollout.info["reward"] = total
+        completion.info["reward"] = total
 
     async def _set_up(self) -> None:
         """Before anything reads the state, and once. A first turn that was cut is never replied to, but it is scored."""
@@ -87,8 +87,8 @@ class VerifiersEnv(Env):
             self.is_set_up = True
             self.state = await _awaited(self.env.setup_state(self.state)) or self.state
 
-    def _hear(self, rollout: Rollout) -> None:
-        said = list(rollout.messages or [])
+    def _hear(self, completion: Completion) -> None:
+        said = list(completion.messages or [])
         turns = [place for place, message in enumerate(said) if message["role"] == "assistant"]
         self.state["completion"] = said
         self.state["turn"] = len(turns)

@@ -20,7 +20,7 @@ from typing import Any
 from posttrain.errors import RewardError, UserError
 from posttrain.rewards.check.texts import FORMS, REASONING, SAMPLES
 from posttrain.rewards.rubric import Rubric
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 Probe = tuple[int, str]  # (row, completion)
 _PIECE = re.compile(r"\s*\w{1,6}|\s*[^\w\s]|\s+")  # stands for a token: about as long as one
@@ -108,11 +108,11 @@ class Bench:
     def score(self, probes: list[Probe]) -> list[float | None]:
         """The total of each; None where it was not scored, or where the reward broke, which is noted."""
         try:
-            rollouts, broken = self._scored(probes)
+            completions, broken = self._scored(probes)
         except (RewardError, UserError, TooSlow) as error:
-            rollouts, broken = [], f"no answer after {self.patience:g} s" if isinstance(error, TooSlow) else str(error)
+            completions, broken = [], f"no answer after {self.patience:g} s" if isinstance(error, TooSlow) else str(error)
         if broken is None:
-            return [rollout.reward for rollout in rollouts]
+            return [completion.reward for completion in completions]
         if len(probes) == 1:
             self._note(probes[0][1], broken)
             return [None]
@@ -120,8 +120,8 @@ class Bench:
 
     def parts(self, probe: Probe) -> dict[str, float | None]:
         """The scores of the rewards, by name."""
-        [rollout], _ = self._scored([probe])
-        return rollout.scores
+        [completion], _ = self._scored([probe])
+        return completion.scores
 
     def timed(self, probe: Probe) -> tuple[float | None, float]:
         """(total, seconds)."""
@@ -129,19 +129,19 @@ class Bench:
         [score] = self.score([probe])
         return score, time.perf_counter() - started
 
-    def _scored(self, probes: list[Probe]) -> tuple[list[Rollout], str | None]:
+    def _scored(self, probes: list[Probe]) -> tuple[list[Completion], str | None]:
         """And how a reward broke over some of them, where its policy drops those. Raises RewardError where it stops,
         and TooSlow."""
         groups = [Group(self._tasks[row], [self._rollout(text)]) for row, text in probes]
         with _deadline(self.patience):
             report = self.rubric.score(groups)
         broken = next((trace.partition("\n")[0] for trace in report.traces.values()), None)
-        return [group.rollouts[0] for group in groups], broken
+        return [group.completions[0] for group in groups], broken
 
-    def _rollout(self, text: str) -> Rollout:
+    def _rollout(self, text: str) -> Completion:
         ids = list(token_ids(text))
         messages = None if isinstance(self._tasks[0].prompt, str) else [{"role": "assistant", "content": text}]
-        return Rollout([0], ids, [True] * len(ids), [0.0] * len(ids), [0.0] * len(ids), StopReason.STOP, text, messages=messages)
+        return Completion([0], ids, [True] * len(ids), [0.0] * len(ids), [0.0] * len(ids), StopReason.STOP, text, messages=messages)
 
     def _note(self, text: str, said: str) -> None:
         if (text, said) not in self.errors:

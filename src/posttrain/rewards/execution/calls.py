@@ -14,7 +14,7 @@ from typing import Any, SupportsFloat
 from posttrain.errors import UserError
 from posttrain.rewards.failures import MESSAGE, Failure, trace_of, what_of
 from posttrain.rewards.reward import NOT_COLUMNS, OFFERED, RewardFunction
-from posttrain.types import Group, Rollout, Task
+from posttrain.types import Completion, Group, Task
 
 LARGEST = 1e15  # squares and sums of larger scores are beyond 32-bit numbers
 
@@ -51,7 +51,7 @@ class RewardCall:
     """One call of a reward, tried as often as its policy says, and then its scores."""
 
     reward: RewardFunction
-    rows: list[tuple[Task, Rollout]]  # one entry for a per-completion reward
+    rows: list[tuple[Task, Completion]]  # one entry for a per-completion reward
     is_single: bool  # the answer is one score, not a list of them
     offered: dict[str, Any]
     notes: Notes = field(default_factory=Notes)  # of the last attempt
@@ -104,14 +104,14 @@ def own(value: Any, depth: int = 50) -> Any:
         return kind([each if type(each) in _PLAIN else own(each, depth - 1) for each in value])
     if kind is dict:
         return {name: each if type(each) in _PLAIN else own(each, depth - 1) for name, each in value.items()}
-    if isinstance(value, (Group, Rollout, Task)):
+    if isinstance(value, (Group, Completion, Task)):
         return replace(value, **{each.name: own(getattr(value, each.name), depth - 1) for each in fields(value)})
     return value
 
 
 _PLAIN = {str, int, float, bool, type(None)}
 
-Rows = Iterable[tuple[list[tuple[Task, Rollout]], bool, dict[str, Any]]]
+Rows = Iterable[tuple[list[tuple[Task, Completion]], bool, dict[str, Any]]]
 
 
 def calls_of(reward: RewardFunction, groups: list[Group], trainer_state: Any) -> list[RewardCall]:
@@ -124,10 +124,10 @@ def calls_of(reward: RewardFunction, groups: list[Group], trainer_state: Any) ->
 
 
 def _per_completion(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Rows:
-    for task, rollout in _flat(groups):
-        ids = {"completion_ids": rollout.sampled_ids} if reward.takes("completion_ids") else {}
-        offered = {"completion": rollout.text, "prompt": task.prompt, **ids, **common}
-        yield [(task, rollout)], True, reward.arguments(offered, _columns(task))
+    for task, completion in _flat(groups):
+        ids = {"completion_ids": completion.sampled_ids} if reward.takes("completion_ids") else {}
+        offered = {"completion": completion.text, "prompt": task.prompt, **ids, **common}
+        yield [(task, completion)], True, reward.arguments(offered, _columns(task))
 
 
 def _per_batch(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Rows:
@@ -136,8 +136,8 @@ def _per_batch(reward: RewardFunction, groups: list[Group], common: dict[str, An
     columns = {name: [task.columns.get(name) for task, _ in batch] for name in names}
     offered = {
         "prompts": [task.prompt for task, _ in batch],
-        "completions": [_completion(task, rollout) for task, rollout in batch],
-        "completion_ids": [list(rollout.token_ids) for _, rollout in batch],  # as in TRL: answers of tools included
+        "completions": [_completion(task, completion) for task, completion in batch],
+        "completion_ids": [list(completion.token_ids) for _, completion in batch],  # as in TRL: answers of tools included
         **common,
     }
     yield batch, False, reward.arguments(offered, columns)
@@ -145,7 +145,11 @@ def _per_batch(reward: RewardFunction, groups: list[Group], common: dict[str, An
 
 def _per_group(reward: RewardFunction, groups: list[Group], common: dict[str, Any]) -> Rows:
     for group in groups:
-        yield [(group.task, rollout) for rollout in group.rollouts], False, reward.arguments({"group": group, **common}, _columns(group.task))
+        yield (
+            [(group.task, completion) for completion in group.completions],
+            False,
+            reward.arguments({"group": group, **common}, _columns(group.task)),
+        )
 
 
 SHAPES: dict[str, Callable[[RewardFunction, list[Group], dict[str, Any]], Rows]] = {
@@ -155,19 +159,19 @@ SHAPES: dict[str, Callable[[RewardFunction, list[Group], dict[str, Any]], Rows]]
 }
 
 
-def _flat(groups: list[Group]) -> list[tuple[Task, Rollout]]:
-    return [(group.task, rollout) for group in groups for rollout in group.rollouts]
+def _flat(groups: list[Group]) -> list[tuple[Task, Completion]]:
+    return [(group.task, completion) for group in groups for completion in group.completions]
 
 
 def _columns(task: Task) -> dict[str, Any]:
     return {name: value for name, value in task.columns.items() if name not in NOT_COLUMNS}
 
 
-def _completion(task: Task, rollout: Rollout) -> Any:
+def _completion(task: Task, completion: Completion) -> Any:
     """Text for a text prompt; for a conversation the messages that answer it."""
     if isinstance(task.prompt, str):
-        return rollout.text
-    return rollout.messages if rollout.messages is not None else [{"role": "assistant", "content": rollout.text}]
+        return completion.text
+    return completion.messages if completion.messages is not None else [{"role": "assistant", "content": completion.text}]
 
 
 def scores_of(call: RewardCall, answer: Any) -> Scores:

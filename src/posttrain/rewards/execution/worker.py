@@ -26,7 +26,7 @@ from posttrain.rewards.execution.inline import exhausted
 from posttrain.rewards.failures import trace_of, what_of
 from posttrain.rewards.loading import load_reward
 from posttrain.rewards.reward import RewardFunction
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 
 def main() -> None:
@@ -107,8 +107,8 @@ async def _awaited(answer: Any) -> Any:
     return await answer
 
 
-def _group(task: dict[str, Any], rollouts: list[dict[str, Any]]) -> Group:
-    return Group(Task(**task), [Rollout(**rollout | {"stop": StopReason(rollout["stop"])}) for rollout in rollouts])
+def _group(task: dict[str, Any], completions: list[dict[str, Any]]) -> Group:
+    return Group(Task(**task), [Completion(**completion | {"stop": StopReason(completion["stop"])}) for completion in completions])
 
 
 if __name__ == "__main__":

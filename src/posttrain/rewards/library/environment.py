@@ -1,4 +1,4 @@
-"""The reward that an environment gave for a whole episode: `rollout.info["reward"]`. Without it an episode is not
+"""The reward that an environment gave for a whole episode: `completion.info["reward"]`. Without it an episode is not
 scored."""
 
 from __future__ import annotations
@@ -10,4 +10,4 @@ from posttrain.types import Group
 @reward
 def environment(group: Group) -> list[float | None]:
     """The sum of the rewards of `step`, or what else the environment reports as its reward."""
-    return [rollout.info.get("reward") for rollout in group.rollouts]
+    return [completion.info.get("reward") for completion in group.completions]

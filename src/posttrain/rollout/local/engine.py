@@ -22,7 +22,7 @@ from posttrain.rollout.local.scheduler import Prompt, Row, Scheduler
 from posttrain.rollout.local.support import check_context, check_layers, prepare
 from posttrain.rollout.local.weights import compute, lent, rollout_dtype
 from posttrain.rollout.stopping import check_sampling, stop_reason
-from posttrain.types import Completion, Request, StopReason
+from posttrain.types import Request, RequestOutput, StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class LocalEngine:
         """Queue a request. Raises UserError if it can never be served."""
         self._active().submit(request)
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[RequestOutput]:
         """One token for every active row, first tokens of newly admitted rows included.
 
         Out of memory, all unfinished completions are begun anew, half as many at a time from here on; they say the same, since what they draw does
@@ -157,7 +157,7 @@ class _Rollout:
         self.scheduler.submit(request)
         self.dice[request.id] = Dice(request.key)
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[RequestOutput]:
         decoding = list(self.scheduler.rows)
         started, prompts = self.scheduler.admit()
         self.most_rows = max(self.most_rows, len(self.scheduler.rows))
@@ -208,13 +208,13 @@ class _Rollout:
         uniforms = [self.dice[row.request.id][len(row.token_ids)] for row in rows]
         drawn = draw(logits, [row.request.sampling for row in rows], uniforms)
         token_ids = drawn.token_ids.tolist()
-        logprobs, sampled_logprobs = torch.stack([drawn.logprobs, drawn.sampled_logprobs]).tolist()
-        for row, token_id, logprob, sampled_logprob in zip(rows, token_ids, logprobs, sampled_logprobs, strict=True):
+        logps, sampled_logps = torch.stack([drawn.logps, drawn.sampled_logps]).tolist()
+        for row, token_id, logprob, sampled_logprob in zip(rows, token_ids, logps, sampled_logps, strict=True):
             row.token_ids.append(token_id)
-            row.logprobs.append(logprob)
-            row.sampled_logprobs.append(sampled_logprob)
+            row.logps.append(logprob)
+            row.sampled_logps.append(sampled_logprob)
 
-    def _retire(self) -> list[Completion]:
+    def _retire(self) -> list[RequestOutput]:
         """Finished rows, in order of request id; the last active row and prompt move into the slots they leave."""
         finished = []
         for row in list(self.scheduler.rows):
@@ -230,8 +230,8 @@ class _Rollout:
             self.cache.free()
         return sorted(finished, key=lambda completion: completion.request_id)
 
-    def _completion(self, row: Row, stop: StopReason) -> Completion:
-        return Completion(row.request.id, row.token_ids, row.logprobs, row.sampled_logprobs, stop, self.version)
+    def _completion(self, row: Row, stop: StopReason) -> RequestOutput:
+        return RequestOutput(row.request.id, row.token_ids, row.logps, row.sampled_logps, stop, self.version)
 
 
 def _prefill_calls(prompts: list[Prompt], most: int) -> Iterator[list[Piece]]:

@@ -23,8 +23,8 @@ _PER_DIGEST = 8  # 64-bit numbers in one blake2b digest
 
 class Drawn(NamedTuple):
     token_ids: torch.Tensor  # (A,) int64
-    logprobs: torch.Tensor  # (A,) float32, full softmax at the temperature (at temperature 0: at 1)
-    sampled_logprobs: torch.Tensor  # (A,) float32, of the distribution drawn from (at temperature 0: 0, a certainty)
+    logps: torch.Tensor  # (A,) float32, full softmax at the temperature (at temperature 0: at 1)
+    sampled_logps: torch.Tensor  # (A,) float32, of the distribution drawn from (at temperature 0: 0, a certainty)
 
 
 class Dice:
@@ -61,11 +61,11 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence
         if any(greedy):
             token_ids = torch.where(torch.tensor(greedy, device=logits.device), scaled.argmax(-1), token_ids)
 
-    logprobs = probs.gather(1, token_ids[:, None])[:, 0].log()  # (A,)
-    sampled = logprobs if kept_mass is None else (logprobs - kept_mass.log()).float()
+    logps = probs.gather(1, token_ids[:, None])[:, 0].log()  # (A,)
+    sampled = logps if kept_mass is None else (logps - kept_mass.log()).float()
     if any(greedy):
         sampled = sampled.masked_fill(torch.tensor(greedy, device=logits.device), 0.0)
-    return Drawn(token_ids, logprobs, sampled)
+    return Drawn(token_ids, logps, sampled)
 
 
 def _truncates(sampling: Sampling) -> bool:

@@ -38,8 +38,8 @@ class Row:
     prompt: Prompt
     slot: int
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    sampled_logprobs: list[float] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    sampled_logps: list[float] = field(default_factory=list)
 
     @property
     def cached(self) -> int:

@@ -19,7 +19,7 @@ from posttrain.rewards import Rubric
 from posttrain.rewards.library.environment import environment as paid
 from posttrain.rollout.episodes import Stage, opened, unplayed
 from posttrain.trainers.core.metrics import Metrics
-from posttrain.types import Rollout, Task
+from posttrain.types import Completion, Task
 
 
 def as_environment(env: Any, tools: Sequence[Callable[..., Any]] | None = None, environment_factory: Any = None) -> Environment | None:
@@ -91,10 +91,10 @@ def with_pay(rubric: Rubric | None) -> Rubric:
     return rubric if any(reward.function is paid.function for reward in rubric.rewards) else Rubric(rubric, paid)
 
 
-def note_episode(rollout: Rollout, metrics: Metrics) -> None:
+def note_episode(completion: Completion, metrics: Metrics) -> None:
     """Turns, TRL's figures for tools, and whatever else the environment reported."""
-    metrics.note("env/turns", rollout.turns)
-    info = dict(rollout.info)
+    metrics.note("env/turns", completion.turns)
+    info = dict(completion.info)
     if {"tool_calls", "tool_failures"} <= info.keys():  # both are ToolEnv's; an environment of one's own may count calls too
         calls, failures = info.pop("tool_calls"), info.pop("tool_failures")
         metrics.note("tools/call_frequency", calls)

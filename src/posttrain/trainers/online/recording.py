@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from posttrain.losses.kl import k3
-from posttrain.tracking.recorder import Recorder, RolloutKey
+from posttrain.tracking.recorder import CompletionKey, Recorder
 from posttrain.trainers.core.ranks import gather_json, world_size
 from posttrain.trainers.online.rows import PolicyBatch, Row
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 
 class RolloutRecord:
@@ -30,20 +30,20 @@ class RolloutRecord:
         for row in rows:
             row.recorded_at, row.recorded_group = step, offset + row.group
             advantages.setdefault(row.group, []).append(row.advantage)
-        collected = {number: (group, advantages[number], decode(group.rollouts[0].prompt_ids)) for number, group in groups}
+        collected = {number: (group, advantages[number], decode(group.completions[0].prompt_ids)) for number, group in groups}
         if world_size() > 1:
             parts = gather_json([[number, asdict(group), *rest] for number, (group, *rest) in collected.items()], device)
             collected = {number: (_group(held), shares, prompt) for part in parts for number, held, shares, prompt in part}
         ordered = [collected[number] for number in sorted(collected)]
         self._count += len(ordered)
         self.recorder.groups(step, [group for group, _, _ in ordered], [shares for _, shares, _ in ordered], [prompt for _, _, prompt in ordered])
-        seen = {token for group, _, _ in ordered for rollout in group.rollouts for token in rollout.token_ids}
+        seen = {token for group, _, _ in ordered for completion in group.completions for token in completion.token_ids}
         self.recorder.name_tokens(step, seen, lambda token: text_of(token, decode))
 
     def tokens(self, step: int, batch: PolicyBatch, logps: torch.Tensor, entropy: torch.Tensor) -> None:
         """What the update of `step` saw, of the rows that the record wants. logps, entropy (B, T)."""
         for i, row in enumerate(batch.rows):
-            key = RolloutKey(row.recorded_at, row.recorded_group, row.index)
+            key = CompletionKey(row.recorded_at, row.recorded_group, row.index)
             if self.recorder.wants_tokens(key):
                 R = len(row.token_ids)
                 self.recorder.tokens(
@@ -64,5 +64,5 @@ def text_of(token: int, decode: Any) -> str:
 
 
 def _group(held: dict[str, Any]) -> Group:
-    rollouts = [Rollout(**rollout | {"stop": StopReason(rollout["stop"])}) for rollout in held["rollouts"]]
-    return Group(Task(**held["task"]), rollouts)
+    completions = [Completion(**completion | {"stop": StopReason(completion["stop"])}) for completion in held["completions"]]
+    return Group(Task(**held["task"]), completions)

@@ -24,7 +24,7 @@ class RewardLog:
         for name, counts in report.failures.items():
             for kind, count in sorted(counts.items()):
                 metrics.count(f"rewards/{name}/{kind if kind == 'retried' else f'failed_{kind}'}", count)
-        broken = [rollout.broken for group in groups for rollout in group.rollouts if rollout.broken is not None]
+        broken = [completion.broken for group in groups for completion in group.completions if completion.broken is not None]
         if broken:
             metrics.count("episodes/dropped", len(broken))
         traces = [("reward", name, trace) for name, trace in report.traces.items()] + [("env", "", trace) for trace in broken[:1]]

@@ -17,7 +17,9 @@ from posttrain.data.stream import PackItem, split
 from posttrain.losses.policy import Objective
 from posttrain.trainers.core.base import MicroBatch
 from posttrain.trainers.core.ranks import gather_json
-from posttrain.types import Group, Rollout
+from posttrain.types import Completion, Group
+
+_OLD_NAMES = {"sampler_logps": "rollout_logps"}  # of the fields of rows in older checkpoints
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Row:
     prompt_ids: list[int]
     token_ids: list[int]
     trained: list[bool]  # sampled by the policy, and not masked for having been cut
-    sampler_logps: list[float]
+    rollout_logps: list[float]  # of the policy that sampled, as the engine computed them
     advantage: float
     old_logps: list[float] | None = None  # frozen before the first update; None: the new ones, detached
     ref_logps: list[float] | None = None
@@ -45,15 +47,15 @@ class Row:
         return sum(self.trained)
 
     @classmethod
-    def of(cls, number: int, index: int, rollout: Rollout, *, is_trained: bool) -> Row:
+    def of(cls, number: int, index: int, completion: Completion, *, is_trained: bool) -> Row:
         """A completion before its advantage is known. Not trained: none of its tokens is."""
         return cls(
             group=number,
             index=index,
-            prompt_ids=rollout.prompt_ids,
-            token_ids=rollout.token_ids,
-            trained=rollout.sampled if is_trained else [False] * len(rollout.sampled),
-            sampler_logps=rollout.logprobs,
+            prompt_ids=completion.prompt_ids,
+            token_ids=completion.token_ids,
+            trained=completion.sampled if is_trained else [False] * len(completion.sampled),
+            rollout_logps=completion.logps,
             advantage=0.0,
         )
 
@@ -90,7 +92,7 @@ class GenerationBatch:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> GenerationBatch:
-        return cls(**(state | {"rows": [Row(**row) for row in state["rows"]]}))
+        return cls(**(state | {"rows": [Row(**{_OLD_NAMES.get(name, name): value for name, value in row.items()}) for row in state["rows"]]}))
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,12 @@ class Slice:
     tokens_per_slice: float  # the rollout's tokens over its slices: what DAPO's normaliser expects of this one
 
 
-def rows_of(groups: list[tuple[int, Group]], is_trained: Callable[[Rollout], bool]) -> list[Row]:
+def rows_of(groups: list[tuple[int, Group]], is_trained: Callable[[Completion], bool]) -> list[Row]:
     """The completions of numbered groups, in order. Those that are not trained stay in the counts of rows, not of tokens."""
     return [
-        Row.of(number, index, rollout, is_trained=is_trained(rollout)) for number, group in groups for index, rollout in enumerate(group.rollouts)
+        Row.of(number, index, completion, is_trained=is_trained(completion))
+        for number, group in groups
+        for index, completion in enumerate(group.completions)
     ]
 
 
@@ -152,7 +156,7 @@ class PolicyBatch(MicroBatch):
         by_row = torch.tensor([row.advantage for row in self.rows], dtype=dtype, device=device)  # (B,)
         self.advantages = by_row if by_token is None else by_token
         self.weights = torch.tensor([weights[i] for i in ids], dtype=dtype, device=device)  # (B,)
-        self.sampler_logps = _padded([row.sampler_logps for row in self.rows], T, dtype, device)  # (B, T)
+        self.rollout_logps = _padded([row.rollout_logps for row in self.rows], T, dtype, device)  # (B, T)
         self.old_logps = self._optional([row.old_logps for row in self.rows], T, dtype, device)  # (B, T) or None
         self.ref_logps = self._optional([row.ref_logps for row in self.rows], T, dtype, device)  # (B, T) or None
         self.returns = self._optional([row.returns for row in self.rows], T, dtype, device)  # (B, T) or None

@@ -278,7 +278,7 @@ class OnlineTrainer(BaseTrainer):
             objective=self.objective,
             options=self.options,
             ref_logps=batch.ref_logps,
-            sampling_logps=batch.sampler_logps,
+            rollout_logps=batch.rollout_logps,
             policy_mask=policy_mask,
         )
 
@@ -335,7 +335,7 @@ class OnlineTrainer(BaseTrainer):
         for name, tally in terms.metrics.items():
             self.metrics.note(_NAMES.get(name, name), tally.total, tally.count)
         if self.args.on_policy:  # the policy is still the one that sampled, so engine and trainer must agree on every log-prob
-            gap = (logps - batch.sampler_logps).abs() * batch.mask
+            gap = (logps - batch.rollout_logps).abs() * batch.mask
             self.metrics.note("sampling/logp_difference/mean", gap.sum(), count)
             self.metrics.note_extreme("sampling/logp_difference/max", "max", float(gap.max()) if gap.numel() else 0.0)
         self.record.tokens(self.state.global_step + 1, batch, logps, entropy)
@@ -343,13 +343,13 @@ class OnlineTrainer(BaseTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
-            shown = [(group, group.rollouts[:1]) for group in self._last_groups] if self.args.log_unique_prompts else []
-            shown = shown or [(group, group.rollouts) for group in self._last_groups[:1]]
-            left = self.args.num_completions_to_print or sum(len(rollouts) for _, rollouts in shown)
-            for group, rollouts in shown:
+            shown = [(group, group.completions[:1]) for group in self._last_groups] if self.args.log_unique_prompts else []
+            shown = shown or [(group, group.completions) for group in self._last_groups[:1]]
+            left = self.args.num_completions_to_print or sum(len(completions) for _, completions in shown)
+            for group, completions in shown:
                 if left > 0:
-                    self.view.samples(self._text(group.rollouts[0].prompt_ids), rollouts[:left])
-                    left -= len(rollouts)
+                    self.view.samples(self._text(group.completions[0].prompt_ids), completions[:left])
+                    left -= len(completions)
 
     # Evaluation
 
