@@ -13,7 +13,7 @@ import posttrain.rewards as rewards
 from posttrain import Rubric
 from posttrain.errors import UserError
 from posttrain.rewards.loading import load_reward, names_model
-from posttrain.types import Group, Rollout, StopReason, Task
+from posttrain.types import Completion, Group, StopReason, Task
 
 THIRD = r"\frac{1}{3}"
 
@@ -24,7 +24,7 @@ def says(*texts: str) -> list[list[dict[str, str]]]:
 
 def group(texts: list[str], **columns: Any) -> Group:
     task = Task(0, [{"role": "user", "content": "?"}], columns)
-    return Group(task, [Rollout([1], [2, 3], [True] * 2, [0.0] * 2, [0.0] * 2, StopReason.STOP, text, says(text)[0]) for text in texts])
+    return Group(task, [Completion([1], [2, 3], [True] * 2, [0.0] * 2, [0.0] * 2, StopReason.STOP, text, says(text)[0]) for text in texts])
 
 
 def test_answers_are_compared_as_mathematics():
