@@ -115,7 +115,7 @@ def test_the_names_work_in_a_rubric_and_answers_are_graded_in_a_process_of_their
         finally:
             rubric.close()
         accuracy = rubric.names[0]
-        assert [rollout.scores[accuracy] for rollout in scored.rollouts] == [1.0, 0.0]
+        assert [completion.scores[accuracy] for completion in scored.completions] == [1.0, 0.0]
     assert by_name.names == ["accuracy_reward", "think_format_reward", "soft_overlong_punishment_reward"]
 
 
