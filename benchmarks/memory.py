@@ -34,11 +34,11 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
         tie_word_embeddings=True,
     ),
 }  # fmt: skip
-PLAIN = {"adapter_dtype": torch.float32}
-BF16 = {"adapter_dtype": torch.bfloat16}
+PLAIN = {"generations": 1, "lora_r": 32, "dtype": "bfloat16", "gradient_checkpointing": True, "attention": "fused"}
+BF16 = PLAIN | {"adapter_dtype": "bfloat16"}
 OFFLOADED = BF16 | {"activation_offloading": True}
 LEAN = OFFLOADED | {"tile_rows": 4096}
-QLORA = LEAN | {"load_in_4bit": True, "optimizer": "adamw_8bit"}
+QLORA = LEAN | {"load_in_4bit": True, "optim": "adamw_8bit"}
 CASES: list[tuple[str, str, int, int, dict[str, Any]]] = [  # model, what, prompt, completion, settings
     ("Llama-3.1-8B", "checkpoints on the device, fp32 adapters", 1024, 19456, PLAIN),
     ("Llama-3.1-8B", "the same, bf16 adapters", 1024, 19456, BF16),
@@ -57,7 +57,8 @@ VOCABULARIES = (8192, 262144)
 
 def simulated(chosen: list[int], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cases with these numbers; those of the others stay."""
-    from posttrain.memory.simulate import Job, simulate_step
+    from posttrain.memory import Job, shape_of
+    from posttrain.memory.simulate import simulate_step
 
     rows = []
     for number, (model, what, prompt, completion, settings) in enumerate(CASES):
@@ -65,7 +66,8 @@ def simulated(chosen: list[int], before: list[dict[str, Any]]) -> list[dict[str,
             rows += [row for row in before if (row["model"], row["what"], row["tokens"]) == (model, what, prompt + completion)]
             continue
         started = time.perf_counter()
-        memory = simulate_step(MODELS[model](), Job(prompt, (completion,), **settings))
+        config = MODELS[model]()
+        memory = simulate_step(config, Job(shape_of(config.to_dict(), model), prompt, completion, **settings))
         row = {
             "model": model, "what": what, "tokens": prompt + completion, "device_gib": memory.device / GIB, "above_gib": memory.above / GIB,
             "host_gib": memory.host / GIB, "parts_gib": {name: nbytes / GIB for name, nbytes in sorted(memory.parts.items())},
@@ -82,19 +84,21 @@ def simulated_flat() -> dict[str, list[dict[str, Any]]]:
     One completion fills a micro-batch, so that G is all that grows.
     """
     from posttrain.data.stream import PackItem, split
-    from posttrain.memory.simulate import Job, simulate_step
+    from posttrain.memory import Job, shape_of
+    from posttrain.memory.simulate import simulate_step
 
     config = MODELS["Llama-3.1-8B"]()
+    job = Job(shape_of(config.to_dict(), "Llama-3.1-8B"), 512, 3584, **QLORA)
     by_group, by_vocabulary = [], []
     for group in GROUPS:
         parts = split([PackItem([0] * 512, [[0] * 3584] * group)], 4096)
         lengths = max((tuple(map(len, part[0].completions)) for part in parts), key=sum)
-        memory = simulate_step(config, Job(512, lengths, **QLORA))
+        memory = simulate_step(config, job, lengths)
         by_group.append({"completions": group, "micro_batches": len(parts), "device_gib": memory.device / GIB, "above_gib": memory.above / GIB})
         print(f"G {group:3} {memory.device / GIB:6.2f} {memory.above / GIB:6.2f}", flush=True)
     for size in VOCABULARIES:
         config.vocab_size = size
-        memory = simulate_step(config, Job(512, (3584,), **QLORA))
+        memory = simulate_step(config, job)
         by_vocabulary.append({"vocabulary": size, "device_gib": memory.device / GIB, "above_gib": memory.above / GIB})
         print(f"V {size:7,} {memory.device / GIB:6.2f} {memory.above / GIB:6.2f}", flush=True)
     return {"completions": by_group, "vocabulary": by_vocabulary}

@@ -62,12 +62,9 @@ REAL: dict[str, tuple[dict[str, int], int, dict[str, Any], bool]] = {
 
 def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
     """One plan beside one simulated step. layers: None: all."""
-    import torch
     from transformers import AutoConfig
 
     from posttrain.memory import Job, plan, shape_of
-    from posttrain.memory.job import ATTENTION
-    from posttrain.memory.simulate import Job as Simulated
     from posttrain.memory.simulate import simulate_step
 
     total = prompt + sum(completions)
@@ -79,24 +76,7 @@ def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: d
     fields = fields_of(model, layers)
     job = Job(shape_of(fields, model), prompt, completions[0], generations=len(completions), **given)
     started = time.perf_counter()
-    truth = simulate_step(
-        AutoConfig.for_model(fields.pop("model_type"), **fields),
-        Simulated(
-            prompt,
-            completions,
-            lora_rank=job.lora_r,
-            load_in_4bit=job.load_in_4bit,
-            dtype=getattr(torch, job.dtype),
-            adapter_dtype=getattr(torch, job.adapter_dtype),
-            mixed_precision=job.bf16,
-            optimizer="adamw_8bit" if "8bit" in job.optim else "adamw",
-            gradient_checkpointing=job.gradient_checkpointing,
-            activation_offloading=job.activation_offloading,
-            tile_rows=job.tile_rows,
-            attention=job.attention or ATTENTION[job.device],
-            device=job.device,
-        ),
-    )
+    truth = simulate_step(AutoConfig.for_model(fields.pop("model_type"), **fields), job, completions)
     seconds = time.perf_counter() - started
     found = plan(job)
     return _line(found.train_peak - found.training["holes"] - found.training["context"], truth.device) | {
@@ -277,7 +257,7 @@ def main() -> None:
         for name in options.names or REAL:
             note("real", name, real(name, MALLOC_MMAP_THRESHOLD_=str(2**17)))
             note("by_default", name, real(name))
-    from posttrain.memory.seeds import table
+    from posttrain.memory.published import table
 
     hardware.save("plan_published", {"rows": [vars(row) for row in table()]})
 

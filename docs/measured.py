@@ -129,9 +129,9 @@ def _error(share: float | None) -> str:
 def published_table(result: dict[str, Any]) -> str:
     """Unsloth's table, term by term."""
     from posttrain.cli.plan import seeds_lines
-    from posttrain.memory.seeds import Row
+    from posttrain.memory.published import PublishedTerm
 
-    return "\n".join(seeds_lines([Row(**row) for row in result["rows"]]))
+    return "\n".join(seeds_lines([PublishedTerm(**row) for row in result["rows"]]))
 
 
 def _percent(share: float, unit: str = " %") -> str:

@@ -18,6 +18,7 @@ STDLIB = set(sys.stdlib_module_names)
 # Part of the package -> its floor. A part imports itself and lower floors; the columns of floor 3 never each other.
 FLOOR = {
     "types": 0,
+    "sizes": 0,
     "errors": 0,
     "characters": 0,
     "secrets": 0,
@@ -52,6 +53,7 @@ SHARED = {0, 4, 5}
 # Parts that may import nothing from outside but the standard library and these.
 OUTSIDE = {
     "types": set(),
+    "sizes": set(),
     "errors": set(),
     "characters": set(),
     "secrets": set(),

@@ -7,7 +7,7 @@ from posttrain.memory import Job, find_shape, plan
 from posttrain.memory.advice import STEP, largest_context, largest_model, refuse_what_cannot_fit, savings, way_to_fit, with_every_switch
 from posttrain.memory.cards import _available, as_text, read_size
 from posttrain.memory.known import KNOWN
-from posttrain.memory.seeds import CARDS, FRUGAL_CONTEXTS, STANDARD_CONTEXTS, line_through, table
+from posttrain.memory.published import CARDS, FRUGAL_CONTEXTS, STANDARD_CONTEXTS, line_through, table
 from posttrain.memory.speed import rollout_bytes, update_flops
 
 GIB = 2**30

@@ -1,13 +1,10 @@
 """Plans against posttrain's own step on tensors that hold nothing. benchmarks/plan_accuracy.py has many more of these."""
 
 import pytest
-import torch
 from transformers import AutoConfig
 
 from posttrain.memory import Job, plan, shape_of
-from posttrain.memory.job import ATTENTION
 from posttrain.memory.known import KNOWN
-from posttrain.memory.simulate import Job as Simulated
 from posttrain.memory.simulate import simulate_step
 
 WITHIN = 0.10
@@ -30,24 +27,7 @@ def test_a_plan_is_within_a_tenth_of_the_simulated_step(case):
     name, settings = CASES[case]
     config = {**KNOWN[name], "num_hidden_layers": 7 if name.startswith("gemma") else 4}
     job = Job(shape_of(config, name), 256, 3000, generations=1, rollout_size=2, **{"gradient_checkpointing": True} | settings)
-    simulated = simulate_step(
-        AutoConfig.for_model(config.pop("model_type"), **config),
-        Simulated(
-            256,
-            (3000,),
-            lora_rank=job.lora_r,
-            load_in_4bit=job.load_in_4bit,
-            dtype=getattr(torch, job.dtype),
-            adapter_dtype=getattr(torch, job.adapter_dtype),
-            mixed_precision=job.bf16,
-            optimizer="adamw_8bit" if job.optim == "adamw_8bit" else "adamw",
-            gradient_checkpointing=job.gradient_checkpointing,
-            activation_offloading=job.activation_offloading,
-            tile_rows=job.tile_rows,
-            attention=job.attention or ATTENTION[job.device],
-            device=job.device,
-        ),
-    )
+    simulated = simulate_step(AutoConfig.for_model(config.pop("model_type"), **config), job)
     found = plan(job)
     assert found.train_peak - found.training["holes"] - found.training["context"] == pytest.approx(simulated.device, rel=WITHIN)
     assert found.above == pytest.approx(simulated.above, rel=WITHIN)

@@ -6,10 +6,11 @@ from small import build_model, build_tokenizer
 
 from posttrain.errors import UserError
 from posttrain.memory import Job, find_shape, plan, shape_of
-from posttrain.memory.estimate import CPU_HOLES, capacity, nf4_bytes
+from posttrain.memory.estimate import CPU_HOLES, capacity
 from posttrain.memory.job import OPTIMIZERS
 from posttrain.rollout.local.cache import Slab
 from posttrain.rollout.local.engine import LocalEngine
+from posttrain.sizes import nf4_bytes
 from posttrain.types import Request, Sampling
 
 SHAPE = find_shape("qwen3-0.6b")
@@ -192,22 +193,6 @@ def test_rows_share_a_micro_batch_up_to_its_budget():
 def test_a_job_that_cannot_be_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         Job(**{"shape": SHAPE, "prompt_length": 1, "completion_length": 1} | changes)
-
-
-def test_sizes_that_the_plan_knows_by_heart_are_those_of_the_code():
-    from posttrain.memory import estimate, job, layer, step, tape
-    from posttrain.ops import _linear_logprobs_torch, offload, prefix_plain
-    from posttrain.rollout.local import cache, engine
-    from posttrain.rollout.local import layout as decoding
-    from posttrain.trainers.core import config, memory
-
-    assert (step.TILE_ROWS["cuda"], step.TILE_LOGITS["cuda"]) == (_linear_logprobs_torch.ROWS["cuda"], _linear_logprobs_torch.ELEMENTS["cuda"])
-    assert (step.TILE_ROWS["cpu"], step.TILE_LOGITS["cpu"]) == (_linear_logprobs_torch.ROWS["cpu"], _linear_logprobs_torch.ELEMENTS["cpu"])
-    assert step.WHOLE_ROWS == _linear_logprobs_torch.WHOLE_ROWS
-    assert (layer.CHUNK_ROWS, tape.OFFLOAD_SMALLEST) == (prefix_plain.CHUNK_ROWS, offload.SMALLEST)
-    assert (job.DEFAULT_TOKENS, job.AUTO_TILE_ROWS) == (config.DEFAULT_TOKENS, memory.AUTO_TILE_ROWS)
-    assert (estimate.PREFILL_TOKENS, estimate.FIRST_TOKENS) == (engine.PREFILL_TOKENS, cache._FIRST_TOKENS)
-    assert estimate.MOST_SCORES == decoding._MOST_SCORES
 
 
 def _config():

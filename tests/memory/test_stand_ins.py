@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from posttrain.memory.simulate.stand_ins import EightBitAdam, FourBitLinear, four_bit_bytes
+from posttrain.memory.simulate.stand_ins import EightBitAdam, FourBitLinear
+from posttrain.sizes import nf4_bytes
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -20,7 +21,7 @@ def test_a_4bit_linear_has_the_bytes_of_the_real_one(inputs, outputs):
     assert real.weight.dtype == torch.uint8
     stand_in = FourBitLinear(nn.Linear(inputs, outputs, bias=False), torch.bfloat16)
     assert stand_in.weight.nbytes == real.weight.nbytes + bytes_of_state(real.weight.quant_state)
-    assert stand_in.weight.nbytes == four_bit_bytes(inputs * outputs)
+    assert stand_in.weight.nbytes == nf4_bytes(inputs * outputs)
 
 
 def test_a_4bit_linear_takes_and_gives_what_the_real_one_does():

@@ -25,8 +25,8 @@ TOLERANCE = {torch.float64: (1e-13, 1e-12), torch.float32: (1e-5, 1e-5), torch.b
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setitem(tiled.ROWS, "cpu", 5)
-    monkeypatch.setitem(tiled.ELEMENTS, "cpu", 5 * 64)
+    monkeypatch.setitem(tiled.LOGIT_ROWS, "cpu", 5)
+    monkeypatch.setitem(tiled.LOGIT_ELEMENTS, "cpu", 5 * 64)
     monkeypatch.setattr(tiled, "WHOLE_ROWS", 5)
 
 

@@ -15,9 +15,9 @@ from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError, did_you_mean
 from posttrain.io import read_json
 from posttrain.memory.advice import refuse_what_cannot_fit
-from posttrain.memory.estimate import nf4_bytes
 from posttrain.memory.job import loaded_dtype
 from posttrain.memory.shapes import Shape, find_shape, shape_of
+from posttrain.sizes import nf4_bytes
 
 
 def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:

@@ -16,7 +16,7 @@ from posttrain.memory.advice import largest_context, largest_model, savings, way
 from posttrain.memory.cards import COMMON_CARDS, GB, as_text, free_memory, has_gpu, read_size
 from posttrain.memory.choice import AUTOMATIC, Choice, choose, least, smallest_card
 from posttrain.memory.job import loaded_dtype
-from posttrain.memory.seeds import Row, our_job, table
+from posttrain.memory.published import PublishedTerm, our_job, table
 from posttrain.memory.speed import least_time
 
 PROMPT = 512  # tokens, where nobody says
@@ -289,8 +289,8 @@ def _on_a_card(choice: Choice, limit: int) -> list[str]:
     return lines
 
 
-def seeds_lines(rows: list[Row]) -> list[str]:
-    """The table of `memory/seeds.py` in Markdown."""
+def seeds_lines(rows: list[PublishedTerm]) -> list[str]:
+    """The table of `memory/published.py` in Markdown."""
     lines = [
         "| term | standard: printed | computed | Unsloth: printed | computed | posttrain, GiB | what the computed figure is |",
         "|---|---:|---:|---:|---:|---:|---|",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from posttrain.errors import UserError
 from posttrain.memory.cards import as_text
 from posttrain.memory.estimate import Plan, always_there, plan
-from posttrain.memory.job import AUTO_TILE_ROWS, DEFAULT_TOKENS, Job
+from posttrain.memory.job import Job
 from posttrain.memory.known import KNOWN
 from posttrain.memory.shapes import Shape, shape_of
+from posttrain.sizes import AUTO_TILE_ROWS, MICRO_BATCH_TOKENS
 
 TOLERANCE = 0.1  # of a prediction (docs/plan.md): what is more than that above the limit is refused
 LONGEST = 2**22  # tokens; nothing is asked about longer texts
@@ -39,7 +40,7 @@ class Saving:
 
 def _with_budget(job: Job) -> Job | None:
     """Micro-batches of the longest row."""
-    budget = job.max_tokens_per_micro_batch or DEFAULT_TOKENS
+    budget = job.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
     return None if budget <= job.context or job.streams[0] <= job.context else job.but(max_tokens_per_micro_batch=job.context)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from posttrain.memory.cards import COMMON_CARDS, GB, as_text
 from posttrain.memory.estimate import Plan, plan
-from posttrain.memory.job import AUTO_TILE_ROWS, DEFAULT_TOKENS, Job
+from posttrain.memory.job import Job
 from posttrain.memory.speed import update_flops
+from posttrain.sizes import AUTO_TILE_ROWS, MICRO_BATCH_TOKENS
 
 # Settings of the trainers that are chosen where the user says nothing. Those of training; and those of sampling.
 TRAINING = ("gradient_checkpointing", "activation_offloading", "tile_rows", "max_tokens_per_micro_batch")
@@ -143,8 +144,8 @@ def update_time(job: Job) -> float:
         time *= OFFLOAD_TIME
     if job.tile_rows is not None and job.tile_rows < job.streams[0]:
         time *= TILES_TIME
-    default = max(DEFAULT_TOKENS, job.context)
-    budget = max(job.max_tokens_per_micro_batch or DEFAULT_TOKENS, job.context)
+    default = max(MICRO_BATCH_TOKENS, job.context)
+    budget = max(job.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS, job.context)
     while budget < default:
         budget, time = budget * 2, time * HALVING_TIME
     return time
@@ -170,7 +171,7 @@ def _by_cost(job: Job, names: tuple[str, ...], most_host: int | None) -> Iterato
 def _budgets(job: Job) -> Iterator[int | None]:
     """Tokens of a micro-batch: as they are, and halved down to the longest single row."""
     yield job.max_tokens_per_micro_batch
-    budget = job.max_tokens_per_micro_batch or DEFAULT_TOKENS
+    budget = job.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
     while budget > job.context:
         budget = max(budget // 2, job.context)
         yield budget

@@ -14,14 +14,10 @@ from typing import Any
 from posttrain.memory.job import BYTES, OPTIMIZERS, Job
 from posttrain.memory.shapes import Shape
 from posttrain.memory.step import prefill, training_step
+from posttrain.sizes import CACHE_TOKENS, DECODE_SCORES, PREFILL_TOKENS, nf4_bytes
 
 CUDA_CONTEXT = 2**29  # bytes that a process takes of a GPU before it has a tensor: about half a GiB
 CPU_HOLES = 0.35  # of what a step takes and gives back: measured, benchmarks/plan_accuracy.py
-PREFILL_TOKENS = 4096  # of posttrain.rollout.local.engine
-FIRST_TOKENS = 64  # of posttrain.rollout.local.cache
-MOST_SCORES = 2**26  # of posttrain.rollout.local.layout
-NF4_BLOCK, NF4_SCALES = 64, 256  # weights that share a scale of one byte, scales that share one of four (Dettmers et al. 2023)
-NF4_TABLES = 4 * (16 + 256 + 1)
 
 TRAINING = (
     "weights", "adapters", "gradients", "optimizer", "reference", "checkpoints", "activations", "weight_casts", "logprob_tiles", "optimizer_step",
@@ -123,12 +119,6 @@ def weight_bytes(shape: Shape, dtype: str, in_4bit: bool) -> int:
     return packed + (shape.parameters - shape.linear_weights) * BYTES[dtype]
 
 
-def nf4_bytes(weights: int) -> int:
-    """A linear layer in NF4 with double quantisation: half a byte a weight, the scales, and the tables to read them."""
-    blocks = -(-weights // NF4_BLOCK)
-    return -(-weights // 2) + blocks + 4 * -(-blocks // NF4_SCALES) + NF4_TABLES
-
-
 def _sampling(job: Job) -> dict[str, int]:
     shape, a = job.shape, job.arithmetic
     size = a.autocast or a.stored  # of keys, values and logits
@@ -137,14 +127,14 @@ def _sampling(job: Job) -> dict[str, int]:
     per_token = 2 * shape.layers * shape.kv * size
     scores = 0 if job.device == "cpu" else 12 * rows * shape.heads * job.completion_length  # float32, three times: plain attention
     piece = min(PREFILL_TOKENS, prompts * job.prompt_length)
-    plain = 0 if job.device == "cpu" else 16 * min(MOST_SCORES, shape.heads * piece * job.prompt_length)
+    plain = 0 if job.device == "cpu" else 16 * min(DECODE_SCORES, shape.heads * piece * job.prompt_length)
     # The prompts are computed before there are completions, and logits are drawn from after the layers are done.
     before = prefill(job, piece) + plain
     drawing = max(rows * shape.vocab * (2 * size + 12), scores)
     return {
         "inference_copy": _inference_copy(job),
-        "kv_prompts": per_token * capacity(prompts, 1) * capacity(job.prompt_length, FIRST_TOKENS),
-        "kv_completions": per_token * capacity(rows, 1) * capacity(job.completion_length - 1, FIRST_TOKENS),  # the last token is never fed
+        "kv_prompts": per_token * capacity(prompts, 1) * capacity(job.prompt_length, CACHE_TOKENS),
+        "kv_completions": per_token * capacity(rows, 1) * capacity(job.completion_length - 1, CACHE_TOKENS),  # the last token is never fed
         "prefill": max(0, before - drawing),
         "sampling": drawing,
     }

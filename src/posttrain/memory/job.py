@@ -8,10 +8,9 @@ from typing import Any
 from posttrain.errors import UserError, did_you_mean
 from posttrain.memory.layer import Arithmetic
 from posttrain.memory.shapes import Shape
+from posttrain.sizes import MICRO_BATCH_TOKENS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-DEFAULT_TOKENS = 4096  # of a micro-batch, as in the trainers
-AUTO_TILE_ROWS = 2048  # tile_rows="auto"
 ATTENTION = {"cpu": "fused", "cuda": "chunked"}  # posttrain.ops.prefix_attention
 
 # Optimizer -> bytes of state for a weight in float32, in 16 bits. torch's keep their state in the dtype of the weight.
@@ -93,7 +92,7 @@ class Job:
         """Completions of a prompt that one micro-batch holds at most: as many as the token budget lets in, at least one."""
         if self.keeps_groups:
             return self.generations
-        budget = self.max_tokens_per_micro_batch or DEFAULT_TOKENS
+        budget = self.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
         return max(1, min(self.generations, (budget - self.prompt_length) // self.completion_length))
 
     @property
@@ -103,7 +102,7 @@ class Job:
     @property
     def streams(self) -> tuple[int, int]:
         """Tokens and trained targets of the largest micro-batch: groups side by side up to the budget, or one prompt with its completions."""
-        budget, rows = self.max_tokens_per_micro_batch or DEFAULT_TOKENS, self.rows_in_stream
+        budget, rows = self.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS, self.rows_in_stream
         tokens = self.prompt_length + rows * self.completion_length
         groups = max(1, min(budget // tokens, self.rows // rows))
         return groups * tokens, groups * rows * self.completion_length

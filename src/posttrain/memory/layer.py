@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from posttrain.memory.shapes import Linear, Shape
 from posttrain.memory.tape import Storage, Tape, Tensor
+from posttrain.sizes import ATTENTION_ROWS
 
-CHUNK_ROWS = 256  # of posttrain.ops.prefix_plain
 Rows = Callable[[Tape, Tensor], Tensor]  # what treats every row of a tensor alike
 
 
@@ -182,7 +182,7 @@ def chunked(t: Tape, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     shape = layer.shape
     size = layer.a.autocast or max(x.itemsize for x in (q, k, v))
     q, k, v = (cast(t, x, size) for x in (q, k, v))
-    rows = min(CHUNK_ROWS, layer.tokens)
+    rows = min(ATTENTION_ROWS, layer.tokens)
     keys = layer.tokens if layer.window is None else min(layer.tokens, rows + layer.window)
     masks = rows * keys * (2 + (shape.heads // shape.kv_heads) * (1 + size))  # of bools, and as the kernel wants them
     queries = 3 * rows * shape.q * size

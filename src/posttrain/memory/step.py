@@ -13,11 +13,8 @@ from posttrain.memory.job import BYTES, Job
 from posttrain.memory.layer import Arithmetic, Layer
 from posttrain.memory.shapes import Shape
 from posttrain.memory.tape import GRADIENTS, Storage, Tape, Tensor
+from posttrain.sizes import LOGIT_ELEMENTS, LOGIT_ROWS, WHOLE_ROWS
 
-# Of posttrain.ops.linear_logprobs: rows of a tile, logits of a tile, rows of a tile that holds the whole vocabulary.
-TILE_ROWS = {"cpu": 1024, "cuda": 4096}
-TILE_LOGITS = {"cpu": 2**20, "cuda": 2**24}
-WHOLE_ROWS = 512
 TILES = "logprob_tiles"
 
 
@@ -143,13 +140,13 @@ def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
     """
     shape, a = job.shape, job.arithmetic
     if job.passes_head_once:
-        in_cache = max(1, min(targets, TILE_LOGITS[job.device] // shape.vocab))
+        in_cache = max(1, min(targets, LOGIT_ELEMENTS[job.device] // shape.vocab))
         at_once = max(in_cache, min(targets, WHOLE_ROWS))
         gradients = (shape.vocab + targets) * shape.hidden
         return (gradients + (at_once + in_cache) * shape.vocab + 6 * targets) * 4, 0
     size = 4 if job.emulates_bf16 else a.autocast or itemsize  # of what is multiplied
-    rows = min(targets, TILE_ROWS[job.device])
-    columns = min(shape.vocab, max(64, TILE_LOGITS[job.device] // rows // 64 * 64))
+    rows = min(targets, LOGIT_ROWS[job.device])
+    columns = min(shape.vocab, max(64, LOGIT_ELEMENTS[job.device] // rows // 64 * 64))
     elements, tile = targets * shape.hidden, rows * columns
     operand = elements * size if size != itemsize else 0
     slice_of_weight = columns * shape.hidden * size if size != a.stored else 0

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from posttrain.sizes import OFFLOAD_SMALLEST
+
 REST, GRADIENTS = "activations", "gradients"
-OFFLOAD_SMALLEST = 2**21  # of posttrain.ops.offload: bytes worth a copy
 
 
-class Memory:
+class LiveBytes:
     """How much is live under which label, and the most that ever was."""
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Storage:
 
     __slots__ = ("_label", "_memory", "away", "size")
 
-    def __init__(self, memory: Memory, size: int, label: str = REST) -> None:
+    def __init__(self, memory: LiveBytes, size: int, label: str = REST) -> None:
         self._memory, self.size, self._label = memory, size, label
         self.away: Away | None = None  # None: it was not offloaded
         memory.take(size, label)
@@ -113,7 +114,7 @@ class Tape:
     """
 
     def __init__(self, *, recording: bool = True, offloads: bool = False, is_first: bool = False) -> None:
-        self.memory = Memory()
+        self.memory = LiveBytes()
         self.recording, self.offloads, self.is_first = recording, offloads, is_first
         self._gradients: list[Storage] = []
         self.host = 0  # bytes that were offloaded
@@ -223,7 +224,7 @@ class Tape:
                 away.back = Storage(self.memory, away.size, "checkpoints")
 
 
-def _put(slot: Slot, grad: _Grad, memory: Memory) -> None:
+def _put(slot: Slot, grad: _Grad, memory: LiveBytes) -> None:
     """Into the slot, or onto what is there: in place if nobody else holds that."""
     held = slot.grad
     if held is None:

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from posttrain.ops.precision import kind_of, multiplies_natively
+from posttrain.sizes import LOGIT_ELEMENTS, LOGIT_ROWS, WHOLE_ROWS
 
-ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # of a tile, at most
-ELEMENTS = {"cpu": 2**20, "mps": 2**22, "cuda": 2**24}  # of a tile: 4 MiB on a CPU, which stay in its caches (benchmarks/linear_logprobs.py)
-WHOLE_ROWS = 512  # of a tile that holds the whole vocabulary, at least: with fewer the weight's gradient would pass through memory more often
 FLOOR = -1e4  # exp(FLOOR) is 0 in every dtype, and unlike -inf it may be multiplied by that 0
 
 
@@ -82,14 +80,14 @@ def slices(stop: int, size: int, start: int = 0) -> list[slice]:
 
 
 def _kind(device: torch.device) -> str:
-    return kind_of(device) if kind_of(device) in ROWS else "cuda"
+    return kind_of(device) if kind_of(device) in LOGIT_ROWS else "cuda"
 
 
 def tile_size(device: torch.device, n: int, v: int) -> tuple[int, int]:
     """R, C: few rows make wide tiles."""
     kind = _kind(device)
-    rows = max(1, min(n, ROWS[kind]))
-    return rows, min(v, max(64, ELEMENTS[kind] // rows // 64 * 64))
+    rows = max(1, min(n, LOGIT_ROWS[kind]))
+    return rows, min(v, max(64, LOGIT_ELEMENTS[kind] // rows // 64 * 64))
 
 
 def target_in(columns: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,7 +308,7 @@ def foreseen(
     d_bias = hidden.new_zeros(v) if wanted[2] else None
     columns = slice(0, v)
     w, b = inputs.columns(columns)
-    in_cache = max(1, min(n, ELEMENTS[_kind(hidden.device)] // v))  # rows whose logits a softmax can pass over again and again
+    in_cache = max(1, min(n, LOGIT_ELEMENTS[_kind(hidden.device)] // v))  # rows whose logits a softmax can pass over again and again
     at_once = max(in_cache, min(n, WHOLE_ROWS))
     z_buffer, e_buffer = hidden.new_empty(at_once * v), hidden.new_empty(in_cache * v)
     for rows in slices(n, at_once):

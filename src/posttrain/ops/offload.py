@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-SMALLEST = 2**21  # bytes; a copy of less saves nothing worth the call
+from posttrain.sizes import OFFLOAD_SMALLEST
+
 KEPT = 1
 
 
@@ -29,7 +30,7 @@ def offloading(device: torch.device) -> AbstractContextManager[object]:
 class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
     """The hooks. For one forward; the backward may come later, once. `host` is the device that plays the host."""
 
-    def __init__(self, *, host: str = "cpu", smallest: int = SMALLEST) -> None:
+    def __init__(self, *, host: str = "cpu", smallest: int = OFFLOAD_SMALLEST) -> None:
         super().__init__(self.pack, self.unpack)
         self.host, self.smallest = host, smallest
         self.offloaded_bytes = 0

@@ -14,9 +14,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-Segments = Sequence[tuple[int, int, int | None]]  # (start, length, index of the prompt's segment; None: it is a prompt)
+from posttrain.sizes import ATTENTION_ROWS
 
-CHUNK_ROWS = 256
+Segments = Sequence[tuple[int, int, int | None]]  # (start, length, index of the prompt's segment; None: it is a prompt)
 
 
 class Chunk:
@@ -53,7 +53,7 @@ def token_table(segments: Segments, device: torch.device) -> torch.Tensor:
 def cut(segments: Segments, table: torch.Tensor, window: int | None) -> list[Chunk]:
     """The chunks of a stream under one sliding window (None: no window). `table` is its token table."""
     tokens = table.shape[0]
-    return [Chunk(segments, table, start, min(start + CHUNK_ROWS, tokens), window) for start in range(0, tokens, CHUNK_ROWS)]
+    return [Chunk(segments, table, start, min(start + ATTENTION_ROWS, tokens), window) for start in range(0, tokens, ATTENTION_ROWS)]
 
 
 def prefix_attention_plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunks: Sequence[Chunk], *, scaling: float) -> torch.Tensor:

@@ -77,6 +77,6 @@ def test_attention_in_tiles_of_queries_is_the_same(monkeypatch, causal):
     q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
     mask = None if causal else torch.randn(2, 1, 9, 9)
     expected = attend(q, k, v, scaling=0.3, mask=mask, causal=causal)
-    monkeypatch.setattr(layout_module, "_MOST_SCORES", 2 * 4 * 9 * 2)
+    monkeypatch.setattr(layout_module, "DECODE_SCORES", 2 * 4 * 9 * 2)
     for ours, theirs in zip(attend_plainly(q, k, v, scaling=0.3, mask=mask, causal=causal), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)

@@ -4,7 +4,6 @@ Counted are the bytes that torch would hold. An allocator's rounding and gaps, t
 for themselves come on top.
 """
 
-from posttrain.memory.simulate.job import Job, Memory
-from posttrain.memory.simulate.step import simulate_step
+from posttrain.memory.simulate.step import SimulatedStep, simulate_step
 
-__all__ = ["Job", "Memory", "simulate_step"]
+__all__ = ["SimulatedStep", "simulate_step"]

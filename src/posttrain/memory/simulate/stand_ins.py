@@ -1,7 +1,4 @@
-"""What fake tensors cannot go through, replaced by modules with the same bytes: 4-bit linears and 8-bit Adam of bitsandbytes.
-
-NF4 with double quantisation (Dettmers et al. 2023): 64 weights share a scale of 8 bits, 256 scales share one of 32 bits.
-"""
+"""What fake tensors cannot go through, replaced by modules with the same bytes: 4-bit linears and 8-bit Adam of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -12,15 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-BLOCK, SCALES = 64, 256  # weights that share a scale, scales that share a scale
+from posttrain.sizes import NF4_BLOCK, nf4_bytes
+
 ADAM_BLOCK, ADAM_SMALLEST = 256, 4096  # elements that share a scale; smaller parameters keep their state in 32 bits
-
-
-def four_bit_bytes(weights: int) -> int:
-    """Of a linear's weights and all that is kept to read them."""
-    blocks = -(-weights // BLOCK)
-    tables = 4 * (16 + 256 + 1)  # the 16 levels, the 256 levels of the scales, the scales' mean
-    return -(-weights // 2) + blocks + 4 * -(-blocks // SCALES) + tables
 
 
 class FourBitLinear(nn.Linear):
@@ -31,7 +22,7 @@ class FourBitLinear(nn.Linear):
         self.in_features, self.out_features, self.dtype = like.in_features, like.out_features, dtype
         self.register_parameter("bias", like.bias)
         device = like.weight.device
-        self.weight = nn.Parameter(torch.empty(four_bit_bytes(like.weight.numel()), dtype=torch.uint8, device=device), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(nf4_bytes(like.weight.numel()), dtype=torch.uint8, device=device), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = _Product.apply(x, self)
@@ -41,7 +32,7 @@ class FourBitLinear(nn.Linear):
 
     def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
         """(out, in); on the way there the scales, in 32 bits."""
-        scales = self.weight.new_empty(self.out_features * self.in_features // BLOCK, dtype=torch.float32)
+        scales = self.weight.new_empty(self.out_features * self.in_features // NF4_BLOCK, dtype=torch.float32)
         weight = self.weight.new_empty(self.out_features, self.in_features, dtype=self.dtype)
         del scales
         return weight.to(dtype)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-_FIRST_TOKENS = 64
+from posttrain.sizes import CACHE_TOKENS
 
 
 def _capacity(current: int, needed: int, first: int) -> int:
@@ -34,7 +34,7 @@ class Slab:
     def reserve(self, rows: int, tokens: int) -> None:
         """Make room for rows 0..rows-1 of this many tokens. What is beyond may be forgotten."""
         self.rows = _capacity(self.rows, rows, 1)
-        self.tokens = _capacity(self.tokens, tokens, _FIRST_TOKENS)
+        self.tokens = _capacity(self.tokens, tokens, CACHE_TOKENS)
 
     def layer(self, layer_idx: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer, made or resized when needed to hold heads like k's and v's (B, Hkv, S, d)."""

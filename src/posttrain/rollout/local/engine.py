@@ -22,11 +22,11 @@ from posttrain.rollout.local.scheduler import Prompt, Row, Scheduler
 from posttrain.rollout.local.support import check_context, check_layers, prepare
 from posttrain.rollout.local.weights import compute, lent, rollout_dtype
 from posttrain.rollout.stopping import check_sampling, stop_reason
+from posttrain.sizes import PREFILL_TOKENS
 from posttrain.types import Request, RequestOutput, StopReason
 
 logger = logging.getLogger(__name__)
 
-PREFILL_TOKENS = 4096
 _FEWEST_PREFILL_TOKENS = 256  # of a call, even where memory is short
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from posttrain.rollout.local.cache import Cache
+from posttrain.sizes import DECODE_SCORES
 
-_MOST_SCORES = 2**26  # float32 scores of one tile of queries, 256 MiB, where no fused kernel takes them
 _HIDDEN = -1e30  # finite: a query that sees none of a prompt then weighs it with exp(-1e30) = 0, not with NaN; within float32's and bfloat16's range
 
 
@@ -32,7 +32,7 @@ def attend_plainly(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, mask: torch.Tensor | None = None, causal: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same by matrix products, on any device, in as many tiles of queries as keep the scores of one small."""
-    tile = max(_MOST_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
+    tile = max(DECODE_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
     parts = []
     for first in range(0, q.shape[2], tile):
         last = min(first + tile, q.shape[2])

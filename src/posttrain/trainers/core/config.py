@@ -19,6 +19,7 @@ from posttrain.models.load import with_new_names
 from posttrain.models.precision import beside_adapters
 from posttrain.ops.precision import multiplies_natively
 from posttrain.secrets import redacted
+from posttrain.sizes import MICRO_BATCH_TOKENS
 from posttrain.trainers.core import checks
 
 Config = TypeVar("Config", bound="BaseConfig")
@@ -55,7 +56,6 @@ def settings(cls: type[Config]) -> type[Config]:
     return cls
 
 
-DEFAULT_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
 AUTOMATIC = "auto"
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # one setting, by its older and its newer name
 NOT_SET: dict[str, tuple[Any, ...]] = {"max_tokens_per_micro_batch": (None,)}  # other values that leave a setting open
@@ -184,7 +184,7 @@ class BaseConfig(TrainingArguments):
     @property
     def token_budget(self) -> int:
         """Stream tokens of one micro-batch."""
-        return self.max_tokens_per_micro_batch or DEFAULT_TOKENS
+        return self.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
 
     def to_dict(self) -> dict[str, Any]:
         """Without secrets, nested ones too: trackers, records and manifests are made from it."""

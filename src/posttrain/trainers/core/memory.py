@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from posttrain.errors import TrainingError, first_sentence
-from posttrain.memory.job import AUTO_TILE_ROWS
 from posttrain.models.load import is_quantised
 from posttrain.models.tiles import check_tiles, tiled
 from posttrain.ops.offload import offloading
+from posttrain.sizes import AUTO_TILE_ROWS
 
 if TYPE_CHECKING:
     from posttrain.trainers.core.base import BaseTrainer

@@ -20,11 +20,12 @@ from posttrain.characters import encodable
 from posttrain.errors import UserError
 from posttrain.memory.cards import free_memory
 from posttrain.memory.choice import Choice, choose
-from posttrain.memory.job import DEFAULT_TOKENS, OPTIMIZERS, Job
+from posttrain.memory.job import OPTIMIZERS, Job
 from posttrain.memory.shapes import Shape, shape_of
 from posttrain.models.head import base_model
 from posttrain.models.load import is_quantised
 from posttrain.ops.precision import multiplies_natively
+from posttrain.sizes import MICRO_BATCH_TOKENS
 from posttrain.tracking.recorder import Recorder
 from posttrain.trainers.core.config import SWITCHED_OFF, BaseConfig
 from posttrain.trainers.core.ranks import gather_json
@@ -105,7 +106,7 @@ def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | N
         gradient_checkpointing=bool(set_by_user["gradient_checkpointing"]),
         activation_offloading=bool(set_by_user["activation_offloading"]),
         tile_rows=set_by_user["tile_rows"],
-        max_tokens_per_micro_batch=budget if budget != DEFAULT_TOKENS else None,
+        max_tokens_per_micro_batch=budget if budget != MICRO_BATCH_TOKENS else None,
         max_concurrent_completions=online.most_completions if online else 1,
         has_reference=args.holds_reference,
         has_known_gradient=args.knows_gradient,
@@ -121,7 +122,7 @@ def longest(args: BaseConfig, rows: Any, tokenizer: Any) -> Lengths:
     """
     limit = getattr(args, "max_length", None)  # online trainers have max_completion_length instead
     if not isinstance(rows, Sized):
-        return 1, max(1, (limit or DEFAULT_TOKENS) - 1), None
+        return 1, max(1, (limit or MICRO_BATCH_TOKENS) - 1), None
     looked_at = [rows[index] for index in range(min(LOOKED_AT, len(rows)))]  # type: ignore[index]
     if not looked_at:
         raise UserError("the data have no rows")

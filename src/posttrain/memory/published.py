@@ -24,7 +24,7 @@ FRUGAL_CONTEXTS = (2972, 21848, 40724, 78475, 153977, 191728, 342733)
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedTerm:
     """One line of the table, in the units that were printed."""
 
     term: str
@@ -56,7 +56,7 @@ def our_job() -> Job:
     )
 
 
-def table(job: Job | None = None) -> list[Row]:
+def table(job: Job | None = None) -> list[PublishedTerm]:
     """The terms; their sum is the last row. `ours` is the plan of `job`, which trains and samples in turn: its last row is the larger phase."""
     ours = plan(job or our_job())
     shape = ours.job.shape
@@ -65,7 +65,7 @@ def table(job: Job | None = None) -> list[Row]:
     copy = shape.parameters * 2 / 1e9
     standard, frugal = (_at(ALL_TOKENS, *line_through(contexts)) for contexts in (STANDARD_CONTEXTS, FRUGAL_CONTEXTS))
     rows = [
-        Row(
+        PublishedTerm(
             "training",
             standard,
             414,
@@ -75,13 +75,13 @@ def table(job: Job | None = None) -> list[Row]:
             True,
             (ours.train_peak - ours.training["logprob_tiles"]) / GIB,
         ),
-        Row(
+        PublishedTerm(
             "logits of GRPO", logits, 78.3, logits / COMPLETIONS, 9.8, "2 x 2 B x 8 x 20,480 x 128,256; by 8", False, log_prob_scratch(ours.job) / GIB
         ),
-        Row("copy for inference", copy, 16, 0, 0, "8.03e9 x 2 B, in GB of 10^9", False, ours.rollout["inference_copy"] / GIB),
-        Row("KV cache", cache, 2.5, cache, 2.5, "2 x 2 B x 32 x 20,480 x 1,024: one completion", False, _cache(ours)),
+        PublishedTerm("copy for inference", copy, 16, 0, 0, "8.03e9 x 2 B, in GB of 10^9", False, ours.rollout["inference_copy"] / GIB),
+        PublishedTerm("KV cache", cache, 2.5, cache, 2.5, "2 x 2 B x 32 x 20,480 x 1,024: one completion", False, _cache(ours)),
     ]
-    total = Row(
+    total = PublishedTerm(
         "together",
         sum(row.standard for row in rows),
         510.8,
