@@ -159,7 +159,8 @@ DAEMONS = ["daemon_by_double_fork", "daemon_that_holds_stdout", "parent_exits_ch
 @pytest.mark.parametrize("name", DAEMONS)
 def test_its_process_namespace_is_empty_afterwards(name):
     """A daemon may have any parent, but it cannot leave its namespace."""
-    with Sandbox("namespaces").start({"do": "script", "program": "import time\ntime.sleep(0.5)\n" + hostile.PROGRAMS[name]}, LIMITS) as process:
+    limits = dataclasses.replace(LIMITS, wall_s=1.5)
+    with Sandbox("namespaces").start({"do": "script", "program": "import time\ntime.sleep(0.5)\n" + hostile.PROGRAMS[name]}, limits) as process:
         while "pid" not in process.report:
             with process.changed:
                 process._listen()

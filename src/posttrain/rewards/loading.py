@@ -55,7 +55,8 @@ def _load(name: Any, settings: dict[str, Any], folder: str | None) -> list[Rewar
 
 
 def names_model(name: Any) -> bool:
-    """Whether a reward's name is that of a reward model: a directory with a model or adapters, or a name on the hub (owner/model)."""
+    """Whether a reward's name is that of a reward model: a directory with a model or adapters, or a name on the hub
+    (owner/model)."""
     if not isinstance(name, str):
         return False
     is_directory = any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))

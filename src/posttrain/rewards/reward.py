@@ -206,7 +206,8 @@ def _source_of(function: Callable[..., Any]) -> RewardSource | None:
 
 
 def _source_of_partial(function: Callable[..., Any], source: RewardSource | None) -> RewardSource | None:
-    """Where another process finds a partial of a reward that it can find: with the keywords as settings. None where they are not plain values."""
+    """Where another process finds a partial of a reward that it can find: with the keywords as settings. None where
+    they are not plain values."""
     if source is None or not isinstance(function, functools.partial) or function.args:
         return None
     try:

@@ -111,28 +111,24 @@ def _no_posix() -> str | None:
     return None if os.name == "posix" else f"it needs Linux or macOS, and this is {sys.platform}"
 
 
+def _no_root() -> str | None:
+    return _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with")
+
+
+def _no_other_user() -> str | None:
+    return _no_posix() or (None if os.geteuid() != 0 else "root is not bound by the limit of processes; start it as another user")
+
+
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("namespaces", Level.NAMESPACES, True, True, "inside", bare, _no_linux),
         Backend("bubblewrap", Level.NAMESPACES, True, True, "outside", bubblewrap, _no_bubblewrap),
-        Backend(
-            "own user",
-            Level.LIMITS,
-            True,
-            True,
-            "inside",
-            bare,
-            lambda: _no_posix() or (None if os.geteuid() == 0 else "it needs root to begin with"),
-        ),
-        Backend("rlimits", Level.LIMITS, True, False, "same", bare, lambda: _no_posix() or _unlimited_root()),
+        Backend("own user", Level.LIMITS, True, True, "inside", bare, _no_root),
+        Backend("rlimits", Level.LIMITS, True, False, "same", bare, _no_other_user),
         Backend("process", Level.PROCESS, False, False, "same", bare, lambda: None),
     )
 }
-
-
-def _unlimited_root() -> str | None:
-    return None if os.geteuid() != 0 else "root is not bound by the limit of processes; start it as another user"
 
 
 def new_user() -> int:

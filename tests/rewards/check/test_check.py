@@ -148,7 +148,7 @@ def special_token_is_right(completion, answer):
 
 def slow(completion, answer):
     if len(completion) == 100_000 and completion.startswith("a"):
-        time.sleep(2.1)
+        time.sleep(0.6)
     return float(says(completion, answer))
 
 
@@ -195,12 +195,16 @@ def anything_goes(completion, answer):
         (relative_to_the_batch, "order and company"),
         (first_of_the_batch, "order and company"),
         (special_token_is_right, "injected tags"),
-        (slow, "any text, quickly"),
         (last_number_is_big, "huge numbers"),
     ],
 )
 def test_a_weakness_is_found_by_its_check(function, check):
     assert check in failed(function, rows=list(SAMPLES[0][:4]), patience=3.0)
+
+
+def test_slowness_is_found(monkeypatch):
+    monkeypatch.setattr("posttrain.rewards.check.checks.SLOW", 0.5)
+    assert "any text, quickly" in failed(slow, rows=list(SAMPLES[0][:4]), patience=3.0)
 
 
 def test_a_sound_function_has_none_of_them():

@@ -224,7 +224,8 @@ def test_terms_are_counted_as_after_multiplying_out(formula, terms):
     assert _terms(ast.parse(formula, mode="eval").body) == terms
 
 
-def test_what_runs_for_ever_is_killed_and_dropped_and_the_training_thread_goes_on():
+def test_what_runs_for_ever_is_killed_and_dropped_and_the_training_thread_goes_on(monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # rows that do not depend on it are made here then
     rubric = Rubric.from_config([{"reward": "reasoning_gym", "guarded": False, "timeout": 2, "memory_mb": 60_000}])
     row = load_rows("reasoning-gym:simple_integration?size=1")[0]  # the bomb has this one's variable
     rewards, failures = scored(rubric, row, row["answer"], BOMB, row["answer"])
@@ -249,7 +250,8 @@ def test_tasks_that_depend_on_hashes_are_the_same_in_every_process_and_scored_as
     rubric.close()
 
 
-def test_a_row_whose_answer_is_not_the_questions_stops_the_run():
+def test_a_row_whose_answer_is_not_the_questions_stops_the_run(monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
     rubric = Rubric("reasoning_gym")
     row = load_rows("reasoning-gym:leg_counting?size=1&seed=1")[0]
     with pytest.raises(UserError, match="Make the rows anew"):

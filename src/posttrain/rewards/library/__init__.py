@@ -46,51 +46,21 @@ PRESETS: dict[str, Callable[..., list[RewardFunction]]] = {
     "code": code,
 }
 MAKERS: dict[str, Callable[..., Callable[..., Any]]] = {
-    "answer_format": answer_format,
-    "brevity": brevity,
-    "cosine_length": cosine_length,
-    "exact_answer": exact_answer,
-    "get_cosine_scaled_reward": get_cosine_scaled_reward,
-    "get_repetition_penalty_reward": get_repetition_penalty_reward,
-    "get_soft_overlong_punishment": get_soft_overlong_punishment,
-    "json_schema": json_schema,
-    "json_valid": json_valid,
-    "judge": judge,
-    "keywords": keywords,
-    "keywords_present": keywords_present,
-    "language": language,
-    "numeric_answer": numeric_answer,
-    "passes_tests": passes_tests,
-    "program_given": program_given,
-    "proximity": proximity,
-    "reasoning_first": reasoning_first,
-    "reasoning_gym": reasoning_gym,
-    "reasoning_present": reasoning_present,
-    "regex": regex,
-    "repetition": repetition,
-    "soft_overlong": soft_overlong,
-    "steps": steps,
-    "tags_once": tags_once,
-    "think_format": think_format,
-    "too_long": too_long,
+    maker.__name__: maker
+    for maker in (
+        *(answer_format, tags_once, think_format, reasoning_first, reasoning_present, steps),
+        *(exact_answer, numeric_answer, proximity, reasoning_gym, judge, passes_tests, program_given),
+        *(brevity, cosine_length, soft_overlong, too_long, repetition, language),
+        *(json_schema, json_valid, keywords, keywords_present, regex),
+        *(get_cosine_scaled_reward, get_repetition_penalty_reward, get_soft_overlong_punishment),
+    )
 }
 FUNCTIONS: dict[str, RewardFunction] = {
     reward.name: reward
     for reward in (
-        number_detected,
-        right_number,
-        correctness,
-        integer,
-        soft_format,
-        strict_format,
-        tag_count,
-        desired_reply,
-        environment,
-        math_answer,
-        recipient_named,
-        signature_block,
-        accuracy_reward,
-        reasoning_accuracy_reward,
-        think_format_reward,
+        *(number_detected, right_number, math_answer, environment),
+        *(correctness, integer, soft_format, strict_format, tag_count),
+        *(desired_reply, recipient_named, signature_block),
+        *(accuracy_reward, reasoning_accuracy_reward, think_format_reward),
     )
 }

@@ -1,7 +1,9 @@
-"""Rewards under TRL's names, called as TRL calls them: whole batches, gold answers in the column `solution`. Scores are TRL's.
+"""Rewards under TRL's names, called as TRL calls them: whole batches, gold answers in the column `solution`. Scores are
+TRL's.
 
-A completion is a text, or messages of which the last one counts. Answers are compared by math-verify alone (`math_answer` is stricter): in a
-rubric `accuracy_reward` and `reasoning_accuracy_reward` run in a process that can be killed.
+A completion is a text, or messages of which the last one counts. Answers are compared by math-verify alone
+(`math_answer` is stricter): in a rubric `accuracy_reward` and `reasoning_accuracy_reward` run in a process that can be
+killed.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def reasoning_accuracy_reward(
     log_extra: LogExtra | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """As accuracy_reward, of what follows the last of the delimiters (default: </think>). Without one the reasoning has not ended: 0."""
+    """As accuracy_reward, of what follows the last of the delimiters (default: </think>). Without one the reasoning has
+    not ended: 0."""
     ends = [THINK_END] if reasoning_delimiters is None else reasoning_delimiters
     graded = []
     for completion, gold in zip(completions, solution, strict=True):
@@ -95,7 +98,8 @@ def get_cosine_scaled_reward(
     min_value_correct: float = 0.5,
     max_value_correct: float = 1.0,
 ) -> CosineScaled:
-    """accuracy_reward scaled by length in tokens: a right answer earns more when short, a wrong one when long. Yeo et al. 2025, appendix C.1."""
+    """accuracy_reward scaled by length in tokens: a right answer earns more when short, a wrong one when long. Yeo et
+    al. 2025, appendix C.1."""
     return CosineScaled(max_len, min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
 
 
@@ -138,7 +142,8 @@ class SoftOverlong:
 
 
 def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> SoftOverlong:
-    """0 up to `max_completion_len - soft_punish_cache` tokens, falling to -1 at `max_completion_len`. Yu et al. 2025 (DAPO), eq. 13."""
+    """0 up to `max_completion_len - soft_punish_cache` tokens, falling to -1 at `max_completion_len`. Yu et al. 2025
+    (DAPO), eq. 13."""
     return SoftOverlong(max_completion_len, soft_punish_cache)
 
 

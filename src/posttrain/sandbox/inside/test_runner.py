@@ -25,25 +25,9 @@ from .plain import NotPlain, decode, encode
 RAISABLE: dict[str, type[Exception]] = {
     each.__name__: each
     for each in (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        ImportError,
-        IndexError,
-        KeyError,
-        LookupError,
-        ModuleNotFoundError,
-        NameError,
-        NotImplementedError,
-        OSError,
-        OverflowError,
-        PermissionError,
-        FileNotFoundError,
-        RecursionError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        ZeroDivisionError,
+        *(ArithmeticError, OverflowError, ZeroDivisionError, TypeError, ValueError, AttributeError, NameError),
+        *(LookupError, IndexError, KeyError, ImportError, ModuleNotFoundError, NotImplementedError, RecursionError, RuntimeError),
+        *(OSError, EOFError, FileNotFoundError, PermissionError),
     )
 }
 
