@@ -208,3 +208,24 @@ def test_what_is_no_choice_is_a_sentence(settings, sentence):
 def test_settings_of_transformers_leave_open_what_they_do_not_switch_on(tmp_path, given, expected):
     args = as_config(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given), SFTConfig)
     assert args.gradient_checkpointing == expected
+
+
+def test_a_job_that_does_not_fit_says_so_and_how_much_it_needs(tmp_path, memory, capsys):
+    memory(0.05)
+    trainer = grpo(tmp_path, max_steps=1)
+    assert not trainer.args.memory.fits
+    trainer.train()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "it does not fit: training needs about" in said or "it does not fit: sampling needs about" in said
+    assert "this machine has" in said
+
+
+def test_the_settings_of_one_trainer_are_chosen_anew_for_another(tmp_path, memory):
+    memory(0.5)
+    first = grpo(tmp_path / "first")
+    assert first.args.memory.settings
+    memory(10.0)
+    tokenizer = build_tokenizer()
+    second = GRPOTrainer(build_model(tokenizer), many_ones, first.args, ROWS, processing_class=tokenizer)
+    assert (chosen(second), second.args.chosen) == (SWITCHED_OFF, first.args.chosen)
+    assert first.args.memory.settings

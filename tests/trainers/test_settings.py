@@ -95,6 +95,10 @@ def test_no_number_of_any_config_may_be_other_than_finite(value):
         (SFTConfig, {"learning_rate": "fast"}),
         (SFTConfig, {"model_init_kwargs": "bfloat16"}),
         (KTOConfig, {"desirable_weight": -1.0}),
+        *[(cls, settings) for cls in CONFIGS for settings in ({"max_steps": 10**400}, {"learning_rate": None}, {"optim": "adamw_torhc"})],
+        (SFTConfig, {"tile_rows": True}),
+        (SFTConfig, {"lr_scheduler_type": "linaer"}),
+        (SFTConfig, {"logging_steps": 0, "logging_strategy": "steps"}),
     ],
     ids=str,
 )

@@ -177,6 +177,14 @@ def refuse_what_cannot_fit(job: Job, free: int, where: str) -> str | None:
 
     free: bytes; where: what has them, as in "the GPU".
     """
+    missing = shortfall(job, free, where)
+    if missing is None or plan(job).peak * (1 - TOLERANCE) <= free:
+        return missing
+    raise UserError(f"{missing}. `posttrain plan` shows the terms; memory_check=false starts all the same")
+
+
+def shortfall(job: Job, free: int, where: str) -> str | None:
+    """What the job needs beyond what there is, and the settings that help, in a sentence. None: it fits."""
     needed = plan(job)
     if needed.peak <= free:
         return None
@@ -190,4 +198,4 @@ def refuse_what_cannot_fit(job: Job, free: int, where: str) -> str | None:
         fix = "no setting is enough: take a smaller model" + ("" if shorter is None else f", or at most {shorter:,} tokens with every switch on")
     else:
         fix = f"set {', '.join(saving.setting for saving in way)}, which needs {as_text(plan(way[-1].job).peak)}"
-    raise UserError(f"{what}; {fix}. `posttrain plan` shows the terms; memory_check=false starts all the same")
+    return f"{what}; {fix}"

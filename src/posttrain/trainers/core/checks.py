@@ -20,6 +20,7 @@ from posttrain.io import mapping
 _INSIDE_MAPPING = re.compile(r"\bdict\[[^\]]*\]")
 _KINDS = re.compile(r"\b(str|int|float|bool|dict|list|None|Any)\b")
 _INFINITE = ("max_grad_norm",)  # no clipping
+_TOO_LARGE = 2**63  # what torch and transformers count with ends there
 
 # (least, most), both included; None: any. Of whatever config has the setting.
 RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -63,13 +64,21 @@ def checked(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of settings as they are meant. Raises UserError, which names the setting, for those that no training can have."""
     lists = {field.name: field.default for field in fields(cls) if "list" in cls.kinds.get(field.name, ())}
     given = {name: lists.get(name) if value is None else value for name, value in values.items()}  # HfArgumentParser forgets the defaults of lists
+    needed = {field.name for field in fields(cls) if field.init and isinstance(field.default, int | float) and "None" not in cls.kinds[field.name]}
+    for name, value in given.items():
+        if value is None and name in needed:
+            raise UserError(f"{name}=None: it must be a number; leave it out for the default")
     return {name: _checked(name, value, cls.kinds.get(name, frozenset())) for name, value in given.items()}
 
 
 def _checked(name: str, value: Any, kinds: frozenset[str]) -> Any:
     if isinstance(value, str):
         value = _read(name, value, kinds)
-    if not kinds & {"int", "float"} or value is None or isinstance(value, str | bool | dict):
+    if not kinds & {"int", "float"} or isinstance(value, str | dict):
+        return value
+    if isinstance(value, bool) and not kinds & {"bool", "Any"}:
+        raise UserError(f"{name}={value}: it must be a number")
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, list | tuple):
         return [_number(name, one, kinds) for one in value]
@@ -100,6 +109,8 @@ def _read(name: str, text: str, kinds: frozenset[str]) -> Any:
 def _number(name: str, value: Any, kinds: frozenset[str]) -> Any:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return value  # what it may be is its config's to say
+    if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+        raise UserError(f"{name} must lie between -2^63 and 2^63")
     value = float(value) if not isinstance(value, int) else value
     if not math.isfinite(value) and not (name in _INFINITE and value > 0):
         raise UserError(f"{name}={value}: it must be a finite number")

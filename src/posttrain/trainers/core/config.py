@@ -12,6 +12,8 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from posttrain.errors import UserError, did_you_mean
 from posttrain.models.adapter_files import is_adapter
@@ -138,6 +140,7 @@ class BaseConfig(TrainingArguments):
     # How the memory switches were chosen (trainers/core/switches.py). None: nothing was chosen yet; text: why nothing could be planned.
     memory: Any = field(init=False, default=None, repr=False)
     chosen: tuple[str, ...] = field(init=False, default=(), repr=False)  # the settings that were automatic until then
+    in_use: bool = field(init=False, default=False, repr=False)  # a trainer has them: another one chooses anew
     record_tokens_of: int = setting(4, "Record per-token log-probs, ratios, entropies and KLs of this many groups a step.")
     record_megabytes: int = setting(512, "Size cap of the per-token records of a run.")
 
@@ -214,7 +217,15 @@ class BaseConfig(TrainingArguments):
             self.bf16 = False  # float32 is exacter, and several times faster there
         checkpoints = self.asked_checkpointing
         self.name_checkpointing(checkpoints is True)  # transformers knows no "auto"
-        super().__post_init__()
+        for name, known in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
+            names = [each.value for each in known]
+            value = str(getattr(getattr(self, name), "value", getattr(self, name)))
+            if value not in names:
+                raise UserError(f"{name}={value!r} is unknown.{did_you_mean(value, names)}")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(str(error)) from error
         self.name_checkpointing(checkpoints)
         for name, lowest in self.lowest.items():
             value = getattr(self, name)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain.characters import encodable
 from posttrain.errors import UserError
+from posttrain.memory.advice import shortfall
 from posttrain.memory.cards import free_memory
 from posttrain.memory.choice import Choice, choose
 from posttrain.memory.job import OPTIMIZERS, Job
@@ -27,7 +28,7 @@ from posttrain.models.load import is_quantised
 from posttrain.ops.precision import multiplies_natively
 from posttrain.sizes import MICRO_BATCH_TOKENS
 from posttrain.tracking.recorder import Recorder
-from posttrain.trainers.core.config import SWITCHED_OFF, BaseConfig
+from posttrain.trainers.core.config import AUTOMATIC, NOT_SET, SWITCHED_OFF, BaseConfig
 from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.online.config import OnlineConfig
 
@@ -221,7 +222,9 @@ def memory_line(args: BaseConfig) -> str | None:
         return None
     if args.device.type != "cuda" and not choice.settings and choice.fits:
         return None
-    return f"memory: {choice.line()}"
+    place = "the GPU" if args.device.type == "cuda" else "this machine"
+    missing = None if choice.fits else shortfall(choice.job, choice.limit, place)
+    return f"memory: {choice.line()}" + (f"\nit does not fit: {missing}" if missing else "")
 
 
 class MemoryNote(TrainerCallback):
@@ -237,9 +240,25 @@ class MemoryNote(TrainerCallback):
 
 
 def settled_for(args: BaseConfig, model: nn.Module, rows: Any, tokenizer: Any) -> Any:
-    """`settled`, for a model that is loaded; the settings themselves where the command line has chosen already."""
-    if args.memory is not None:
+    """`settled`, for a model that is loaded; the settings themselves where the command line has chosen already for this trainer."""
+    if args.memory is not None and not args.in_use:
+        args.in_use = True
         return args
+    definite = _chosen_for(reopened(args) if args.in_use else args, model, rows, tokenizer)
+    definite.in_use = True
+    return definite
+
+
+def reopened(args: BaseConfig) -> Any:
+    """A copy of another trainer's settings in which nothing is chosen yet: that was for its model and its rows."""
+    again = copy.copy(args)
+    again.memory, again.chosen, again.in_use = None, (), False
+    for name in args.chosen:
+        set_switch(again, name, NOT_SET.get(name, (AUTOMATIC,))[0])
+    return again
+
+
+def _chosen_for(args: BaseConfig, model: nn.Module, rows: Any, tokenizer: Any) -> Any:
     try:
         job = job_of(args, weights_of(model), longest(args, rows, tokenizer))
     except UserError as error:
