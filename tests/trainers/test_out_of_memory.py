@@ -1,4 +1,4 @@
-"""An update that does not fit is begun anew in micro-batches of half the size: same weights, same numbers in the log, and a note of it."""
+"""An update that does not fit is restarted in micro-batches of half the size: same weights, same numbers in the log, and a note of it."""
 
 import logging
 
@@ -115,5 +115,5 @@ def test_what_does_not_fit_in_halves_either_is_an_error_with_advice(make_trainer
 def test_a_single_completion_that_does_not_fit_cannot_be_cut(make_trainer):
     trainer = make_trainer(max_tokens_per_micro_batch=1)
     too_small_for(trainer, 1)
-    with pytest.raises(TrainingError, match="cannot be cut: try gradient_checkpointing=True, tile_rows=2048"):
+    with pytest.raises(TrainingError, match="cannot be split: try gradient_checkpointing=True, tile_rows=2048"):
         trainer.train()

@@ -7,6 +7,8 @@ already normalised over the whole window and all processes. How a run is saved a
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import math
 import os
 import time
@@ -31,11 +33,14 @@ from posttrain.trainers.core import best
 from posttrain.trainers.core.config import BaseConfig
 from posttrain.trainers.core.fingerprint import of_rows
 from posttrain.trainers.core.interrupt import Interrupt
-from posttrain.trainers.core.memory import MemorySwitches, Update
+from posttrain.trainers.core.memory import MemorySwitches, advice
 from posttrain.trainers.core.metrics import Metrics
 from posttrain.trainers.core.saving import RunDirectory, SavingTrainer
 from posttrain.trainers.core.starting import starting_model
+from posttrain.trainers.core.step import OUT_OF_MEMORY, RestartableUpdate, forward_backward, halved
 from posttrain.trainers.core.switches import MemoryNote, settled_for
+
+logger = logging.getLogger(__name__)
 
 
 class MicroBatch:
@@ -52,7 +57,7 @@ class MicroBatch:
         raise AssertionError(f"{type(self).__name__} does not say what a part of it is")
 
     def smaller(self, max_tokens: int) -> list[MicroBatch]:
-        """The same in micro-batches of at most `max_tokens`, as far as they can be cut."""
+        """The same in micro-batches of at most `max_tokens`, as far as it can be split."""
         return [self.of(part) for part in split(self.items, max_tokens, whole=self.keeps_groups)]
 
 
@@ -180,7 +185,7 @@ class BaseTrainer(SavingTrainer):
             except StopIteration:
                 break
         batches = self.window(micro_steps) if micro_steps else []
-        self._update = Update(self)
+        self._update = RestartableUpdate(functools.partial(self._restarted, self.notes()), self._advice)
         items: list[dict[str, Any]] = [{"micro_batches": batches[index :: len(micro_steps)]} for index in range(len(micro_steps))]
         return items, None
 
@@ -190,36 +195,51 @@ class BaseTrainer(SavingTrainer):
         batches = inputs["micro_batches"]
         is_last_item = self.accelerator.sync_gradients
         if is_last_item and not batches and self.args.world_size > 1:
-            batches = [None]  # every process must join the reduction, with a zero that is connected to the graph
+            batches = [None]  # every process must join the reduction
+        parts = {"model": model, "accelerator": self.accelerator, "switches": self.switches, "sync": is_last_item}
         with self.metrics.timed("time/update"):
-            total = self._update.run(model, batches, sync=is_last_item)
+            total = self._update.run(batches, lambda batches: forward_backward(batches, self._finite_loss, **parts))
         if is_last_item:
             self._fill_missing_gradients(model)
         return total
 
-    def run(self, model: nn.Module, batches: list[Any], *, sync: bool) -> torch.Tensor:
-        """Forward and backward of each; the gradients of processes meet after the last one of a window (`sync`)."""
-        total = torch.zeros((), device=self.args.device)
-        for index, batch in enumerate(batches):
-            is_last = sync and index == len(batches) - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model), self.switches.tiles(model):
-                with self.switches.forward():
-                    loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
-                if not torch.isfinite(loss):
-                    raise TrainingError(self._not_finite("loss", loss.item()))
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
+    def _finite_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """`loss`; of None a zero that is connected to the graph."""
+        loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
+        if not torch.isfinite(loss):
+            raise TrainingError(self._not_finite("loss", loss.item()))
+        return loss
 
     def notes(self) -> Callable[[], None]:
-        """Takes back, when called, what an update has noted since now."""
+        """A rollback: forgets, when called, what an update has noted since now."""
         metrics = self.metrics.copy()
 
-        def take_back() -> None:
+        def rollback() -> None:
             self.metrics.restore(metrics)
             self.recorder.forget_tokens(self.state.global_step + 1)
 
-        return take_back
+        return rollback
+
+    def _restarted(self, rollback: Callable[[], None], batches: list[Any], error: str) -> list[Any]:
+        """`batches`, an update that ran out of memory, in micro-batches of half the size. Nothing of it has happened yet."""
+        if self.args.world_size > 1:  # the others already wait for this one's gradients
+            raise TrainingError(f"{OUT_OF_MEMORY} ({error}): lower max_tokens_per_micro_batch, or {self._advice()}")
+        smaller, budget = halved(batches)
+        if len(smaller) == len(batches):
+            longest = max(len(batch.stream) for batch in batches)
+            raise TrainingError(f"{OUT_OF_MEMORY} ({error}), and a micro-batch of {longest:,} tokens cannot be split: {self._advice()}")
+        note = f"{OUT_OF_MEMORY} ({error}); micro-batches have at most {budget:,} tokens from here on"
+        logger.warning(note)
+        self.recorder.note("memory", note)
+        self.token_budget = budget
+        rollback()
+        self.model_wrapped.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is held in pieces that are too small
+        return smaller
+
+    def _advice(self) -> str:
+        return advice(self.args, self.switches, self.model)
 
     def _zero_loss(self, model: nn.Module) -> torch.Tensor:
         stream = pack([PackItem([0], [[0]])]).to(self.args.device)
