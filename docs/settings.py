@@ -59,6 +59,16 @@ def refused(cls: Any, parent: Any = BaseConfig) -> str:
     return "\n".join(["| name (the value that changes nothing) | why, and what to use |", "|---|---|", *rows])
 
 
+def unused(cls: Any, parent: Any = BaseConfig) -> str:
+    """Names that are accepted and change nothing, which `parent` does not have too, grouped by their reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, (_, instead) in cls.unused.items():
+        if cls is parent or name not in parent.unused:
+            by_reason.setdefault(instead, []).append(f"`{name}`")
+    rows = [f"| {', '.join(names)} | {_cell(instead)} |" for instead, names in by_reason.items()]
+    return "\n".join(["| name | what is done instead |", "|---|---|", *rows])
+
+
 def objectives() -> str:
     rows = [
         f"| `{name}` | {objective.surrogate.__name__} | {'completion' if objective.per_sequence else 'token'} | {objective.reduction.__name__} | "
@@ -85,6 +95,9 @@ def beside_trl(name: str) -> str:
     known = {field.name: field for field in fields(ours)}
     transformers_own = {field.name for field in fields(TrainingArguments)} - BaseConfig.__annotations__.keys()  # these follow its version
     for setting, theirs in TRL["configs"][name].items():
+        if setting in ours.unused:
+            rows.append(f"| `{setting}` | `{_short(theirs)}` | accepted, changes nothing | {_cell(ours.unused[setting][1])} |")
+            continue
         if setting not in known:
             harmless, why = ours.refused.get(setting, (None, "not a setting here"))
             rows.append(f"| `{setting}` | `{_short(theirs)}` | refused, unless it is `{_short(harmless)}` | {_cell(why)} |")
@@ -132,6 +145,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "rollout-settings": lambda: settings_of(OnlineConfig),
         "run-settings": lambda: settings_of(BaseConfig),
         "refused": lambda: refused(GRPOConfig),
+        "unused": lambda: unused(GRPOConfig),
     },
     "dpo.md": {
         "losses": preference_losses,
@@ -139,9 +153,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "reference-settings": lambda: settings_of(ReferenceConfig),
         "data-settings": lambda: settings_of(OfflineConfig),
         "refused": lambda: refused(DPOConfig),
+        "unused": lambda: unused(DPOConfig),
     },
     "sft.md": {"sft-settings": lambda: settings_of(SFTConfig), "refused": lambda: refused(SFTConfig)},
-    "migration.md": {name: partial(beside_trl, name) for name in CONFIGS},
+    "migration.md": {"unused": lambda: unused(BaseConfig)} | {name: partial(beside_trl, name) for name in CONFIGS},
     "reward-model.md": {"reward-settings": lambda: settings_of(RewardConfig), "refused": lambda: refused(RewardConfig)},
     "ppo.md": {"ppo-settings": lambda: settings_of(PPOConfig), "refused": lambda: refused(PPOConfig, OnlineConfig)},
     "rloo.md": {"rloo-settings": lambda: settings_of(RLOOConfig)},

@@ -124,7 +124,7 @@ def sentence(result, code=2):
         ("--train.num_generations=3", "do not divide into groups"),
         ("--train.learning_rate=fast", "train.learning_rate must be a number, not 'fast'"),
         ("--train.max_completion_length=60", "beyond the model's context of 64"),
-        ("--train.use_vllm=true", "use_vllm"),
+        ("--train.repetition_penalty=1.2", "repetition_penalty"),
         ("--train.fsdp=full_shard", "not built yet"),
         ("--engine.kind=vllm", "engine='vllm'"),
         ("--model.dtype=float8", "model.dtype: float8 is not known"),

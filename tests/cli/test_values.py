@@ -52,11 +52,16 @@ def test_a_value_that_does_not_fit_is_named(value, annotation, message):
 
 @dataclasses.dataclass
 class Config:
-    refused: ClassVar[dict[str, Any]] = {"use_vllm": (False, "not built")}
+    refused: ClassVar[dict[str, Any]] = {"repetition_penalty": (1.0, "not built")}
+    unused: ClassVar[dict[str, Any]] = {"use_vllm": (False, "one model")}
     beta: float = 0.0
 
 
 def test_names_that_the_config_refuses_are_left_to_it():
-    assert read_settings("train", {"use_vllm": True, "beta": "1e-2"}, Config, "GRPO") == {"use_vllm": True, "beta": 0.01}
+    assert read_settings("train", {"use_vllm": True, "repetition_penalty": 2, "beta": "1e-2"}, Config, "GRPO") == {
+        "use_vllm": True,
+        "repetition_penalty": 2,
+        "beta": 0.01,
+    }
     with pytest.raises(UserError, match=r"train\.beta_kl is not a setting of GRPO\. Did you mean train\.beta\?"):
         read_settings("train", {"beta_kl": 1}, Config, "GRPO")

@@ -243,3 +243,9 @@ except KeyboardInterrupt:
     run = Run("r", tmp_path)
     run.refresh()
     assert status(run).endswith("stopped")
+
+
+def test_prompts_keep_their_end_where_a_length_is_given(make_trainer):
+    whole, cut = make_trainer().prompt_ids, make_trainer(max_prompt_length=2).prompt_ids
+    assert cut == [ids[-2:] for ids in whole]
+    assert max(map(len, whole)) > 2

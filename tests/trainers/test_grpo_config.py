@@ -37,6 +37,50 @@ def test_a_refused_name_says_why(name):
     assert len(str(caught.value)) > len(name) + 20
 
 
+@pytest.mark.parametrize("name", sorted(GRPOConfig.unused))
+def test_a_name_that_has_nothing_to_set_is_accepted_with_a_line(name, caplog):
+    usual, instead = GRPOConfig.unused[name]
+    value = not usual if isinstance(usual, bool) else "something else"
+    assert getattr(GRPOConfig(output_dir="x", use_cpu=True, **{name: value}), name) == value
+    assert caplog.messages == [f"{name}={value!r}: nothing to set here, since {instead}"]
+    caplog.clear()
+    GRPOConfig(output_dir="x", use_cpu=True, **{name: usual})
+    assert not caplog.messages
+
+
+def test_settings_with_the_same_reason_share_a_line(caplog):
+    config = GRPOConfig(output_dir="x", use_cpu=True, use_vllm=True, vllm_mode="server", use_liger_kernel=True, torch_compile=True)
+    assert (config.use_vllm, config.use_liger_kernel, config.torch_compile) == (True, False, False)
+    assert len(caplog.messages) == 3
+    assert "use_vllm=True, vllm_mode='server'" in "\n".join(caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_liger_kernel": True}, "fused"),
+        ({"train_sampling_strategy": "group_by_length"}, "no grouping"),
+        ({"dataloader_drop_last": True}, "kept"),
+    ],
+)
+def test_fields_that_nothing_reads_are_accepted_with_a_line(settings, words, caplog):
+    GRPOConfig(output_dir="x", use_cpu=True, **settings)
+    assert len(caplog.messages) == 1
+    assert words in caplog.messages[0]
+
+
+def test_keywords_of_generate_that_ask_for_what_is_done_anyway_are_taken():
+    config = GRPOConfig(output_dir="x", use_cpu=True, generation_kwargs={"do_sample": True, "top_k": 50, "length_penalty": -0.1})
+    assert config.sampling(()).top_k == 50
+    with pytest.raises(UserError, match="do_sample=False is not built"):
+        GRPOConfig(output_dir="x", use_cpu=True, generation_kwargs={"do_sample": False})
+
+
+def test_cispo_without_a_cap_of_its_own_takes_epsilon(caplog):
+    GRPOConfig(output_dir="x", use_cpu=True, loss_type="cispo")
+    assert "weights are capped at epsilon=0.2" in caplog.text
+
+
 def test_defaults_are_those_users_know():
     config = GRPOConfig(output_dir="x", use_cpu=True)
     own = {name: value for name, value in BROUGHT_ALONG.items() if name in config.__dataclass_fields__}
@@ -61,7 +105,6 @@ def test_an_unknown_setting_names_the_nearest_one():
         ({"temperature": 0.0}, "greedy"),
         ({"sync_ref_model": True}, "beta"),
         ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter"),
-        ({"use_liger_kernel": True}, "fused"),
         ({"num_iterations": 0}, "num_iterations=0: set it to 1"),
         ({"ref_model_sync_steps": 0}, "ref_model_sync_steps=0"),
         ({"generation_batch_size": 0}, "generation_batch_size=0"),
@@ -70,8 +113,7 @@ def test_an_unknown_setting_names_the_nearest_one():
         ({"kl_estimator": "k1_in_reward", "multi_objective_aggregation": "normalize_then_sum"}, "its own deviation"),
         ({"neftune_noise_alpha": 5.0}, "no effect: only SFT"),
         ({"label_smoothing_factor": 0.1}, "no effect: only SFT"),
-        ({"train_sampling_strategy": "group_by_length"}, "shuffle_dataset"),
-        ({"dataloader_drop_last": True}, "no effect"),
+        ({"train_sampling_strategy": "sequential"}, "shuffle_dataset"),
         ({"generation_kwargs": {"temprature": 1}}, "Did you mean 'temperature'"),
         ({"generation_kwargs": {"temperature": 0}}, "greedy"),
         ({"generation_kwargs": {"max_new_tokens": 0}}, "1 or more"),

@@ -144,6 +144,13 @@ def test_a_refused_name_says_why(name):
     assert len(str(caught.value)) > len(name) + 20
 
 
+def test_what_has_nothing_to_set_is_accepted_with_a_line(caplog):
+    config = DPOConfig(output_dir="x", use_cpu=True, padding_free=True, pad_token="<pad>", precompute_ref_batch_size=4, dataset_num_proc=2)
+    assert config.precompute_ref_batch_size == 4
+    assert "padding_free=True, pad_token='<pad>': nothing to set here, since streams have no padding" in caplog.messages
+    assert len(caplog.messages) == 3
+
+
 def test_alphapo_is_simpo_without_the_nll():
     config = CPOConfig(output_dir="x", use_cpu=True, loss_type="alphapo", alpha=0.25)
     assert (config.loss_type, config.cpo_alpha) == ("simpo", 0.0)

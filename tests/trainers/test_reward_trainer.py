@@ -188,10 +188,17 @@ def test_bad_rows_are_explained(make, row, said):
         make(rows=[row])
 
 
-@pytest.mark.parametrize("name", ["dataset_num_proc", "pad_to_multiple_of", "chat_template_path", "eos_token"])
-def test_names_of_trl_that_do_nothing_here_are_refused(name):
+@pytest.mark.parametrize("name", ["chat_template_path", "eos_token"])
+def test_names_of_trl_that_would_do_something_else_are_refused(name):
     with pytest.raises(UserError, match=name):
         RewardConfig(**{name: 7})
+
+
+@pytest.mark.parametrize("name", ["dataset_num_proc", "pad_to_multiple_of"])
+def test_names_of_trl_that_have_nothing_to_set_are_accepted_with_a_line(name, caplog):
+    assert getattr(RewardConfig(output_dir="x", use_cpu=True, **{name: 7}), name) == 7
+    assert len(caplog.messages) == 1
+    assert f"{name}=7" in caplog.messages[0]
 
 
 def test_names_of_trl_are_settings(tmp_path):

@@ -113,7 +113,7 @@ def test_a_resumed_run_ends_in_the_same_bits(make, tmp_path):
         ({"reward_clip_range": 3}, "give two numbers"),
         ({"beta": -0.1}, "push the policy away"),
         ({"beta": 0.0, "sync_ref_model": True}, "beta=0.0 uses none"),
-        ({"use_vllm": True}, "vLLM engine"),
+        ({"repetition_penalty": 1.2}, "penalised sampler"),
     ],
 )
 def test_bad_settings_are_explained(make, settings, said):

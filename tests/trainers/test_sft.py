@@ -275,11 +275,11 @@ def test_a_template_without_an_end_is_refused(make):
         ({"packing_strategy": "wrapped"}, "they read each other"),
         ({"label_smoothing_factor": 0.1, "loss_type": "dft"}, "contradict each other"),
         ({"truncation_mode": "keep_end"}, "loses its end"),
-        ({"dataset_num_proc": 4}, "tokenised in this process"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "always prepared here"),
         ({"activation_offloading": "yes"}, "use True, False or 'auto'"),
         ({"tile_rows": 0}, "1 or more, or 'auto'"),
         ({"adapter_dtype": "float16"}, "use 'float32' or 'bfloat16'"),
-        ({"pad_to_multiple_of": 8}, "no padding"),
+        ({"train_sampling_strategy": "sequential"}, "shuffle_dataset"),
         ({"max_lenght": 5}, "Did you mean 'max_length'"),
     ],
 )
@@ -299,6 +299,13 @@ def test_the_plan_says_what_is_trained_and_whether_it_ends(make):
     assert "12 examples, " in make(PAIRS).plan()
     assert "100% of the examples teach where to stop" in make(PAIRS).plan()
     assert " 0% of the examples teach where to stop" in make([{"text": "1+2=3" * 5}], max_length=10).plan()
+
+
+def test_settings_that_have_nothing_to_set_are_accepted_with_a_line(caplog):
+    SFTConfig(output_dir="x", use_cpu=True, dataset_num_proc=4, pad_to_multiple_of=8, eval_packing=True)
+    lines = "\n".join(caplog.messages)
+    assert [word in lines for word in ("tokenized in this process", "no padding", "packing does not change")] == [True] * 3
+    assert len(caplog.messages) == 3
 
 
 def test_other_constructor_arguments_are_refused_with_what_to_use():

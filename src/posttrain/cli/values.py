@@ -56,7 +56,7 @@ def read_settings(path: str, values: Mapping[str, Any], cls: Any, title: str) ->
     """Keywords for a trainer's config. Names that the config knows and refuses pass: it says itself why."""
     known = vars(cls).get("types") or _fields(cls)  # as written: a parser of scripts may have changed the fields
     for key in values:
-        if key not in known and key not in cls.refused:
+        if key not in known and key not in cls.refused and key not in cls.unused:
             raise UserError(f"{path}.{key} is not a setting of {title}.{nearest(str(key), known, f'{path}.')}")
     return {key: typed(value, known[key], f"{path}.{key}") if key in known else value for key, value in values.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from posttrain.errors import UserError
 from posttrain.losses.policy import OBJECTIVES, find_objective
 from posttrain.trainers.core.config import setting, settings
 from posttrain.trainers.online.config import OnlineConfig
+
+logger = logging.getLogger(__name__)
 
 
 @settings
@@ -82,7 +85,7 @@ class GRPOConfig(OnlineConfig):
         if self.loss_type in ("sapo", "vespo", "cispo") and self.delta is not None:
             raise UserError(f"delta has no meaning for loss_type={self.loss_type!r}, which does not clip that way; leave it out")
         if self.loss_type == "cispo" and self.epsilon_high is None:
-            raise UserError("loss_type='cispo' needs epsilon_high, the absolute cap of its weights; 5.0 is usual")
+            logger.warning("loss_type='cispo' without epsilon_high: weights are capped at epsilon=%g, as in TRL; 5.0 is usual", self.epsilon)
         if not 0 < self.top_entropy_quantile <= 1:
             raise UserError(f"top_entropy_quantile={self.top_entropy_quantile}: a share of tokens, above 0 and at most 1")
         if self.use_adaptive_entropy and not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:

@@ -30,7 +30,6 @@ class PPOConfig(OnlineConfig):
         "num_sample_generations": (10, "every completion is in the record; log_completions prints some"),
         "reward_model_path": (None, "give the directory as reward_model to PPOTrainer, or in a recipe as an entry of the rubric"),
         "sft_model_path": (None, "give the directory as model to PPOTrainer"),
-        "dataset_num_proc": (None, "prompts are tokenized in this process; leave it out"),
         "exp_name": (None, "name the run with output_dir"),
         "model_adapter_name": (None, _ADAPTER),
         "ref_adapter_name": (None, _ADAPTER),

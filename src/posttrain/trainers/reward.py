@@ -44,7 +44,7 @@ class RewardConfig(BaseConfig):
 
     learns_from_pairs: ClassVar[bool] = True
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
-        **{name: REFUSED[name] for name in ("dataset_num_proc", "pad_to_multiple_of", "router_aux_loss_coef", "pad_token")},
+        "router_aux_loss_coef": REFUSED["router_aux_loss_coef"],
         "chat_template_path": (None, "set tokenizer.chat_template, and give the tokenizer as processing_class"),
         "eos_token": (None, "set tokenizer.eos_token, and give the tokenizer as processing_class"),
     }

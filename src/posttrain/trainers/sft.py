@@ -32,6 +32,7 @@ from posttrain.trainers.core.base import BaseTrainer, MicroBatch
 from posttrain.trainers.core.config import BaseConfig, as_config, refuse, setting, settings
 from posttrain.trainers.core.loader import EndlessBatches, example_loader, stream_loader
 from posttrain.trainers.core.ranks import gather_json
+from posttrain.trainers.core.unused import EVERYWHERE, Table
 
 __all__ = ["SFTConfig", "SFTTrainer"]
 
@@ -56,13 +57,11 @@ class SFTConfig(BaseConfig):
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
         "dataset_kwargs": (None, "rows are always prepared here; give text or messages, or subclass SFTTrainer"),
-        "dataset_num_proc": (None, "rows are tokenised in this process; leave it out"),
         "truncation_mode": ("keep_start", "what is too long loses its end (the setting is deprecated in TRL too); leave it out"),
-        "pad_to_multiple_of": ("auto", "streams have no padding; leave it out"),
-        "pad_token": (None, "streams have no padding; set tokenizer.pad_token if the exported model shall have another"),
-        "eval_packing": (None, "an evaluation is a mean over tokens, which packing does not change; leave it out"),
         "router_aux_loss_coef": (None, "the auxiliary loss of mixture-of-experts routers is not built; leave it out"),
     }
+
+    unused: ClassVar[Table] = EVERYWHERE | {"eval_packing": (None, "an evaluation is a mean over tokens, which packing does not change")}
 
     no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
         name: why for name, why in BaseConfig.no_effect.items() if name not in ("label_smoothing_factor", "neftune_noise_alpha")

@@ -85,7 +85,7 @@ class TrlParser(HfArgumentParser):
 
 def _foreign(one: Any) -> Iterable[str]:
     """Settings of other libraries that the dataclass has an answer to."""
-    return [*getattr(one, "refused", ()), *getattr(one, "ignored", ())]
+    return [*getattr(one, "refused", ()), *getattr(one, "unused", ())]
 
 
 def _config_file(given: list[str]) -> tuple[str | None, list[str]]:

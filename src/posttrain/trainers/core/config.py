@@ -23,6 +23,7 @@ from posttrain.ops.precision import multiplies_natively
 from posttrain.secrets import redacted
 from posttrain.sizes import MICRO_BATCH_TOKENS
 from posttrain.trainers.core import checks
+from posttrain.trainers.core.unused import EVERYWHERE, Table, say_fields, without_foreign
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -36,20 +37,18 @@ def settings(cls: type[Config]) -> type[Config]:
     """For a dataclass of settings: its constructor answers unknown or refused names in a sentence.
 
     `refused` on the class maps a foreign name to (the value at which it changes nothing, why it is refused and what to use).
-    At that value the name is accepted, so scripts that spell out the default go on working.
+    At that value the name is accepted, so scripts that spell out the default go on working. Names in `unused` are accepted at any value,
+    with a line that says what is done instead; the object keeps the value for scripts that read it.
     """
     known = {f.name for f in fields(cls) if f.init}
     construct: Callable[..., None] = cls.__init__
 
     @functools.wraps(construct)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        for name in [name for name in kwargs if name not in known]:
-            if name not in cls.refused:
-                raise UserError(f"{name} is not a setting of {cls.__name__}.{did_you_mean(name, known)}")
-            harmless, why = cls.refused[name]
-            if kwargs.pop(name) != harmless:
-                raise UserError(f"{name}: {why}")
-        construct(self, *args, **checks.checked(cls, kwargs))
+        own, foreign = without_foreign(cls, kwargs, known)
+        construct(self, *args, **checks.checked(cls, own))
+        for name, value in foreign.items():
+            setattr(self, name, value)
 
     cls.kinds = checks.kinds_of(cls)
     cls.types = {known.name: str(known.type) for known in fields(cls) if known.init}
@@ -72,16 +71,11 @@ SWITCHED_OFF: dict[str, Any] = {
 ADAPTER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_EFFECT = {  # settings of transformers that no trainer here reads: name -> (values at which that is no loss, what to do)
     "train_sampling_strategy": (
-        ("random",),
+        ("random", "group_by_length"),
         "set shuffle_dataset=False to keep the order of the data; lengths need no grouping, since nothing is padded",
     ),
-    "dataloader_drop_last": ((False,), "an update is a mean over what it holds, so a smaller last one is sound; leave it out"),
-    "bf16_full_eval": ((False,), "an evaluation has the precision of training; leave it out"),
-    "fp16_full_eval": ((False,), "an evaluation has the precision of training; leave it out"),
-    "torch_empty_cache_steps": ((None,), "not built; a smaller max_tokens_per_micro_batch bounds the memory"),
     "label_smoothing_factor": ((0.0,), "only SFT smooths its targets (DPO and CPO have label_smoothing); leave it out"),
     "neftune_noise_alpha": ((None, 0.0), "only SFT adds noise to embeddings; leave it out"),
-    "enable_jit_checkpoint": ((False,), "SIGTERM finishes the step and saves it anyway; leave it out"),
 }
 _NOT_TAKEN = ("remove_unused_columns", "logging_nan_inf_filter", "report_to")  # defaults of transformers that a trainer here has otherwise
 _SHARDED = "sharding over devices is not built yet; use plain data parallelism (`accelerate launch`), or one device"
@@ -93,6 +87,7 @@ class BaseConfig(TrainingArguments):
     """Defaults that differ from transformers', and settings of the run directory."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {}
+    unused: ClassVar[Table] = EVERYWHERE
     types: ClassVar[dict[str, str]] = {}  # setting -> its annotation, as it is written
     kinds: ClassVar[dict[str, frozenset[str]]] = {}  # setting -> what its annotation names
     no_effect: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = _NO_EFFECT
@@ -215,6 +210,7 @@ class BaseConfig(TrainingArguments):
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         if self.bf16 and (self.use_cpu or not torch.accelerator.is_available()) and not multiplies_natively(torch.bfloat16, "cpu"):
             self.bf16 = False  # float32 is exacter, and several times faster there
+        say_fields(self)
         checkpoints = self.asked_checkpointing
         self.name_checkpointing(checkpoints is True)  # transformers knows no "auto"
         for name, known in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
@@ -238,10 +234,6 @@ class BaseConfig(TrainingArguments):
             raise UserError("logging_nan_inf_filter hides a loss that is not finite; leave it at False")
         if self.fsdp or self.deepspeed:
             raise UserError(f"{'fsdp' if self.fsdp else 'deepspeed'}: {_SHARDED}")
-        if self.use_liger_kernel:
-            raise UserError("use_liger_kernel: log-probs are fused already (posttrain.ops.linear_logprobs); leave it at False")
-        if self.torch_compile:
-            raise UserError("torch_compile: the attention layouts are not traceable yet; leave it at False")
         if self.activation_offloading not in (False, True, "auto"):
             raise UserError(f"activation_offloading={self.activation_offloading!r}: use True, False or 'auto'")
         if self.tile_rows not in (None, "auto") and not (isinstance(self.tile_rows, int) and self.tile_rows >= 1):

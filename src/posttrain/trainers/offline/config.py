@@ -7,24 +7,18 @@ from typing import Any, ClassVar
 
 from posttrain.errors import UserError, did_you_mean
 from posttrain.trainers.core.config import BaseConfig, setting, settings
+from posttrain.trainers.core.unused import EVERYWHERE, OFFLINE, Table
 
 _TEXT_ONLY = "only decoder-only language models are trained; leave it out"
 _GENERATE = "not built: `posttrain eval` and `posttrain sample` show what a model answers"
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "truncation_mode": ("keep_start", "a completion is cut at its end, a prompt never; leave it out"),
-    "padding_free": (False, "streams never hold padding; leave it out"),
-    "pad_to_multiple_of": ("auto", "streams are packed without padding; leave it out"),
-    "dataset_num_proc": (None, "rows are tokenized in this process; leave it out"),
     "router_aux_loss_coef": (None, "the load-balancing loss of mixture-of-experts models is not added yet; leave it out"),
-    "pad_token": (None, "nothing is padded; leave it out"),
-    "padding_value": (None, "nothing is padded; leave it out"),
-    "label_pad_token_id": (-100, "nothing is padded; leave it out"),
     "max_prompt_length": (None, "prompts are never cut; set max_length, and filter rows whose prompts leave no room"),
     "max_completion_length": (None, "max_length bounds a prompt with its completion; cut longer completions in the data"),
     "is_encoder_decoder": (None, _TEXT_ONLY),
     "generate_during_eval": (False, _GENERATE),
-    "precompute_ref_batch_size": (None, "max_tokens_per_micro_batch says how much goes through the model at once; leave it out"),
     "model_adapter_name": (None, "the reference is the model without its adapter; leave it out"),
     "ref_adapter_name": (None, "the reference is the model without its adapter; leave it out"),
     "force_use_ref_model": (False, "ref_model is used whenever it is given; leave it out"),
@@ -39,6 +33,7 @@ class OfflineConfig(BaseConfig):
     """per_device_train_batch_size counts rows of the data: pairs, or single completions for KTO."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = REFUSED
+    unused: ClassVar[Table] = EVERYWHERE | OFFLINE
 
     learning_rate: float = setting(1e-6, "AdamW's learning rate.")
     disable_dropout: bool = setting(True, "Set every dropout in the model to 0, so that log-probs can be compared.")

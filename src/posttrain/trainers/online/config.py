@@ -11,10 +11,20 @@ from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.failures import ON_ERROR, FailurePolicy
 from posttrain.rollout.stopping import check_sampling
 from posttrain.trainers.core.config import AUTOMATIC, SWITCHED_OFF, BaseConfig, setting, settings
+from posttrain.trainers.core.unused import EVERYWHERE, ONLINE, Table
 from posttrain.types import Sampling
 
-_NO_VLLM = "rollouts run on the model itself (engine 'local'); the vLLM engine is not built yet, so leave this setting out"
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings", "stop_token_ids")
+# Further keywords of `generate`, at values that ask for what is done anyway. None: any value, since only beams would read it.
+_ORDINARY: dict[str, tuple[Any, ...] | None] = {
+    "do_sample": (True,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "repetition_penalty": (1.0,),
+    "use_cache": (True, False),
+    "length_penalty": None,
+    "early_stopping": None,
+}
 
 
 @settings
@@ -23,46 +33,23 @@ class OnlineConfig(BaseConfig):
     """Batches count completions, as in TRL: per_device_train_batch_size completions per micro-step and device."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
-        "use_vllm": (False, _NO_VLLM),
-        "vllm_mode": ("colocate", _NO_VLLM),
-        "vllm_model_impl": ("vllm", _NO_VLLM),
-        "vllm_enable_sleep_mode": (False, _NO_VLLM),
-        "vllm_structured_outputs_regex": (None, _NO_VLLM),
-        "vllm_server_base_url": (None, _NO_VLLM),
-        "vllm_server_host": ("0.0.0.0", _NO_VLLM),
-        "vllm_server_port": (8000, _NO_VLLM),
-        "vllm_server_timeout": (240.0, _NO_VLLM),
-        "vllm_group_port": (51216, _NO_VLLM),
-        "vllm_gpu_memory_utilization": (0.3, _NO_VLLM),
-        "vllm_max_model_length": (None, _NO_VLLM),
-        "vllm_tensor_parallel_size": (1, _NO_VLLM),
-        "vllm_importance_sampling_correction": (True, "one model samples and trains, so there is no mismatch to correct; leave it out"),
-        "vllm_importance_sampling_mode": ("sequence_mask", "one model samples and trains, so there is no mismatch to correct; leave it out"),
-        "vllm_importance_sampling_clip_max": (3.0, "one model samples and trains, so there is no mismatch to correct; leave it out"),
-        "vllm_importance_sampling_clip_min": (None, "one model samples and trains, so there is no mismatch to correct; leave it out"),
-        "vllm_importance_sampling_cap": (None, "one model samples and trains, so there is no mismatch to correct; leave it out"),
-        "use_transformers_paged": (False, "the local engine batches continuously already; leave it out"),
-        "use_transformers_continuous_batching": (False, "the local engine batches continuously already; leave it out"),
-        "transformers_continuous_batching_config": (None, "the local engine batches continuously already; leave it out"),
-        "cache_implementation": (None, "the local engine keeps its own KV cache; leave it out"),
+        "vllm_structured_outputs_regex": (None, "completions are not held to a regular expression here; use the reward `regex`"),
         "repetition_penalty": (
             1.0,
             "a penalised sampler draws from another distribution than the one that is trained; use a repetition reward instead",
         ),
-        "ds3_gather_for_generation": (True, "DeepSpeed is not built yet; leave it out"),
-        "pad_to_multiple_of": (None, "streams are packed without padding; leave it out"),
-        "cast_lm_head_to_fp32": (False, "log-probs are accumulated in fp32 already; load the model with dtype float32 for an fp32 head"),
         "router_aux_loss_coef": (0.0, "the load-balancing loss of mixture-of-experts models is not added in online training yet; set it to 0.0"),
-        "log_multimodal": (True, "vision models are not built yet; leave it out"),
         "log_completions_hub_repo": (None, "completions are kept in the run directory; upload that instead"),
-        "max_prompt_length": (None, "prompts are never cut; filter long rows from the dataset"),
     }
+
+    unused: ClassVar[Table] = EVERYWHERE | ONLINE
 
     lowest: ClassVar[dict[str, float]] = BaseConfig.lowest | {
         "generation_batch_size": 1,
         "steps_per_generation": 1,
         "num_iterations": 1,
         "num_generations_eval": 1,
+        "max_prompt_length": 1,
         "max_turns": 1,
         "max_turn_tokens": 1,
         "max_concurrent_completions": 1,
@@ -77,6 +64,9 @@ class OnlineConfig(BaseConfig):
     num_generations_eval: int | None = setting(None, "G in evaluation. Default: num_generations.")
     max_completion_length: int = setting(
         512, "Tokens a completion may have, answers of an environment included; longer ones are cut and count as truncated."
+    )
+    max_prompt_length: int | None = setting(
+        None, "Keep only so many tokens at the end of each prompt, before it goes to the model. Rewards read all of it. Default: nothing is cut."
     )
     generation_batch_size: int | None = setting(
         None, "Completions per rollout over all devices. Default: per_device_train_batch_size * devices * steps_per_generation."
@@ -163,8 +153,10 @@ class OnlineConfig(BaseConfig):
 
     def _check_sampling(self) -> None:
         """What is drawn in the end: generation_kwargs may say it too."""
-        for key in self.generation_kwargs or {}:
-            if key not in _SAMPLING_KEYS:
+        for key, value in (self.generation_kwargs or {}).items():
+            if key in _ORDINARY and value not in (_ORDINARY[key] or (value,)):
+                raise UserError(f"generation_kwargs: {key}={value!r} is not built; completions are drawn, one by one, from the policy itself")
+            if key not in _SAMPLING_KEYS and key not in _ORDINARY:
                 raise UserError(f"generation_kwargs: {key} is not supported.{did_you_mean(key, _SAMPLING_KEYS)} Known: {', '.join(_SAMPLING_KEYS)}.")
         sampling = self.sampling(())
         if sampling.max_new_tokens < 1:

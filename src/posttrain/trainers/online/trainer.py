@@ -120,9 +120,12 @@ class OnlineTrainer(BaseTrainer):
     def _encode(self, tasks: Sequence[Task]) -> list[list[int]]:
         """Prompt ids, once for the whole run. Raises UserError for a prompt that leaves no room for a completion."""
         if self.stage is not None and self.environment is not None:
+            if self.args.max_prompt_length is not None:
+                raise UserError("max_prompt_length cuts prompts, and an environment goes on with the whole conversation; leave it out")
             encoded = first_prompts(self.environment, self.stage, tasks)
         else:
             encoded = [encode_task(self.tokenizer, task, self.args.chat_template_kwargs) for task in tasks]
+            encoded = [ids[-self.args.max_prompt_length :] for ids in encoded] if self.args.max_prompt_length is not None else encoded
         limit = context_length(self.model)
         check_ids(self.model, self.tokenizer, encoded)
         for task, ids in zip(tasks, encoded, strict=True):
