@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from small import build_tokenizer
+import torch
+from peft import LoraConfig, get_peft_model
+from small import build_model, build_tokenizer
 from typer.testing import CliRunner
 
 from posttrain import SFTConfig
@@ -266,3 +268,27 @@ def test_frozen_weights_are_planned_in_the_16_bits_of_their_checkpoint(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
         sizes.append(answer("plan", "--model", str(tmp_path), "--context", "64", "--lora-r", "8")["training"]["weights"])
     assert sizes[0] == sizes[1] == 2 * sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [({}, "bfloat16"), ({"init_lora_weights": "pissa"}, "float32"), ({"init_lora_weights": "olora"}, "float32"), ({"bias": "lora_only"}, "float32")],
+    ids=str,
+)
+def test_saved_adapters_are_planned_beside_weights_of_the_dtype_that_is_loaded(tmp_path, settings, dtype):
+    from types import SimpleNamespace
+
+    from posttrain.cli.fit import weights_of
+    from posttrain.cli.recipe import ModelSection
+    from posttrain.models.precision import beside_adapters
+
+    model = build_model(build_tokenizer()).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapters")
+    saved = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    (tmp_path / "adapters" / "adapter_config.json").write_text(json.dumps(saved | settings | {"base_model_name_or_path": str(tmp_path / "base")}))
+    args = SimpleNamespace(bf16=True, fp16=False, model_init_kwargs=None)
+    found = weights_of(ModelSection(name=str(tmp_path / "adapters")), args)
+    assert found.dtype == dtype == str(beside_adapters(str(tmp_path / "adapters"), torch.bfloat16)).removeprefix("torch.")
+    args.model_init_kwargs = {"dtype": "auto"}
+    assert weights_of(ModelSection(name=str(tmp_path / "adapters")), args).dtype == "bfloat16"

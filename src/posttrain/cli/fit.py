@@ -51,8 +51,10 @@ def weights_of(section: ModelSection, args: Any, vocab: int | None = None) -> An
         if name not in known:
             raise UserError(f"the plan knows adapters on linear layers only ({', '.join(known)}), not on '{name}'.{did_you_mean(name, known)}")
     given = section.dtype or (args.model_init_kwargs or {}).get("dtype")
-    has_frozen_weights = lora_r is not None and section.from_scratch is None
+    has_frozen_weights = lora_r is not None and section.from_scratch is None and _leave_their_base(section.name)
     autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    if given == "auto":
+        given = shape.dtype
     return Weights(
         shape,
         str(given).removeprefix("torch.") if given else loaded_dtype(shape.dtype, autocast, has_frozen_weights),
@@ -105,9 +107,19 @@ def _adapters(section: ModelSection) -> tuple[int | None, tuple[str, ...] | None
         return None, None
     saved = read_json(config)
     targets = saved["target_modules"]
-    return saved["r"], tuple(dict.fromkeys(name.rpartition(".")[2] for name in targets)) if isinstance(
-        targets, list
-    ) else None  # paths, for all-linear
+    names = tuple(dict.fromkeys(name.rpartition(".")[2] for name in targets)) if isinstance(targets, list) else None  # paths, for all-linear
+    return saved["r"], names
+
+
+def _leave_their_base(name: str | None) -> bool:
+    """Whether the adapters that are saved there, if any are, let the weights beside them stay in 16 bits (`models.precision.beside_adapters`)."""
+    from posttrain.models.adapter_files import is_adapter, settings_of
+    from posttrain.models.initialisation import changes_the_base
+
+    if name is None or not is_adapter(name):
+        return True
+    saved = settings_of(name)
+    return saved.get("bias", "none") == "none" and not changes_the_base(saved.get("init_lora_weights"))
 
 
 def _kept(given: int | list[str] | None, shape: Shape) -> int:
