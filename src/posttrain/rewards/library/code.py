@@ -120,23 +120,12 @@ def passes_tests(
     return reward(name="fraction_of_tests", range=(0.0, 1.0), decides=True, timeout=math.inf)(score)
 
 
-def code(
-    *,
-    scoring: str = "all",
-    level: str = "namespaces",
-    limits: dict[str, Any] | None = None,
-    fence: bool = True,
-    packages: bool = False,
-    tolerance: float = 1e-9,
-    programs_at_once: int | None = None,
-) -> list[RewardFunction]:
+@functools.wraps(passes_tests, assigned=())  # for its settings, which recipes are checked against
+def code(**settings: Any) -> list[RewardFunction]:
     """A program in a fenced block (0.1), and its tests passed (1). The settings are those of `passes_tests`."""
-    given = program_given(fence)
+    given = program_given(settings.get("fence", True))
     given.weight = 0.1
-    passed = passes_tests(
-        scoring=scoring, level=level, limits=limits, fence=fence, packages=packages, tolerance=tolerance, programs_at_once=programs_at_once
-    )
-    return [given, passed]
+    return [given, passes_tests(**settings)]
 
 
 @functools.cache
