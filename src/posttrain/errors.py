@@ -1,5 +1,5 @@
-"""What can go wrong, by whose hand. `UserError` is a sentence with the fix, shown without a traceback by the command
-line."""
+"""The kinds of error, by who has to act. A `UserError` is a sentence with the fix; the command line shows it without a
+traceback."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ LONGEST = 20_000  # characters of a message: a reward may put a whole data set i
 
 
 class _Shown(Exception):
-    """Messages quote texts that are not ours: completions, file names, what a library said. Here, in the one place that
-    every message passes, their control characters become visible, secrets are blanked, and what is too long to read is
-    cut in its middle."""
+    """Messages quote foreign text: completions, file names, messages of libraries. Every message passes here: control
+    characters become visible, secrets are blanked, and of a long message the middle is left out."""
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -32,8 +31,7 @@ class UserError(_Shown, ValueError):
 
 
 class NothingToLearn(UserError):
-    """A row that can teach nothing: none of its tokens is trained. Such rows are left out and counted; where all are,
-    it is an error."""
+    """No token of a row is trained. Such rows are left out and counted; it is an error if all are such."""
 
 
 class RewardError(_Shown, RuntimeError):
@@ -41,8 +39,8 @@ class RewardError(_Shown, RuntimeError):
 
 
 class EnvError(_Shown, RuntimeError):
-    """An environment broke: it raised, or answered with what is no message. What a tool raises is not that: the model
-    is told."""
+    """An environment broke: it raised, or did not answer with a message. (An exception of a tool is sent to the model
+    instead.)"""
 
 
 class TrainingError(_Shown, RuntimeError):

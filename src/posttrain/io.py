@@ -17,7 +17,7 @@ DEEPEST = 50  # of them in each other
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole file or none of it: written beside, then renamed into place; until then an older one stays. Raises
+    """Writes the whole file or nothing: into a file beside it, which then replaces it. Raises
     OSError.
 
     Links are followed; into what is no plain file, such as /dev/stdout, the text is written as it is.
@@ -63,8 +63,8 @@ def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def parsed(value: Any) -> Any:
-    """The value of a JSON text: not too deep, not too much of it, and fit for encoders. Raises ValueError with what the
-    text is not."""
+    """The value of a JSON text of limited size and depth, without lone surrogates. Raises ValueError that names what
+    the text is not."""
     try:
         found = json.loads(value)
     except (TypeError, ValueError, RecursionError) as error:  # digits without end are a ValueError too
@@ -74,8 +74,8 @@ def parsed(value: Any) -> Any:
 
 
 def bounded(found: Any) -> None:
-    """Raises ValueError for lists and mappings that are too many or too deep in each other; one that stands in several
-    places counts in each."""
+    """Raises ValueError for too many values or too deep nesting; a list or mapping that occurs in several places counts
+    each time."""
     left = MOST_NODES
     waiting: list[tuple[Any, int]] = [(found, 0)]
     while waiting:

@@ -88,8 +88,8 @@ def main(parent: int) -> None:
 
 
 def _read(parent: int) -> bytes | None:
-    """What the parent says next, also once it is gone; None at the end. Windows has no select for pipes: reading waits
-    there."""
+    """The next bytes from the parent, also those left after its end; None at the end. On Windows, without select for
+    pipes, reading blocks."""
     if os.name == "posix":
         import select
 

@@ -67,8 +67,8 @@ def library() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def open_task(task: str) -> Any:
-    """The library's dataset. Options are `size`, `seed` and those of the task itself. Raises UserError for what the
-    library does not know."""
+    """The library's dataset. Options are `size`, `seed` and those of the task itself. Raises UserError for unknown
+    tasks and options."""
     reasoning_gym = library()
     known = reasoning_gym.factory.DATASETS
     parts = urlsplit(task)
@@ -105,7 +105,7 @@ def _value(text: str) -> Any:
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no row
+    os.dup2(2, 1)  # what a library prints must not be read as rows
     try:
         json.dump(_made(sys.argv[1]), answers)
     except UserError as error:

@@ -16,8 +16,8 @@ _VOCABULARY = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "ma
 _KNOWN_SHAPES = (
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16})"
 )
-# What a text may hold whatever its setting is called: a password or a long name before the @ of a URL, a signed query,
-# a key of a known shape.
+# Secrets inside a text, whatever its setting is called: a password or a long name before the @ of a URL, a signed
+# query, a key of a known shape.
 _INSIDE = (
     (re.compile(r"(://[^\s/?#:@]*):[^\s/?#]*@"), rf"\1:{BLANK}@"),
     (re.compile(r"://[^\s/?#:@]{16,}@"), f"://{BLANK}@"),

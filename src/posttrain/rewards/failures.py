@@ -1,5 +1,4 @@
-"""How rewards break, and what is to happen then: how long a call may take, how often it is tried, and whether the run
-goes on.
+"""How rewards break, and the policy for it: how long a call may take, how often it is tried, whether the run goes on.
 
 What a policy leaves open (None) is filled in from the next wider place: the reward, its rubric, the trainer, and last
 BASE.

@@ -1,7 +1,6 @@
 """From a name to a reward: a preset or a function of the library, `file.py:function`, or `module:function`.
 
-Importing a user's file runs it; that is the point of naming it. Names that are neither are refused with the nearest
-one.
+Importing a user's file runs it. Unknown names are refused, with the nearest known one.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ from typing import Any, TypeVar, overload
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.failures import OPEN, FailurePolicy
 
-# What each shape is offered besides the dataset's columns. The key is the parameter that tells the shape.
-# `completion_ids` are in a batch, as in TRL, all tokens after the prompt; of one completion those that the policy
-# sampled.
+# What a reward of each shape can take besides the dataset's columns. The key is the parameter that tells the shape.
+# completion_ids: in a batch, as in TRL, all tokens after the prompt; of one completion those that the policy sampled.
 OFFERED = {
     "completion": ("completion", "prompt", "completion_ids", "trainer_state", "log_metric"),
     "completions": ("completions", "prompts", "completion_ids", "trainer_state", "log_metric", "log_extra"),
@@ -53,7 +52,7 @@ class RewardFunction:
     range: tuple[float, float] | None = None  # lowest and highest score; None: not declared
     decides: bool = False  # full marks mean that the answer is right: what an evaluation counts. Needs a range
     is_verifier: bool = False  # answers True, False or None only
-    policy: FailurePolicy = OPEN  # what is left open is said by the rubric or the trainer
+    policy: FailurePolicy = OPEN  # what it leaves open is taken from the rubric or the trainer
     prepare: Callable[[], Any] | None = None  # done once in each worker before its first call, outside of any time limit: slow imports
     check: Callable[[], Any] | None = None  # done where a rubric takes it. Raises UserError for what is missing here
     source: RewardSource | None = None  # None: it was passed as an object, so that no other process can find it

@@ -2,7 +2,7 @@
 weighted total).
 
 It knows nothing of advantages or losses. A completion that no reward could score has reward None, not 0. A reward with
-weight 0 is a monitor: it is scored, and has no part in the total.
+weight 0 is a monitor: it is scored, but not added to the total.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Rubric:
             return self.fill(groups, batch)
 
     def fill(self, groups: list[Group], batch: Scoring) -> Report:
-        """Waits for the scores and writes them into every rollout. One over which its environment broke, or a reward
-        that is no monitor, has reward None: a part of its total says nothing."""
+        """Waits for the scores and writes them into every rollout. If its environment or a reward (not a monitor) broke
+        over it, its reward is None: a total without a part would be misleading."""
         scores, report = batch.finish(groups)  # [reward][N]
         completions = [completion for group in groups for completion in group.completions]
         for completion, *given in zip(completions, *scores, strict=True):

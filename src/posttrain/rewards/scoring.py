@@ -1,8 +1,8 @@
-"""Scoring one batch of groups: rewards that may start early do so as soon as a group is there, the others once all are.
+"""Scores one batch of groups. Rewards that may start early do so as soon as a group is complete, the others once all
+are.
 
-A wrong answer may score 0. What breaks is a failure: it stops the run or drops the completion, as the reward's policy
-says, and is counted. Whatever the order in which scores arrive, they are handed out, and notes are added up, in the
-order of rewards and groups.
+A wrong answer may score 0. A reward that breaks is a failure, which stops the run or drops the completion, as the
+reward's policy says, and is counted. Scores and notes are in the order of rewards and groups, whatever finishes first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from posttrain.types import Group
 
 @dataclass
 class Report(Notes):
-    """What became known besides scores: what rewards logged, and how they broke."""
+    """What rewards logged, and how they broke."""
 
     failures: dict[str, Counter[str]] = field(default_factory=dict)  # reward -> completions without a score by kind of Failure, and "retried"
     traces: dict[str, str] = field(default_factory=dict)  # reward -> its first failure: the message, and the traceback if there is one
@@ -100,8 +100,7 @@ def _at_home(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
 
 
 def in_worker(reward: RewardFunction, policy: FailurePolicy) -> bool:
-    """A reward that has a name and a time limit runs in processes; one that asks for workers, or limits their memory,
-    does so without one too."""
+    """A reward with a name runs in processes if it has a time limit, asks for workers or limits their memory."""
     asks = reward.policy.workers is not None or reward.policy.memory_mb is not None
     return reward.source is not None and (asks or (policy.seconds is not None and not reward.is_async))
 

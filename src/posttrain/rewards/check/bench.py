@@ -1,7 +1,7 @@
 """Scores texts with a rubric: the form in which gold answers earn most, what they earn, and what a wrong answer earns.
 
-Every text is scored as its row's only completion. A reward that breaks is noted, also where its policy is to drop what
-it breaks over, and the text counts as not scored. `answer` is the gold column.
+Every text is scored as its row's only completion. A reward that breaks is noted, also if its policy drops the
+completion, and the text counts as not scored. `answer` is the gold column.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TooSlow(BaseException):
 
 
 class Bench:
-    """A rubric, the rows it is asked about and the form of completions. Raises UserError where it cannot be asked at
-    all."""
+    """A rubric, the rows to test it with and the form of completions. Raises UserError if it cannot score any gold
+    answer."""
 
     def __init__(self, rubric: Rubric, rows: Sequence[dict[str, Any]] | None = None, *, form: str | None = None, patience: float = 10.0) -> None:
         self.rubric = rubric
@@ -130,7 +130,7 @@ class Bench:
         return score, time.perf_counter() - started
 
     def _scored(self, probes: list[Probe]) -> tuple[list[Completion], str | None]:
-        """And how a reward broke over some of them, where its policy drops those. Raises RewardError where it stops,
+        """(rollouts, how a reward broke over some of them, if its policy drops those). Raises RewardError if it stops,
         and TooSlow."""
         groups = [Group(self._tasks[row], [self._rollout(text)]) for row, text in probes]
         with _deadline(self.patience):

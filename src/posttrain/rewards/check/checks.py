@@ -126,7 +126,7 @@ def constant(bench: Bench) -> Verdict:
 
 
 def echo(bench: Bench) -> Verdict:
-    """The prompt itself is no answer."""
+    """The prompt itself earns nothing."""
     probes = [*bench.each(bench.prompt), *bench.each(lambda row: bench.write(row, bench.prompt(row)))]
     return _more_than_wrong(bench, probes, tolerated=COINCIDENCE)
 
@@ -178,8 +178,8 @@ def substring(bench: Bench) -> Verdict:
 
 
 def not_finite(bench: Bench) -> Verdict:
-    """inf, nan and their like are no answers. Also asked of what should read the answer and does not: there they may
-    not earn what gold earns."""
+    """inf, nan and the like earn nothing. A reward that should read the answer and does not is asked too: there they
+    may not earn what gold earns."""
     probes = _bare_and_in_form(bench, texts.NOT_FINITE)
     if bench.reads_the_answer or not bench.should_read:
         return _more_than_wrong(bench, probes, strict=True)
@@ -244,8 +244,7 @@ def deterministic(bench: Bench) -> Verdict:
 
 
 def alone_or_together(bench: Bench) -> Verdict:
-    """A score depends on neither the order nor the company of a completion. (Rewards of a whole group may compare; here
-    each is alone in its own.)"""
+    """A score does not depend on the other completions of a batch or their order. (Each is alone in its group.)"""
     probes = _mixed(bench)
     together = bench.score(probes)
     order = list(range(len(probes)))
@@ -259,7 +258,7 @@ def alone_or_together(bench: Bench) -> Verdict:
 
 
 def no_exceptions(bench: Bench) -> Verdict:
-    """Nothing that was asked above made it raise, hang or return what is no score. Asked last."""
+    """None of the texts above made it raise, hang or return something that is not a score. Asked last."""
     if not bench.errors:
         return OK, ""
     text, said = bench.errors[0]

@@ -72,8 +72,8 @@ class RewardCall:
         return f"prompts {', '.join(ids[:5])}{' and others' if len(ids) > 5 else ''}"
 
     def arguments(self, notes: Notes) -> dict[str, Any]:
-        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: what a reward does to them,
-        no other sees."""
+        """The keywords of one attempt, which logs into `notes`. Lists and dicts are copies: a reward's changes to them
+        stay with it."""
         loggers = {"log_metric": notes.log_metric, "log_extra": notes.log_extra}
         given = {name: own(value) for name, value in self.offered.items()}
         return given | {name: logger for name, logger in loggers.items() if name in self.offered and name in OFFERED[self.reward.shape]}
@@ -94,7 +94,7 @@ class RewardCall:
 
 
 def own(value: Any, depth: int = 50) -> Any:
-    """A copy of lists, dicts and groups within each other; what else they hold (texts, tensors, images) is the same."""
+    """A deep copy of lists, dicts and groups; other values (texts, tensors, images) are shared."""
     kind = type(value)
     if kind in _PLAIN or not depth:
         return value

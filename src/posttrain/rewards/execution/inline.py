@@ -36,7 +36,7 @@ class Jobs:
         return future
 
     def end(self) -> None:
-        """Whoever serves stops after the jobs that are there already."""
+        """`serve` returns after the jobs that are queued already."""
         self._jobs.put(None)
 
     def serve(self, *, reraise: bool = False) -> None:
@@ -118,8 +118,8 @@ class InlineExecutor:
 
 
 def _invoke_all(calls: list[RewardCall], *, whole: bool) -> tuple[list[Attempt], list[str]]:
-    """And what they changed in this process. whole: this is the thread that trains, which gets its surroundings
-    back."""
+    """(attempts, what they changed in this process). whole: this is the thread that trains, and its surroundings are
+    restored."""
     around = Surroundings(whole=whole)
     attempts = []
     try:

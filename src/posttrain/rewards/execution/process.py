@@ -27,7 +27,7 @@ from posttrain.rewards.reward import OFFERED, RewardSource
 START_SECONDS = 120.0  # for starting Python and importing the reward
 START_TRIES = 3
 LINE_BYTES = 2**26  # the longest answer that is read
-_burials: set[asyncio.Task[None]] = set()  # each waits for the end of a process
+_watches: set[asyncio.Task[None]] = set()  # each waits for the end of a process
 
 
 class ProcessExecutor:
@@ -125,9 +125,9 @@ async def _spawn() -> Process:
         start_new_session=True,  # Ctrl-C is the trainer's; and what the reward starts can be killed with it
     )
     guard(process.pid)
-    task = asyncio.ensure_future(_bury(process))
-    _burials.add(task)
-    task.add_done_callback(_burials.discard)
+    task = asyncio.ensure_future(_watch(process))
+    _watches.add(task)
+    task.add_done_callback(_watches.discard)
     return process
 
 
@@ -135,8 +135,8 @@ async def _exchange(process: Process, line: bytes, seconds: float | None) -> dic
     """Its answer to a line; None when it died instead. Raises asyncio.TimeoutError, and ValueError for an answer beyond
     LINE_BYTES.
 
-    Without an answer, also because nobody waits for it any more, the process is ended: a late one must not pass for
-    that of the next call.
+    Without an answer, or when the waiting is cancelled, the process is ended: a late answer must not pass for that of
+    the next call.
     """
     answer = None
     try:
@@ -164,8 +164,8 @@ async def _end(process: Process) -> None:
     await process.wait()
 
 
-async def _bury(process: Process) -> None:
-    """However it ends, what it started ends with it: at once, while its number is nobody else's."""
+async def _watch(process: Process) -> None:
+    """When the process ends, kills what it started: at once, before its number can become another process's."""
     await process.wait()
     _kill_group(process, even_if_ended=True)
     release(process.pid)

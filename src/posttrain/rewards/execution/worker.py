@@ -40,7 +40,7 @@ def main() -> None:
                 answer: dict[str, Any] = {"ready": True}
             else:
                 answer = _answer(reward, asked["arguments"], asked["logs"])
-        except BaseException as error:  # nobody interrupts a worker but its own reward
+        except BaseException as error:  # only its own reward interrupts a worker
             answer = {"raised": what_of(error), "trace": trace_of(error), "is_fatal": isinstance(error, UserError)}
         answers.write(json.dumps(answer, default=repr).encode() + b"\n")
         answers.flush()
