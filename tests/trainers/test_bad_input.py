@@ -84,9 +84,12 @@ def test_monitors_alone(make_trainer):
     refused(make_trainer, r"every reward has weight 0 \(lambda\)", reward=[lambda completion: 1.0], reward_weights=[0.0])
 
 
-@pytest.mark.parametrize("name", ["rollout_func", "quantization_config"])
-def test_what_is_not_built_is_refused_by_name(make_trainer, name):
-    refused(make_trainer, name, trainer_kwargs={name: object()})
+def test_what_is_not_built_is_refused_by_name(make_trainer):
+    refused(make_trainer, "rollout_func", trainer_kwargs={"rollout_func": object()})
+
+
+def test_a_model_that_is_loaded_already_cannot_be_packed(make_trainer):
+    refused(make_trainer, "quantization_config .* loaded already", trainer_kwargs={"quantization_config": object()})
 
 
 @pytest.mark.parametrize("name", ["tools", "environment_factory"])

@@ -145,7 +145,8 @@ class DPOTrainer(OfflineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
-            refused={"data_collator": data_collator, "compute_metrics": compute_metrics, "quantization_config": quantization_config},
+            quantization_config=quantization_config,
+            refused={"data_collator": data_collator, "compute_metrics": compute_metrics},
         )
         args = self.args
         self.references = ReferenceLogps(

@@ -34,7 +34,6 @@ __all__ = ["GRPOConfig", "GRPOTrainer"]
 
 _REFUSED = {
     "rollout_func": "write an environment (env=, docs/environments.md), or an Engine (posttrain.types.Engine), instead of a rollout function",
-    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 
@@ -77,6 +76,7 @@ class GRPOTrainer(OnlineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
             environment=as_environment(env, tools, environment_factory),
             reward_processing_classes=reward_processing_classes,
         )

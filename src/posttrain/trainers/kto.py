@@ -120,7 +120,8 @@ class KTOTrainer(OfflineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
-            refused={"data_collator": data_collator, "compute_metrics": compute_metrics, "quantization_config": quantization_config},
+            quantization_config=quantization_config,
+            refused={"data_collator": data_collator, "compute_metrics": compute_metrics},
         )
         settings = f"KTO, {self.args.loss_type}"
         self.references = ReferenceLogps(self.model, ref_model, self.args, self.sums, vocabulary=len(self.tokenizer), settings=settings)

@@ -46,7 +46,6 @@ VALUES = "value.safetensors"  # within a checkpoint: the value head or model
 _REFUSED = {
     "ref_model": "the reference is the model as it is when training starts (its adapters off, or a frozen copy); leave it out",
     "data_collator": "streams are packed without padding; leave it out",
-    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 
@@ -95,6 +94,7 @@ class PPOTrainer(OnlineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
             environment=as_environment(env, tools, environment_factory),
         )
         self.options = PolicyOptions(epsilon=self.args.cliprange, kl_estimator=self.args.kl_estimator)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from posttrain.models.load import context_length, load_tokenizer
 from posttrain.models.precision import make_trainable
 from posttrain.trainers.core.base import MicroBatch
 from posttrain.trainers.core.config import BaseConfig, as_config, setting, settings
+from posttrain.trainers.core.starting import packing
 from posttrain.trainers.offline.config import REFUSED
 from posttrain.trainers.offline.rows import EncodedRow
 from posttrain.trainers.offline.trainer import OfflineTrainer
@@ -110,10 +111,11 @@ class RewardTrainer(OfflineTrainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         loaded = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         tokenizer = with_own_padding(loaded)
+        packed = packing(model, peft_config, quantization_config)
         if isinstance(model, str):
             if peft_config is not None and is_adapter(model):
                 raise UserError(f"{model} holds adapters already: leave out peft_config to train them on, or merge them first (`posttrain export`)")
-            model = load_reward_model(model, is_trainable=True, **args.loading(model, peft_config))
+            model = load_reward_model(model, is_trainable=True, **args.loading(model, peft_config) | packed)
         elif not _has_trained_adapters(model):
             if peft_config is None:
                 make_trainable(model, keeps=(args.model_init_kwargs or {}).get("dtype"))  # before its head is drawn, which is trained too
@@ -128,7 +130,7 @@ class RewardTrainer(OfflineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=_with_head(peft_config),
-            refused=locals(),
+            refused={"data_collator": data_collator, "compute_metrics": compute_metrics},
         )
 
     def prepare_forward(self, model: nn.Module) -> None:

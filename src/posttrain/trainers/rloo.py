@@ -27,7 +27,6 @@ from posttrain.types import Group
 
 _REFUSED = {
     "rollout_func": "write an environment (env=), or an Engine (posttrain.types.Engine), instead of a rollout function",
-    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 
@@ -103,6 +102,7 @@ class RLOOTrainer(OnlineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
             environment=as_environment(env, tools, environment_factory),
         )
         self.options = PolicyOptions(epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high, kl_estimator="k1")

@@ -46,7 +46,6 @@ _REFUSED = {
     "compute_metrics": "an evaluation gives loss and token accuracy; for answers use `posttrain eval`",
     "preprocess_logits_for_metrics": "logits are never built; leave it out",
     "optimizer_cls_and_kwargs": "choose `optim` in the settings, or give `optimizers`",
-    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 
@@ -169,6 +168,7 @@ class SFTTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         self.neftune_noise_alpha = None  # transformers' noise would be scaled by the whole stream; `loss` adds it per example
         self._formatting_func = formatting_func

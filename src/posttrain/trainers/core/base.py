@@ -79,10 +79,11 @@ class BaseTrainer(SavingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
     ) -> None:
         _refuse_devices(args)
         name = model if isinstance(model, str) else model.config._name_or_path
-        model = starting_model(model, args, peft_config)
+        model = starting_model(model, args, peft_config, quantization_config)
         self.tokenizer = processing_class if processing_class is not None else load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         args = settled_for(args, model, train_dataset, self.tokenizer)
         self.metrics = Metrics()

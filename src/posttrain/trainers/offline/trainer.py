@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 REFUSED_ARGUMENTS = {
     "data_collator": "rows become streams without padding; leave it out",
     "compute_metrics": "metrics are sums over streams; read the log, or override `loss`",
-    "quantization_config": "load the model with posttrain.load_policy(..., load_in_4bit=True, lora=...) and give it as `model`",
 }
 
 
@@ -62,6 +61,7 @@ class OfflineTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
         refused: Mapping[str, Any],
     ) -> None:
         refuse(REFUSED_ARGUMENTS, {name: refused.get(name) for name in REFUSED_ARGUMENTS})
@@ -76,6 +76,7 @@ class OfflineTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         self.references: ReferenceLogps | None = None  # whoever needs one sets it
         self.train_dataset: list[EncodedRow] = self._encoded(rows)

@@ -66,6 +66,7 @@ class OnlineTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
         environment: Environment | None = None,
         reward_processing_classes: Any = None,
     ) -> None:
@@ -86,6 +87,7 @@ class OnlineTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         place_reward_models(self.rubric, self.args.device)
         self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
