@@ -124,6 +124,22 @@ def test_uploads_while_training_are_those_that_transformers_makes(tmp_path, monk
     assert all("model.safetensors" in files and "run.sqlite" not in files and "training_args.bin" not in files for *_, files in uploads["ours"])
 
 
+def test_the_final_upload_holds_the_model_and_nothing_of_the_run(tmp_path, monkeypatch):
+    uploads = {}
+    for name, make in (("ours", sft), ("theirs", plain)):
+        hub = Hub()
+        monkeypatch.setattr(transformers.trainer, "hf_api", lambda hub=hub: hub)
+        trainer = make(tmp_path / name, max_steps=1, hub_model_id="me/x", hub_token="t")
+        trainer.train()
+        trainer.push_to_hub()
+        assert trainer.args.output_dir == str(tmp_path / name)
+        (uploads[name],) = hub.uploads
+    *ours, files = uploads["ours"]
+    *theirs, all_files = uploads["theirs"]
+    assert ours == theirs
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= files == all_files - {"training_args.bin", "checkpoint-1"}
+
+
 def test_a_checkpoint_holds_the_files_that_transformers_writes_but_for_pickled_arguments(tmp_path):
     names = {}
     for name, make in (("ours", sft), ("theirs", plain)):

@@ -29,6 +29,8 @@ from posttrain.trainers.core.interrupt import Interrupt
 from posttrain.trainers.core.ranks import gather_json, is_lost_process
 from posttrain.trainers.core.switches import as_stored, memory_line
 
+PUSHED = "pushed"  # within output_dir: what `push_to_hub` uploads
+
 
 class SavingTrainer(Trainer):
     """Subclasses set the recorder, the view and the interrupt before, and `rows_fingerprints` after they call the constructor of transformers."""
@@ -90,6 +92,22 @@ class SavingTrainer(Trainer):
         with _without_progress_bars():  # they would tear the live view
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(target, state_dict=state_dict)
             self.tokenizer.save_pretrained(target)
+
+    def push_to_hub(
+        self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None, revision: str | None = None,
+        private: bool | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """As transformers', of the model, its tokenizer and its card alone: output_dir holds the run's record too, with every prompt and completion."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        output_dir = str(self.args.output_dir)
+        if self.args.hub_model_id is None:
+            kwargs.setdefault("model_name", Path(output_dir).name)
+        self.args.output_dir = str(Path(output_dir) / PUSHED)  # what transformers saves into, and uploads
+        try:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        finally:
+            self.args.output_dir = output_dir
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """All that transformers' hook of this name does, into a directory that appears when it is complete."""
