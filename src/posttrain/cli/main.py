@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli import data as data_commands
-from posttrain.cli import rewards, runs, threads
+from posttrain.cli import flat, rewards, runs, threads
 from posttrain.cli.doctor import doctor
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
@@ -128,7 +128,7 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     threads.prepare()
     quiet()
-    sys.exit(app())
+    sys.exit(flat.app() if flat.is_flat(sys.argv[1:]) else app())
 
 
 if __name__ == "__main__":
