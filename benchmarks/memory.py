@@ -57,7 +57,7 @@ VOCABULARIES = (8192, 262144)
 
 def simulated(chosen: list[int], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cases with these numbers; those of the others stay."""
-    from posttrain.memory import Job, shape_of
+    from posttrain.memory import TrainingJob, shape_of
     from posttrain.memory.simulate import simulate_step
 
     rows = []
@@ -67,7 +67,7 @@ def simulated(chosen: list[int], before: list[dict[str, Any]]) -> list[dict[str,
             continue
         started = time.perf_counter()
         config = MODELS[model]()
-        memory = simulate_step(config, Job(shape_of(config.to_dict(), model), prompt, completion, **settings))
+        memory = simulate_step(config, TrainingJob(shape_of(config.to_dict(), model), prompt, completion, **settings))
         row = {
             "model": model, "what": what, "tokens": prompt + completion, "device_gib": memory.device / GIB, "above_gib": memory.above / GIB,
             "host_gib": memory.host / GIB, "parts_gib": {name: nbytes / GIB for name, nbytes in sorted(memory.parts.items())},
@@ -84,11 +84,11 @@ def simulated_flat() -> dict[str, list[dict[str, Any]]]:
     One completion fills a micro-batch, so that G is all that grows.
     """
     from posttrain.data.stream import PackItem, split
-    from posttrain.memory import Job, shape_of
+    from posttrain.memory import TrainingJob, shape_of
     from posttrain.memory.simulate import simulate_step
 
     config = MODELS["Llama-3.1-8B"]()
-    job = Job(shape_of(config.to_dict(), "Llama-3.1-8B"), 512, 3584, **QLORA)
+    job = TrainingJob(shape_of(config.to_dict(), "Llama-3.1-8B"), 512, 3584, **QLORA)
     by_group, by_vocabulary = [], []
     for group in GROUPS:
         parts = split([PackItem([0] * 512, [[0] * 3584] * group)], 4096)

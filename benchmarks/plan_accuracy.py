@@ -64,7 +64,7 @@ def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: d
     """One plan beside one simulated step. layers: None: all."""
     from transformers import AutoConfig
 
-    from posttrain.memory import Job, plan, shape_of
+    from posttrain.memory import TrainingJob, plan, shape_of
     from posttrain.memory.simulate import simulate_step
 
     total = prompt + sum(completions)
@@ -74,7 +74,7 @@ def simulated(model: str, prompt: int, completions: tuple[int, ...], settings: d
         "rollout_size": 2 * len(completions),
     } | settings  # two micro-batches
     fields = fields_of(model, layers)
-    job = Job(shape_of(fields, model), prompt, completions[0], generations=len(completions), **given)
+    job = TrainingJob(shape_of(fields, model), prompt, completions[0], generations=len(completions), **given)
     started = time.perf_counter()
     truth = simulate_step(AutoConfig.for_model(fields.pop("model_type"), **fields), job, completions)
     seconds = time.perf_counter() - started
@@ -117,7 +117,7 @@ def quantised(checkpointing: bool) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from posttrain.data.stream import PackItem, pack
-    from posttrain.memory import Job, plan, shape_of
+    from posttrain.memory import TrainingJob, plan, shape_of
     from posttrain.memory.simulate.live import LiveStorages
     from posttrain.models.adapters import add_lora
     from posttrain.models.forward import logprobs
@@ -145,7 +145,7 @@ def quantised(checkpointing: bool) -> dict[str, Any]:
         with torch.autocast("cpu", torch.bfloat16):
             logps = logprobs(model, stream, entropy_grad=False).logps
         logps.sum().backward()
-    job = Job(
+    job = TrainingJob(
         shape_of(config.to_dict(), "small"), 64, tokens - 64, generations=1, rollout_size=2, lora_r=16, load_in_4bit=True, dtype="bfloat16",
         adapter_dtype="bfloat16", gradient_checkpointing=checkpointing, attention="fused", max_tokens_per_micro_batch=tokens,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def real(name: str, **environment: str) -> dict[str, Any]:
 def child(name: str) -> None:
     from transformers import LlamaConfig
 
-    from posttrain.memory import Job, plan, shape_of
+    from posttrain.memory import TrainingJob, plan, shape_of
 
     sizes, tokens, settings, is_full = REAL[name]
     hidden = sizes["hidden_size"]
@@ -177,7 +177,7 @@ def child(name: str) -> None:
     optim = _train(config, tokens, settings, is_full)
     peak = hardware.peak_resident_bytes()
     shape = shape_of(config.to_dict(), name)
-    job = Job(
+    job = TrainingJob(
         shape, 1, tokens - 1, generations=1, is_online=False, lora_r=None if is_full else 16, bf16=False, device="cpu",
         max_tokens_per_micro_batch=tokens, optim=optim, has_known_gradient=True, **settings,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from posttrain.losses.policy import OBJECTIVES
 from posttrain.losses.preference import LOSSES
-from posttrain.memory import Job, find_shape
+from posttrain.memory import TrainingJob, find_shape
 from posttrain.memory.cards import GB
 from posttrain.memory.choice import AUTOMATIC, Choice, choose
 from posttrain.trainers.core.config import BaseConfig
@@ -124,7 +124,7 @@ def choices() -> str:
     head = f"| model | method | tokens | {' | '.join(f'{size} GB' for size in CARDS)} |"
     rows = []
     for model, method, tokens in CASES:
-        job = Job(find_shape(model), 512, tokens - 512, **METHODS[method])
+        job = TrainingJob(find_shape(model), 512, tokens - 512, **METHODS[method])
         cells = [_chosen(choose(job, AUTOMATIC, size * GB)) for size in CARDS]
         rows.append(f"| {model} | {method} | {tokens:,} | {' | '.join(cells)} |")
     return "\n".join([head, "|---|---|---:" + "|---" * len(CARDS) + "|", *rows])

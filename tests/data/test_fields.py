@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.data.fields import Field
+from posttrain.data.fields import TemplateField
 from posttrain.errors import UserError
 
 ROW = {"question": "2+2?", "answer": "2+2=<<2+2=4>>4 #### 1,080 ", "n": 3, "chat": [{"role": "user", "content": "x"}], "none": None}
@@ -25,17 +25,17 @@ ROW = {"question": "2+2?", "answer": "2+2=<<2+2=4>>4 #### 1,080 ", "n": 3, "chat
     ],
 )
 def test_a_template_is_filled(template, value):
-    assert Field(template, "x").fill(ROW, 0) == value
+    assert TemplateField(template, "x").fill(ROW, 0) == value
 
 
 def test_after_takes_the_last_mark_and_before_the_first():
     row = {"a": "1#2#3"}
-    assert Field("{a|after:#}", "x").fill(row, 0) == "3"
-    assert Field("{a|before:#}", "x").fill(row, 0) == "1"
+    assert TemplateField("{a|after:#}", "x").fill(row, 0) == "3"
+    assert TemplateField("{a|before:#}", "x").fill(row, 0) == "1"
 
 
 def test_a_value_with_braces_is_not_a_template():
-    assert Field("{a}!", "x").fill({"a": "{b}{{"}, 0) == "{b}{{!"
+    assert TemplateField("{a}!", "x").fill({"a": "{b}{{"}, 0) == "{b}{{!"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_value_with_braces_is_not_a_template():
 )
 def test_a_mistake_in_a_template_is_explained(template, message):
     with pytest.raises(UserError, match=message.replace("|", r"\|")):
-        Field(template, "answer")
+        TemplateField(template, "answer")
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_a_mistake_in_a_template_is_explained(template, message):
 )
 def test_a_row_that_does_not_fit_is_named(template, message):
     with pytest.raises(UserError, match=message):
-        Field(template, "answer").fill(ROW, 7)
+        TemplateField(template, "answer").fill(ROW, 7)
 
 
 def test_a_column_that_no_row_has_is_found_before_any_row_is_filled():
     with pytest.raises(UserError, match=r"asks for the column 'anwser'; the data has: question, answer.* Did you mean 'answer'"):
-        Field("{anwser}", "answer").check(["question", "answer"])
+        TemplateField("{anwser}", "answer").check(["question", "answer"])

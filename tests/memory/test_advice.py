@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.memory import Job, find_shape, plan
+from posttrain.memory import TrainingJob, find_shape, plan
 from posttrain.memory.advice import STEP, largest_context, largest_model, refuse_what_cannot_fit, savings, way_to_fit, with_every_switch
 from posttrain.memory.cards import _available, as_text, read_size
 from posttrain.memory.known import KNOWN
@@ -11,7 +11,7 @@ from posttrain.memory.published import CARDS, FRUGAL_CONTEXTS, STANDARD_CONTEXTS
 from posttrain.memory.speed import rollout_bytes, update_flops
 
 GIB = 2**30
-LORA = Job(find_shape("qwen2.5-1.5b"), 200, 4000, lora_r=16, gradient_checkpointing=True)
+LORA = TrainingJob(find_shape("qwen2.5-1.5b"), 200, 4000, lora_r=16, gradient_checkpointing=True)
 
 
 def test_what_a_switch_saves_is_the_difference_of_two_plans():
@@ -32,7 +32,7 @@ def test_settings_are_written_as_one_sets_them():
 
 @pytest.mark.parametrize("limit", [8 * GIB, 10 * GIB, 14 * GIB])
 def test_the_way_to_fit_fits_and_none_of_its_switches_is_idle(limit):
-    job = Job(find_shape("qwen2.5-7b"), 200, 8000, lora_r=16, load_in_4bit=True, dtype="bfloat16")
+    job = TrainingJob(find_shape("qwen2.5-7b"), 200, 8000, lora_r=16, load_in_4bit=True, dtype="bfloat16")
     way = way_to_fit(job, limit)
     assert plan(way[-1].job).peak <= limit
     assert len(way) < len(savings(job)) or len(way) == 1
@@ -155,7 +155,7 @@ def test_ours_is_below_the_frugal_column():
 def test_the_arithmetic_of_an_update_is_that_of_six_a_weight_and_token():
     """2 N S forward, 4 N S backward (Kaplan et al. 2020, section 2.1), where the texts are short and the vocabulary small."""
     shape = find_shape("mistral-7b-v0.1")
-    job = Job(shape, 1, 63, generations=1)
+    job = TrainingJob(shape, 1, 63, generations=1)
     body = update_flops(job) / (6 * 64 * shape.linear_weights)
     assert body == pytest.approx(1, abs=0.05)
     again = update_flops(job.but(gradient_checkpointing=True)) / update_flops(job)
@@ -166,11 +166,11 @@ def test_a_window_spares_attention_what_lies_before_it():
     shape = find_shape("gemma-3-1b")
     length, window = 3000, next(window for window in shape.windows if window is not None)
     seen = [min(query + 1, window if limit else length) for limit in shape.windows for query in range(length)]
-    wide, narrow = (update_flops(Job(one, 1, length - 1, generations=1)) for one in (replace(shape, windows=(None,) * shape.layers), shape))
+    wide, narrow = (update_flops(TrainingJob(one, 1, length - 1, generations=1)) for one in (replace(shape, windows=(None,) * shape.layers), shape))
     spared = 4 * (shape.layers * length**2 / 2 - sum(seen)) * shape.q * 3.5
     assert wide - narrow == pytest.approx(spared, rel=0.01)
 
 
 def test_decoding_more_rows_at_once_reads_the_weights_less_often():
-    job = Job(find_shape("llama-3.1-8b"), 100, 1000, generations=8, rollout_size=64)
+    job = TrainingJob(find_shape("llama-3.1-8b"), 100, 1000, generations=8, rollout_size=64)
     assert rollout_bytes(job) < 0.5 * rollout_bytes(job.but(max_concurrent_completions=8))

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig
 
-from posttrain.memory import Job, plan, shape_of
+from posttrain.memory import TrainingJob, plan, shape_of
 from posttrain.memory.known import KNOWN
 from posttrain.memory.simulate import simulate_step
 
@@ -26,7 +26,7 @@ CASES = {
 def test_a_plan_is_within_a_tenth_of_the_simulated_step(case):
     name, settings = CASES[case]
     config = {**KNOWN[name], "num_hidden_layers": 7 if name.startswith("gemma") else 4}
-    job = Job(shape_of(config, name), 256, 3000, generations=1, rollout_size=2, **{"gradient_checkpointing": True} | settings)
+    job = TrainingJob(shape_of(config, name), 256, 3000, generations=1, rollout_size=2, **{"gradient_checkpointing": True} | settings)
     simulated = simulate_step(AutoConfig.for_model(config.pop("model_type"), **config), job)
     found = plan(job)
     assert found.train_peak - found.training["holes"] - found.training["context"] == pytest.approx(simulated.device, rel=WITHIN)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from posttrain.memory import Job, find_shape, plan
+from posttrain.memory import TrainingJob, find_shape, plan
 from posttrain.memory.choice import AUTOMATIC, HEADROOM, choose, least, smallest_card, update_time
 
 GIB = 2**30
@@ -31,7 +31,7 @@ TABLE = {
 
 
 def job(model, method, tokens, **settings):
-    return Job(find_shape(model), 512, tokens - 512, **METHODS[method] | settings)
+    return TrainingJob(find_shape(model), 512, tokens - 512, **METHODS[method] | settings)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: " ".join(map(str, case)))

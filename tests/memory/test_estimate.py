@@ -5,7 +5,7 @@ import torch
 from small import build_model, build_tokenizer
 
 from posttrain.errors import UserError
-from posttrain.memory import Job, find_shape, plan, shape_of
+from posttrain.memory import TrainingJob, find_shape, plan, shape_of
 from posttrain.memory.estimate import CPU_HOLES, capacity
 from posttrain.memory.job import OPTIMIZERS
 from posttrain.rollout.local.cache import Slab
@@ -24,7 +24,7 @@ def small_shape(**changes):
 
 @pytest.mark.parametrize("settings", [{}, FRUGAL, FRUGAL | {"activation_offloading": True, "tile_rows": 512}, {"lora_r": 8, "device": "cpu"}])
 def test_the_terms_of_a_phase_add_up_to_its_peak(settings):
-    found = plan(Job(SHAPE, 100, 2000, **settings))
+    found = plan(TrainingJob(SHAPE, 100, 2000, **settings))
     answer = found.as_json()
     assert sum(answer["training"].values()) == answer["train_peak"]
     assert sum(answer["rollout"].values()) == answer["rollout_peak"]
@@ -33,7 +33,7 @@ def test_the_terms_of_a_phase_add_up_to_its_peak(settings):
 
 
 def test_names_of_terms_do_not_depend_on_the_settings():
-    one, other = (plan(Job(SHAPE, 100, 2000, **settings)).as_json() for settings in ({}, FRUGAL))
+    one, other = (plan(TrainingJob(SHAPE, 100, 2000, **settings)).as_json() for settings in ({}, FRUGAL))
     assert [list(one[phase]) for phase in ("training", "rollout", "host")] == [list(other[phase]) for phase in ("training", "rollout", "host")]
 
 
@@ -50,7 +50,7 @@ def test_weights_gradients_and_optimizer_have_the_bytes_of_a_real_step():
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
-    job = Job(shape, 2, 2, generations=2, bf16=False, device="cpu")
+    job = TrainingJob(shape, 2, 2, generations=2, bf16=False, device="cpu")
     found = plan(job).training
     parameters = list(model.parameters())
     assert found["weights"] == sum(parameter.nbytes for parameter in parameters)
@@ -72,7 +72,7 @@ def test_8_bit_optimizers_keep_the_state_of_embeddings_in_32_bits():
         optimizer.init_state(optimizer.param_groups[0], parameter, 0, place)
         held += sum(optimizer.state[parameter][name].nbytes for name in ("state1", "state2"))
     manager.initialize()  # it is the process's, and would remember parameters by addresses that others get
-    found = plan(Job(shape, 2, 2, generations=2, optim="adamw_8bit", bf16=False, device="cpu")).training
+    found = plan(TrainingJob(shape, 2, 2, generations=2, optim="adamw_8bit", bf16=False, device="cpu")).training
     assert found["optimizer"] == pytest.approx(held, rel=0.01)
 
 
@@ -98,7 +98,7 @@ def test_the_cache_of_a_rollout_has_the_bytes_of_the_real_one(prompts, completio
         while engine._rollout.scheduler.rows or engine._rollout.scheduler.waiting:
             engine.step()
             most = max(most, engine._rollout.cache.nbytes)
-    job = Job(shape, lengths, new_tokens, generations=completions, rollout_size=prompts * completions, bf16=False, device="cpu")
+    job = TrainingJob(shape, lengths, new_tokens, generations=completions, rollout_size=prompts * completions, bf16=False, device="cpu")
     found = plan(job).rollout
     assert found["kv_prompts"] + found["kv_completions"] == most
 
@@ -111,7 +111,7 @@ def test_room_in_the_cache_is_made_as_slabs_make_it(needed):
 
 
 def test_gradients_are_all_there_where_an_update_has_several_micro_batches():
-    job = Job(SHAPE, 100, 900, generations=8, max_tokens_per_micro_batch=1000)
+    job = TrainingJob(SHAPE, 100, 900, generations=8, max_tokens_per_micro_batch=1000)
     assert job.micro_batches == 8
     assert plan(job).training["gradients"] == job.gradient_bytes == SHAPE.parameters * 4
     alone = job.but(generations=1, gradient_checkpointing=True)
@@ -120,18 +120,18 @@ def test_gradients_are_all_there_where_an_update_has_several_micro_batches():
 
 
 def test_training_does_not_depend_on_the_number_of_completions():
-    peaks = {plan(Job(SHAPE, 100, 8000, generations=generations, **FRUGAL)).train_peak for generations in (2, 8, 64)}
+    peaks = {plan(TrainingJob(SHAPE, 100, 8000, generations=generations, **FRUGAL)).train_peak for generations in (2, 8, 64)}
     assert len(peaks) == 1
 
 
 def test_a_word_more_costs_its_embedding_and_no_logits():
     small, large = (shape_of({**_config(), "vocab_size": vocab}, "x") for vocab in (100_000, 200_000))
-    job = Job(small, 100, 8000, **FRUGAL)
+    job = TrainingJob(small, 100, 8000, **FRUGAL)
     assert plan(job.but(shape=large)).train_peak - plan(job).train_peak == 100_000 * small.hidden * 2  # tied
 
 
 def test_offloading_moves_checkpoints_to_the_host():
-    job = Job(SHAPE, 480, 20000, **FRUGAL)
+    job = TrainingJob(SHAPE, 480, 20000, **FRUGAL)
     there, away = plan(job), plan(job.but(activation_offloading=True))
     checkpoint = 20480 * SHAPE.hidden * 2
     assert there.training["checkpoints"] >= SHAPE.layers * checkpoint
@@ -141,40 +141,40 @@ def test_offloading_moves_checkpoints_to_the_host():
 
 
 def test_on_a_cpu_there_is_no_other_memory_to_offload_to():
-    job = Job(SHAPE, 480, 2000, device="cpu", **FRUGAL)
+    job = TrainingJob(SHAPE, 480, 2000, device="cpu", **FRUGAL)
     assert plan(job).as_json() == plan(job.but(activation_offloading=True)).as_json()
 
 
 def test_checkpointing_keeps_one_tensor_a_layer():
-    job = Job(SHAPE, 480, 8000, gradient_checkpointing=True, lora_r=16, dtype="bfloat16")
+    job = TrainingJob(SHAPE, 480, 8000, gradient_checkpointing=True, lora_r=16, dtype="bfloat16")
     assert plan(job).training["checkpoints"] == (SHAPE.layers) * 8480 * SHAPE.hidden * 2
 
 
 def test_paged_optimizers_live_on_the_host():
-    job = Job(SHAPE, 100, 1000)
+    job = TrainingJob(SHAPE, 100, 1000)
     paged = plan(job.but(optim="paged_adamw_32bit"))
     assert paged.training["optimizer"] == 0
     assert paged.host["optimizer_host"] == plan(job).training["optimizer"]
 
 
 def test_a_plain_optimizer_step_on_a_gpu_has_a_copy_of_all_weights():
-    job = Job(SHAPE, 16, 16, generations=1, gradient_checkpointing=True, optim="adamw_torch")
+    job = TrainingJob(SHAPE, 16, 16, generations=1, gradient_checkpointing=True, optim="adamw_torch")
     found = plan(job).training
     assert found["optimizer_step"] == found["gradients"] == SHAPE.parameters * 4
     assert plan(job.but(optim="adamw_torch_fused")).training["optimizer_step"] == 0
 
 
 def test_a_frozen_copy_beside_adapters_is_not_needed():
-    assert plan(Job(SHAPE, 100, 1000, has_reference=True)).training["reference"] == SHAPE.parameters * 4
-    assert plan(Job(SHAPE, 100, 1000, has_reference=True, lora_r=8)).training["reference"] == 0
+    assert plan(TrainingJob(SHAPE, 100, 1000, has_reference=True)).training["reference"] == SHAPE.parameters * 4
+    assert plan(TrainingJob(SHAPE, 100, 1000, has_reference=True, lora_r=8)).training["reference"] == 0
 
 
 def test_what_is_not_sampled_has_no_rollout():
-    assert plan(Job(SHAPE, 100, 1000, is_online=False)).rollout_peak == 0
+    assert plan(TrainingJob(SHAPE, 100, 1000, is_online=False)).rollout_peak == 0
 
 
 def test_rows_share_a_micro_batch_up_to_its_budget():
-    job = Job(SHAPE, 100, 900, generations=8, max_tokens_per_micro_batch=4096)
+    job = TrainingJob(SHAPE, 100, 900, generations=8, max_tokens_per_micro_batch=4096)
     assert job.streams == (100 + 4 * 900, 4 * 900)
     assert job.but(max_tokens_per_micro_batch=500).streams == (1000, 900)
     assert job.but(max_tokens_per_micro_batch=500, keeps_groups=True).streams == (100 + 8 * 900, 8 * 900)
@@ -192,7 +192,7 @@ def test_rows_share_a_micro_batch_up_to_its_budget():
 )
 def test_a_job_that_cannot_be_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        Job(**{"shape": SHAPE, "prompt_length": 1, "completion_length": 1} | changes)
+        TrainingJob(**{"shape": SHAPE, "prompt_length": 1, "completion_length": 1} | changes)
 
 
 def _config():
@@ -202,7 +202,7 @@ def _config():
 
 
 def test_a_cpu_keeps_holes_and_a_gpu_does_not():
-    on_gpu, on_cpu = (plan(Job(SHAPE, 100, 1000, lora_r=8, bf16=False, device=device)) for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (plan(TrainingJob(SHAPE, 100, 1000, lora_r=8, bf16=False, device=device)) for device in ("cuda", "cpu"))
     assert on_gpu.training["holes"] == 0
     assert on_cpu.training["holes"] == int(CPU_HOLES * on_cpu.above)
     assert on_cpu.train_peak == sum(on_cpu.training.values())

@@ -2,7 +2,7 @@ import pytest
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from posttrain.errors import UserError
-from posttrain.memory import Job, shape_of
+from posttrain.memory import TrainingJob, shape_of
 from posttrain.memory.simulate import simulate_step
 from posttrain.memory.simulate.step import measured_step, shaped_model
 
@@ -24,7 +24,7 @@ def small(**changes):
 def job_of(config, prompt, completion, **settings):
     """One completion behind a prompt, trained by adapters in bf16 on a GPU with checkpoints, unless the settings say otherwise."""
     usual = {"generations": 1, "lora_r": 32, "dtype": "bfloat16", "gradient_checkpointing": True, "attention": "fused"}
-    return Job(shape_of(config.to_dict(), "a test's"), prompt, completion, **usual | settings)
+    return TrainingJob(shape_of(config.to_dict(), "a test's"), prompt, completion, **usual | settings)
 
 
 def simulated(config, prompt, completion, **settings):

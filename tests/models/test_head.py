@@ -12,11 +12,11 @@ from torch import nn
 from posttrain.data.stream import PackItem, pack
 from posttrain.errors import UserError
 from posttrain.models.forward import logprobs
-from posttrain.models.head import RESCALINGS, Question, answering
+from posttrain.models.head import RESCALINGS, HeadRequest, answering
 from posttrain.models.load import prepare_model
 
 STREAM = pack([PackItem([5, 6, 7], [[8, 9], [10, 11, 12]])])
-QUESTION = Question(STREAM.logit_index, STREAM.targets)
+QUESTION = HeadRequest(STREAM.logit_index, STREAM.targets)
 
 
 @pytest.mark.parametrize("family", ["llama tied", "gemma3 short window", "cohere", "granite", "qwen3 moe"])

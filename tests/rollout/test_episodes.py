@@ -10,7 +10,7 @@ from talk import HERMES, build_talker
 from posttrain.data.turns import TurnTokens
 from posttrain.errors import EnvError, RewardError, UserError
 from posttrain.rollout import episodes
-from posttrain.rollout.episodes import Stage
+from posttrain.rollout.episodes import EpisodeStage
 from posttrain.rollout.hf import HFEngine
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.rollout.play import play
@@ -64,7 +64,7 @@ class Countdown(Env):
 
 
 def stage_of(make, **limits):
-    return Stage(make, TurnTokens(TOKENIZER, (END,)), **limits)
+    return EpisodeStage(make, TurnTokens(TOKENIZER, (END,)), **limits)
 
 
 def played(engine, make=Countdown, tasks=(TASK,), tokens=400, generations=2, on_group=None, **limits):

@@ -8,7 +8,7 @@ from recorded import completion, group, write_run
 
 from posttrain.tracking.events import RunStore, StepRecord
 from posttrain.watch import charts as drawing
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.panels import charts
 
 
@@ -19,7 +19,7 @@ def run_of(directory, columns, name="r"):
     for place in range(max(map(len, columns.values()))):
         store.write(StepRecord(place + 1, {key: values[place] for key, values in columns.items() if place < len(values)}))
     store.close()
-    run = Run(name, directory)
+    run = WatchedRun(name, directory)
     run.refresh()
     return run
 
@@ -73,7 +73,7 @@ def test_in_a_long_run_too_the_parts_add_up_to_the_whole(tmp_path):
         collect = {"time/collect": 3.0} if step % 2 else {}
         store.write(StepRecord(step, {"time/update": 1.0, "step_time": 1.5 + (3.0 if collect else 0.0)} | collect))
     store.close()
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     parts = lines(drawn(run)["Where a step's time goes"])
     for (_, collect), (_, update), (_, rest) in zip(parts["collect"], parts["update"], parts["the rest"], strict=True):
@@ -95,7 +95,7 @@ def test_a_long_curve_has_a_band_from_its_least_to_its_most(tmp_path):
 def test_warnings_are_marked_where_they_were_said(tmp_path):
     store = write_run(tmp_path, 5, groups=lambda step: [])
     store.note(3, "warning", "the reward rose alone")
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     option = drawing.option(charts(run.names)[0], [run], marks=True)
     assert option["series"][-1]["markLine"]["data"] == [{"xAxis": 3}]
@@ -105,7 +105,7 @@ def test_a_group_is_drawn_at_its_rewards_with_mean_and_deviation(tmp_path):
     members = [completion("a", 1.0), completion("b", 3.0), completion("c", None), completion("d", 2.0)]
     store = write_run(tmp_path, 1, groups=lambda step: [group("q", members)])
     store.close()
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     (row,) = run.browser.groups(1)
     option = drawing.comparison(run.browser.completions(1, 0), row.mean, row.std)
@@ -121,7 +121,7 @@ def test_a_group_without_spread_takes_away_what_the_one_before_had(tmp_path):
     write_run(
         tmp_path, 1, groups=lambda step: [group("q", [completion("a", 1.0), completion("b", 3.0)]), group("r", [completion("c", None)])]
     ).close()
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     spread, silent = (drawing.comparison(run.browser.completions(1, row.group), row.mean, row.std) for row in run.browser.groups(1))
     assert set(walk(spread["yAxis"])) == set(walk(silent["yAxis"]))

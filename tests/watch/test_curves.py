@@ -10,7 +10,7 @@ from recorded import CONFIG, record, write_run
 from posttrain.tracking.events import RunStore, StepRecord
 from posttrain.tracking.reader import Point
 from posttrain.watch import curves
-from posttrain.watch.curves import Run, merged
+from posttrain.watch.curves import WatchedRun, merged
 from posttrain.watch.figures import status
 
 
@@ -33,7 +33,7 @@ def check_curve(points, values):
 def test_a_growing_curve_stays_short_and_stays_true(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "POINTS", 8)
     rng, values = random.Random(0), {}
-    store, run = RunStore(tmp_path / "run.sqlite"), Run("r", tmp_path)
+    store, run = RunStore(tmp_path / "run.sqlite"), WatchedRun("r", tmp_path)
     for step in range(1, 101):
         if step % 3 == 0:
             continue
@@ -49,7 +49,7 @@ def test_a_growing_curve_stays_short_and_stays_true(tmp_path, monkeypatch):
 
 
 def test_nothing_is_read_twice_and_nothing_new_is_nothing(tmp_path):
-    store, run = RunStore(tmp_path / "run.sqlite"), Run("r", tmp_path)
+    store, run = RunStore(tmp_path / "run.sqlite"), WatchedRun("r", tmp_path)
     store.write(StepRecord(1, {"reward": 1.0}))
     assert run.refresh()
     assert not run.refresh()
@@ -70,7 +70,7 @@ def test_values_that_are_not_finite_are_counted_and_weigh_nothing():
 
 def test_a_run_that_has_not_begun_appears_when_it_begins(tmp_path):
     directory = tmp_path / "later"
-    run = Run("r", directory)
+    run = WatchedRun("r", directory)
     assert not run.refresh()
     assert run.reader is None
     directory.mkdir()
@@ -85,7 +85,7 @@ def test_a_run_that_has_not_begun_appears_when_it_begins(tmp_path):
 
 
 def test_a_run_that_ended_before_its_last_step_was_stopped(tmp_path):
-    store, run = write_run(tmp_path, 40, groups=no_groups), Run("r", tmp_path)
+    store, run = write_run(tmp_path, 40, groups=no_groups), WatchedRun("r", tmp_path)
     run.refresh()
     assert status(run).endswith(" s ago")
     (tmp_path / "summary.json").write_text("{}")
@@ -102,7 +102,7 @@ def test_a_run_that_ended_before_its_last_step_was_stopped(tmp_path):
 
 
 def test_a_run_that_is_resumed_from_an_earlier_step_forgets_what_it_took_back(tmp_path):
-    store, run = write_run(tmp_path, 10, groups=no_groups), Run("r", tmp_path)
+    store, run = write_run(tmp_path, 10, groups=no_groups), WatchedRun("r", tmp_path)
     run.refresh()
     store.truncate_after(4)
     store.write_meta({"started_at": 2.0})
@@ -113,7 +113,7 @@ def test_a_run_that_is_resumed_from_an_earlier_step_forgets_what_it_took_back(tm
 
 
 def test_a_run_that_is_begun_anew_in_its_directory_is_followed(tmp_path):
-    store, run = write_run(tmp_path, 10, groups=no_groups), Run("r", tmp_path)
+    store, run = write_run(tmp_path, 10, groups=no_groups), WatchedRun("r", tmp_path)
     run.refresh()
     store.clear()
     store.write_meta({"config": CONFIG, "started_at": 9.0})
@@ -134,7 +134,7 @@ def test_old_runs_tell_their_method_by_their_settings(tmp_path):
     store = RunStore(tmp_path / "run.sqlite")
     store.write_meta({"config": {"num_ppo_epochs": 4, "max_steps": 7}})
     store.write(record(1, []))
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     assert (run.method, run.max_steps) == ("PPO", 7)
     assert math.isclose(run.last("reward"), -0.96)

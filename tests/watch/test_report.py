@@ -11,7 +11,7 @@ from recorded import completion, group, plain_groups, write_run
 
 from posttrain.errors import UserError
 from posttrain.tracking.events import StepRecord
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.report import _library, chosen_groups, render, write_report
 
 EVIL = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">'
@@ -30,13 +30,13 @@ def run(tmp_path_factory):
     store = write_run(directory, 8, groups=groups, meta={"config": {"output_dir": EVIL, "max_steps": 8, "hub_token": "secret"}})
     store.note(3, "warning", EVIL)
     store.close()
-    run = Run("r", directory)
+    run = WatchedRun("r", directory)
     run.refresh()
     return run
 
 
 def begun(directory):
-    run = Run("r", directory)
+    run = WatchedRun("r", directory)
     run.refresh()
     return run
 

@@ -7,7 +7,7 @@ from recorded import completion, group, plain_groups, record, write_run
 
 from posttrain.tracking.browse import Trust
 from posttrain.tracking.events import RunStore, StepRecord
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.figures import table
 from posttrain.watch.story import tell, trust_of
 from posttrain.watch.tokens import LIMIT, MODES, pieces
@@ -18,7 +18,7 @@ REWARDS = [3.0, -1.0, 0.5, -1.0]
 def story_of(directory, groups, number=0, *, meta=None, ratio=1.0):
     directory.mkdir(exist_ok=True)
     write_run(directory, 1, groups=lambda step: groups, meta=meta, ratio=ratio).close()
-    run = Run("r", directory)
+    run = WatchedRun("r", directory)
     run.refresh()
     return run, tell(run, run.browser, 1, run.browser.groups(1)[number])
 
@@ -101,7 +101,7 @@ def test_what_the_record_did_not_keep_is_said_with_the_rule(tmp_path):
     store.write_meta({"config": {"record_tokens_of": 1}})
     store.write(record(1, plain_groups(1)))  # the cap is reached here
     store.write(StepRecord(2, {}, plain_groups(2)))
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     first, second = (tell(run, run.browser, step, run.browser.groups(step)[0]) for step in (1, 2))
     assert first.kept.startswith("Per-token numbers were kept")

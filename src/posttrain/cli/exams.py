@@ -35,7 +35,7 @@ START = "start"  # --against start: the model that the run began with
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalPlan:
     """What an evaluation is made of, after options, the run's own files and the recipe were asked in that order."""
 
     model: str
@@ -70,7 +70,7 @@ class Asking:
     duplicates: bool = True  # compare the questions with the training data
 
 
-def find_question(target: str, data: str | None, recipe_name: str | None, max_new_tokens: int | None) -> Question:
+def find_question(target: str, data: str | None, recipe_name: str | None, max_new_tokens: int | None) -> EvalPlan:
     run = runs.run_of(target)  # of a checkpoint too
     folder = Path(target).expanduser() if run is None else run.directory
     own_recipe, own_exam = folder / runs.RECIPE, folder / runs.EXAM
@@ -88,7 +88,7 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
         args = KINDS["grpo"].config_class()(bf16=False)
     else:
         args = read_drawing(_kind(str(folder), recipe, is_own=recipe_name is None), recipe)
-    return Question(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_run_exam)
+    return EvalPlan(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_run_exam)
 
 
 def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Kind:
@@ -108,7 +108,7 @@ def _tokens_of_run(folder: Path) -> int | None:
     return found
 
 
-def evaluate(question: Question, asking: Asking, against: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluate(question: EvalPlan, asking: Asking, against: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(the result, every completion as a line). What can be wrong with the questions is found before a model is asked."""
     rubric = question.rubric()
     try:
@@ -133,7 +133,7 @@ def evaluate(question: Question, asking: Asking, against: str | None = None) -> 
     return result, written
 
 
-def _other(question: Question, against: str) -> Question:
+def _other(question: EvalPlan, against: str) -> EvalPlan:
     """The same questions for another model."""
     if against == START:
         if question.recipe is None or question.recipe.model.name is None:
@@ -144,7 +144,7 @@ def _other(question: Question, against: str) -> Question:
     return replace(question, model=model)
 
 
-def questions(question: Question, asking: Asking, rubric: Rubric) -> list[Task]:
+def questions(question: EvalPlan, asking: Asking, rubric: Rubric) -> list[Task]:
     """The held-out rows with the templates of training."""
     from posttrain.models.load import load_tokenizer
 
@@ -160,13 +160,13 @@ def questions(question: Question, asking: Asking, rubric: Rubric) -> list[Task]:
     return tasks
 
 
-def check_prompts(question: Question, tasks: Sequence[Task]) -> None:
+def check_prompts(question: EvalPlan, tasks: Sequence[Task]) -> None:
     """Raises UserError, which names the model, for prompts that its tokenizer cannot write."""
     from posttrain.data.chat import encode_task
     from posttrain.data.turns import TurnTokens
     from posttrain.envs.formats import find_parser
     from posttrain.models.load import load_tokenizer
-    from posttrain.rollout.episodes import Stage
+    from posttrain.rollout.episodes import EpisodeStage
     from posttrain.trainers.online.environment import first_prompts
 
     tokenizer, environment, keywords = load_tokenizer(question.model), question.environment, question.args.chat_template_kwargs or {}
@@ -177,12 +177,12 @@ def check_prompts(question: Question, tasks: Sequence[Task]) -> None:
             return
         if environment.tools:
             find_parser(tokenizer, environment.call_format)
-        first_prompts(environment, Stage(environment.make, TurnTokens(tokenizer, (), tools=environment.tools, **keywords)), tasks)
+        first_prompts(environment, EpisodeStage(environment.make, TurnTokens(tokenizer, (), tools=environment.tools, **keywords)), tasks)
     except UserError as error:
         raise UserError(f"{question.model} cannot be asked: {error}") from error
 
 
-def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubric) -> Answers:
+def ask(question: EvalPlan, asking: Asking, tasks: Sequence[Task], rubric: Rubric) -> Answers:
     """One greedy answer to each, and if wanted several at the temperature."""
     from posttrain.exam import answers
     from posttrain.models.load import load_tokenizer, stop_token_ids
@@ -211,7 +211,7 @@ def ask(question: Question, asking: Asking, tasks: Sequence[Task], rubric: Rubri
     return Answers(greedy, sampled, [how for report in reports for how in report.broken])
 
 
-def duplicates(question: Question, tasks: Sequence[Task]) -> dict[str, Any]:
+def duplicates(question: EvalPlan, tasks: Sequence[Task]) -> dict[str, Any]:
     """Questions that the run was trained on, or why that is not known."""
     data = None if question.recipe is None else question.recipe.data
     if data is None or data.train is None:

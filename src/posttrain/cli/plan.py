@@ -10,7 +10,7 @@ import typer
 
 from posttrain.cli.options import overrides, say, sentences
 from posttrain.errors import UserError
-from posttrain.memory import Job, find_shape
+from posttrain.memory import TrainingJob, find_shape
 from posttrain.memory import plan as make_plan
 from posttrain.memory.advice import largest_context, largest_model, savings, way_to_fit, with_every_switch
 from posttrain.memory.cards import COMMON_CARDS, GB, as_text, free_memory, has_gpu, read_size
@@ -105,7 +105,7 @@ Lengths = tuple[int | None, int | None, int | None]  # context, prompt, completi
 Cards = list[tuple[int, Choice]]  # sizes in GB, and what is chosen for each
 
 
-def _choose(job: Job, automatic: tuple[str, ...], limit: int | None) -> tuple[Choice, Cards, str | None]:
+def _choose(job: TrainingJob, automatic: tuple[str, ...], limit: int | None) -> tuple[Choice, Cards, str | None]:
     """The choice for the memory that was named or is found here; where there is neither, for the smallest common card that the job fits, with the choices
     for the others. The last: what was assumed."""
     host = free_memory("cpu") if job.device == "cuda" and has_gpu() and limit is None else None
@@ -127,7 +127,7 @@ def _choose(job: Job, automatic: tuple[str, ...], limit: int | None) -> tuple[Ch
     )
 
 
-Found = tuple[Job, tuple[str, ...], list[str]]  # every automatic switch off; what is automatic; what was assumed
+Found = tuple[TrainingJob, tuple[str, ...], list[str]]  # every automatic switch off; what is automatic; what was assumed
 
 
 def _job(ctx: typer.Context, recipe: str | None, model: str | None, trainer: str | None, lengths: Lengths, changes: dict[str, Any]) -> Found:
@@ -139,7 +139,7 @@ def _job(ctx: typer.Context, recipe: str | None, model: str | None, trainer: str
         shape = find_shape(model)
         autocast = "bfloat16" if changes.get("device") != "cpu" else None  # as trainers have it; a processor would mostly only emulate it
         computed: dict[str, Any] = {"bf16": autocast is not None, "dtype": loaded_dtype(shape.dtype, autocast, "lora_r" in changes)}
-        return Job(shape, prompt, completion, **computed | changes), tuple(name for name in AUTOMATIC if name not in changes), []
+        return TrainingJob(shape, prompt, completion, **computed | changes), tuple(name for name in AUTOMATIC if name not in changes), []
     if recipe is None or recipe.startswith("-"):
         raise UserError("say what to plan: a recipe, or --model with a name, a directory or a config.json")
     return _job_of_recipe(recipe, overrides(ctx), trainer, lengths, changes)
@@ -258,7 +258,7 @@ def _lines(choice: Choice, cards: Cards, limit: int | None, rates: str | None, n
     return [*lines, *(_what_helps(job) if limit is None else _on_a_card(choice, limit))]
 
 
-def _what_helps(job: Job) -> list[str]:
+def _what_helps(job: TrainingJob) -> list[str]:
     found = savings(job)
     if not found:
         return ["every switch that saves memory is on"]

@@ -24,7 +24,7 @@ from posttrain.errors import NothingToLearn, UserError
 
 
 @dataclass
-class Piece:
+class PreviewPiece:
     """A run of tokens of a row with its name: prompt, completion, chosen, rejected."""
 
     name: str
@@ -40,7 +40,7 @@ class Preview:
     kind: Kind
     tokenizer: Any
     stop_ids: tuple[int, ...]
-    shown: list[list[Piece]] = field(default_factory=list)
+    shown: list[list[PreviewPiece]] = field(default_factory=list)
     rows: int = 0
     tokens: int = 0
     trained: int = 0
@@ -50,7 +50,7 @@ class Preview:
     useless: list[str] = field(default_factory=list)  # why, of each row that can teach nothing and is left out
     longest: int = 0  # tokens of a row's longest reading: its prompt with one completion
 
-    def add(self, pieces: list[Piece]) -> None:
+    def add(self, pieces: list[PreviewPiece]) -> None:
         self.rows += 1
         read = sum(len(piece.ids) for piece in pieces if not any(piece.trained))
         for piece in pieces:
@@ -153,7 +153,7 @@ def _weights_of(name: str) -> str:
     return base_of(name) if is_adapter(name) else name
 
 
-Encoder = Callable[[dict[str, Any]], list[Piece]]
+Encoder = Callable[[dict[str, Any]], list[PreviewPiece]]
 
 
 def _encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -> Encoder:
@@ -167,10 +167,10 @@ def _encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -> Encoder:
 def _example_encoder(found: Preview, options: Any) -> Encoder:
     make = ExampleMaker(found.tokenizer, options, found.stop_ids)
 
-    def encode(row: dict[str, Any]) -> list[Piece]:
+    def encode(row: dict[str, Any]) -> list[PreviewPiece]:
         example = make(row)
         is_full = options.max_length is not None and len(example.ids) == options.max_length
-        return [Piece("row", list(example.ids), list(map(bool, example.trained)), is_full and not make.ends(example))]
+        return [PreviewPiece("row", list(example.ids), list(map(bool, example.trained)), is_full and not make.ends(example))]
 
     return encode
 
@@ -179,7 +179,7 @@ def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -
     trainer, limit = kind.trainer_class(), settings.get("max_length", getattr(kind.config_class(), "max_length", None))
     check = FormatCheck(trainer.formats, kind.title)
 
-    def encode(row: dict[str, Any]) -> list[Piece]:
+    def encode(row: dict[str, Any]) -> list[PreviewPiece]:
         number, row = check.seen, without_repetition(row)
         is_pair = "chosen" in check(row).texts
         row = maybe_extract_prompt(row)
@@ -194,9 +194,9 @@ def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -
         room = None if limit is None else limit - len(prompt)
         if room is not None and room < 1:
             raise UserError(f"row {number}: its prompt has {len(prompt)} tokens, which leaves no room for a completion within max_length={limit}")
-        pieces = [Piece("prompt", prompt, [False] * len(prompt))]
+        pieces = [PreviewPiece("prompt", prompt, [False] * len(prompt))]
         for name, ids in zip(names, completions, strict=True):
-            pieces.append(Piece(name, ids[:room], [True] * len(ids[:room]), room is not None and len(ids) > room))
+            pieces.append(PreviewPiece(name, ids[:room], [True] * len(ids[:room]), room is not None and len(ids) > room))
         return pieces
 
     return encode
@@ -205,10 +205,10 @@ def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -
 def _prompt_encoder(found: Preview, settings: dict[str, Any]) -> Encoder:
     from posttrain.data.prompts import to_tasks
 
-    def encode(row: dict[str, Any]) -> list[Piece]:
+    def encode(row: dict[str, Any]) -> list[PreviewPiece]:
         task = replace(to_tasks([row])[0], id=found.rows)
         ids = encode_task(found.tokenizer, task, settings.get("chat_template_kwargs"))
-        return [Piece("prompt", ids, [False] * len(ids))]
+        return [PreviewPiece("prompt", ids, [False] * len(ids))]
 
     return encode
 
@@ -232,7 +232,7 @@ def report(found: Preview) -> list[str]:
     return lines
 
 
-def stretches(piece: Piece, tokenizer: Any, stop_ids: Iterable[int]) -> list[tuple[str, str]]:
+def stretches(piece: PreviewPiece, tokenizer: Any, stop_ids: Iterable[int]) -> list[tuple[str, str]]:
     """(text, "read" | "trained" | "stop") of runs of tokens. A character that several tokens share goes with the last of them."""
     stops = set(stop_ids)
     styles = ["stop" if trained and id in stops else "trained" if trained else "read" for id, trained in zip(piece.ids, piece.trained, strict=True)]

@@ -44,7 +44,7 @@ PIPES: dict[str, Callable[[Any, str], Any]] = {
 NEEDS_MARK = ("after", "before")
 
 
-class Field:
+class TemplateField:
     """One parsed template. A template that is a single {column} keeps the value's type: numbers, lists of messages."""
 
     def __init__(self, template: str, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.fields import Field
+from posttrain.data.fields import TemplateField
 from posttrain.data.formats import check_keywords
 from posttrain.data.messages import check_message, plain_messages
 from posttrain.data.sources import Rows, RowStream, column_names
@@ -33,9 +33,9 @@ class Template:
 
         With `chat` (the tokenizer has a chat template) a system text makes conversations of text prompts.
         """
-        templates = {name: Field(text, name) for name, text in self.columns.items()}
+        templates = {name: TemplateField(text, name) for name, text in self.columns.items()}
         if self.prompt is not None:
-            templates["prompt"] = Field(self.prompt, "prompt")
+            templates["prompt"] = TemplateField(self.prompt, "prompt")
 
         def filled(row: Mapping[str, Any], number: int) -> dict[str, Any]:
             new = {**row, **{name: template.fill(row, number) for name, template in templates.items()}}

@@ -40,7 +40,7 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
-class Part:
+class GivenPart:
     """Something that a conversation gives to the template."""
 
     kind: str  # a key of _ADVICE, or "other"
@@ -87,28 +87,28 @@ def _problem(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs
     return None
 
 
-def _parts(messages: list[Message], tools: Any) -> Iterator[Part]:
+def _parts(messages: list[Message], tools: Any) -> Iterator[GivenPart]:
     for place, message in enumerate(messages):
         of = f"of message {place} ({message['role']})"
         if isinstance(message.get("content"), str) and message["content"].strip():
-            yield Part("content", f"the content {of}", place, "content")
+            yield GivenPart("content", f"the content {of}", place, "content")
         thought = next((name for name in THOUGHTS if isinstance(message.get(name), str) and message[name].strip()), None)
         if thought is not None:
-            yield Part("thought", f"the thought ({thought}) {of}", place, thought)
+            yield GivenPart("thought", f"the thought ({thought}) {of}", place, thought)
         for number in range(len(message.get("tool_calls") or ())):
-            yield Part("call", f"the name of a tool call (tool_calls) {of}", place, "name", number)
-            yield Part("call", f"the arguments of a tool call (tool_calls) {of}", place, "arguments", number)
+            yield GivenPart("call", f"the name of a tool call (tool_calls) {of}", place, "name", number)
+            yield GivenPart("call", f"the arguments of a tool call (tool_calls) {of}", place, "arguments", number)
         if message.get("name") and message["role"] != "tool":  # which tool answers, its call says
-            yield Part("name", f"the name {of}", place, "name")
+            yield GivenPart("name", f"the name {of}", place, "name")
         for key, value in message.items():
             if key not in _OWN and value not in (None, "", [], {}):
-                yield Part("other", f"the key '{key}' {of}", place, key)
+                yield GivenPart("other", f"the key '{key}' {of}", place, key)
     for number, tool in enumerate(tools):
         if isinstance(tool, Mapping):
-            yield Part("tools", "the tools of the row", None, "name", number)
+            yield GivenPart("tools", "the tools of the row", None, "name", number)
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs: Mapping[str, Any], parts: list[Part]) -> set[Part]:
+def _written(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs: Mapping[str, Any], parts: list[GivenPart]) -> set[GivenPart]:
     """The parts whose marks stand in what the template writes. A part that it refuses when it is marked is one that it reads."""
     marks = {part: f"Zq{number}qZ" for number, part in enumerate(parts)}
     text = _rendered(tokenizer, messages, kwargs, marks)
@@ -118,7 +118,7 @@ def _written(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs
     return {part for part, text in alone.items() if text is None or marks[part].lower() in text.lower()}
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs: Mapping[str, Any], marks: Mapping[Part, str]) -> str | None:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs: Mapping[str, Any], marks: Mapping[GivenPart, str]) -> str | None:
     messages, tools = [dict(message) for message in messages], list(kwargs.get("tools") or ())
     for part, mark in marks.items():
         if part.message is None:
@@ -163,7 +163,7 @@ def _marked_arguments(arguments: Any, mark: str) -> Any:
 def _knows_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template writes the thought of a last reply. Then it is its way to drop those before an earlier question."""
     asked: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning_content": "z"}]
-    thought = Part("thought", "", 1, "reasoning_content")
+    thought = GivenPart("thought", "", 1, "reasoning_content")
     return bool(remembered(tokenizer, "thoughts", lambda: bool(_written(tokenizer, asked, {}, [thought]))))
 
 

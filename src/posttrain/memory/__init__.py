@@ -4,7 +4,7 @@ docs/plan.md has the formulas, and how far they are from posttrain's own step on
 """
 
 from posttrain.memory.estimate import Plan, plan
-from posttrain.memory.job import Job
+from posttrain.memory.job import TrainingJob
 from posttrain.memory.shapes import find_shape, shape_of
 
-__all__ = ["Job", "Plan", "find_shape", "plan", "shape_of"]
+__all__ = ["Plan", "TrainingJob", "find_shape", "plan", "shape_of"]

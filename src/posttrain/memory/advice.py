@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posttrain.errors import UserError
 from posttrain.memory.cards import as_text
 from posttrain.memory.estimate import Plan, always_there, plan
-from posttrain.memory.job import Job
+from posttrain.memory.job import TrainingJob
 from posttrain.memory.known import KNOWN
 from posttrain.memory.shapes import Shape, shape_of
 from posttrain.sizes import AUTO_TILE_ROWS, MICRO_BATCH_TOKENS
@@ -24,7 +24,7 @@ class Switch:
 
     setting: str  # as one writes it
     cost: str
-    changed: Callable[[Job], Job | None]  # None: it is on, or has no meaning here
+    changed: Callable[[TrainingJob], TrainingJob | None]  # None: it is on, or has no meaning here
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Saving:
     cost: str
     saves_training: int
     saves_rollout: int
-    job: Job
+    job: TrainingJob
 
 
-def _with_budget(job: Job) -> Job | None:
+def _with_budget(job: TrainingJob) -> TrainingJob | None:
     """Micro-batches of the longest row."""
     budget = job.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
     return None if budget <= job.context or job.streams[0] <= job.context else job.but(max_tokens_per_micro_batch=job.context)
 
 
-def _with_fewer_completions(job: Job) -> Job | None:
+def _with_fewer_completions(job: TrainingJob) -> TrainingJob | None:
     """Half as many at a time; as few as sampling needs to take no more than training."""
     rows = min(job.max_concurrent_completions, job.rows)
     if not job.is_online or rows == 1:
@@ -97,7 +97,7 @@ SWITCHES = (
 )
 
 
-def savings(job: Job) -> list[Saving]:
+def savings(job: TrainingJob) -> list[Saving]:
     """Every switch alone, the cheapest for the user first."""
     before = plan(job)
     found = []
@@ -108,7 +108,7 @@ def savings(job: Job) -> list[Saving]:
     return [saving for saving in found if saving.saves_training > 0 or saving.saves_rollout > 0]
 
 
-def way_to_fit(job: Job, limit: int) -> list[Saving] | None:
+def way_to_fit(job: TrainingJob, limit: int) -> list[Saving] | None:
     """Switches, one after another, with which the job fits; those that turn out not to be needed are left out, the costliest first. None: there is
     no way."""
     chosen: list[Switch] = []
@@ -132,12 +132,12 @@ def way_to_fit(job: Job, limit: int) -> list[Saving] | None:
     return found
 
 
-def with_every_switch(job: Job) -> Job:
+def with_every_switch(job: TrainingJob) -> TrainingJob:
     """All that can be done about memory without another model or other texts."""
     return _all(job, list(SWITCHES))
 
 
-def _all(job: Job, switches: list[Switch]) -> Job:
+def _all(job: TrainingJob, switches: list[Switch]) -> TrainingJob:
     for switch in switches:
         job = switch.changed(job) or job
     return job
@@ -149,7 +149,7 @@ def _saving(switch: Switch, before: Plan, after: Plan) -> Saving:
     )
 
 
-def largest_context(job: Job, limit: int) -> int | None:
+def largest_context(job: TrainingJob, limit: int) -> int | None:
     """Tokens of the longest row that fits, prompts as they are and completions longer or shorter. None: not even a short one fits."""
 
     def fits(tokens: int) -> bool:
@@ -163,7 +163,7 @@ def largest_context(job: Job, limit: int) -> int | None:
     return low * STEP or None
 
 
-def largest_model(job: Job, limit: int) -> Shape | None:
+def largest_model(job: TrainingJob, limit: int) -> Shape | None:
     """Of the known models, the one with most parameters that fits in the place of this one. None: none does."""
     for shape in sorted((shape_of(config, name) for name, config in KNOWN.items()), key=lambda shape: -shape.parameters):
         one = job.but(shape=shape)
@@ -172,7 +172,7 @@ def largest_model(job: Job, limit: int) -> Shape | None:
     return None
 
 
-def refuse_what_cannot_fit(job: Job, free: int, where: str) -> str | None:
+def refuse_what_cannot_fit(job: TrainingJob, free: int, where: str) -> str | None:
     """A sentence where it is too close to tell, None where the job fits. Raises UserError, with the fix, where it cannot fit.
 
     free: bytes; where: what has them, as in "the GPU".
@@ -183,7 +183,7 @@ def refuse_what_cannot_fit(job: Job, free: int, where: str) -> str | None:
     raise UserError(f"{missing}. `posttrain plan` shows the terms; memory_check=false starts all the same")
 
 
-def shortfall(job: Job, free: int, where: str) -> str | None:
+def shortfall(job: TrainingJob, free: int, where: str) -> str | None:
     """What the job needs beyond what there is, and the settings that help, in a sentence. None: it fits."""
     needed = plan(job)
     if needed.peak <= free:

@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.memory.cards import COMMON_CARDS, GB, as_text
 from posttrain.memory.estimate import Plan, plan
-from posttrain.memory.job import Job
+from posttrain.memory.job import TrainingJob
 from posttrain.memory.speed import update_flops
 from posttrain.sizes import AUTO_TILE_ROWS, MICRO_BATCH_TOKENS
 
@@ -33,8 +33,8 @@ HALVING_TIME = 1.02  # assumed of micro-batches of half the size: more launches,
 class Choice:
     """What was chosen, for how much memory."""
 
-    before: Job  # every switch that was open is off
-    job: Job
+    before: TrainingJob  # every switch that was open is off
+    job: TrainingJob
     open: tuple[str, ...]  # settings that nobody had set
     limit: int | None  # bytes; None: not known, so nothing was switched on
     host_limit: int | None = None  # None: not known
@@ -99,7 +99,7 @@ class Choice:
         }
 
 
-def choose(job: Job, open_settings: Iterable[str], limit: int | None, host_limit: int | None = None) -> Choice:
+def choose(job: TrainingJob, open_settings: Iterable[str], limit: int | None, host_limit: int | None = None) -> Choice:
     """The cheapest set of the open switches with which `job`, which has all of them off, fits; if there is none, the set that needs least.
 
     limit, host_limit: free bytes of the device and of the host. None: not known; of the device, nothing is switched on then.
@@ -122,12 +122,12 @@ def choose(job: Job, open_settings: Iterable[str], limit: int | None, host_limit
     return Choice(job, best, given, limit, host_limit)
 
 
-def least(job: Job, open_settings: Iterable[str]) -> Job:
+def least(job: TrainingJob, open_settings: Iterable[str]) -> TrainingJob:
     """With every open switch on, whatever it costs."""
     return choose(job, open_settings, 0).job
 
 
-def smallest_card(job: Job, open_settings: Iterable[str]) -> tuple[int, Choice]:
+def smallest_card(job: TrainingJob, open_settings: Iterable[str]) -> tuple[int, Choice]:
     """The smallest common card, in GB, that the job fits, and the choice for it; the largest card where it fits none."""
     names = tuple(open_settings)
     for size in COMMON_CARDS:
@@ -137,7 +137,7 @@ def smallest_card(job: Job, open_settings: Iterable[str]) -> tuple[int, Choice]:
     return size, choice
 
 
-def update_time(job: Job) -> float:
+def update_time(job: TrainingJob) -> float:
     """In units of its arithmetic, with what switches cost beside that."""
     time = update_flops(job)
     if job.activation_offloading and job.device != "cpu":
@@ -151,7 +151,7 @@ def update_time(job: Job) -> float:
     return time
 
 
-def _by_cost(job: Job, names: tuple[str, ...], most_host: int | None) -> Iterator[Job]:
+def _by_cost(job: TrainingJob, names: tuple[str, ...], most_host: int | None) -> Iterator[TrainingJob]:
     """Every set of the open switches of training, the cheapest first."""
     checkpointing = [job.gradient_checkpointing, True] if "gradient_checkpointing" in names else [job.gradient_checkpointing]
     offloading = [job.activation_offloading, True] if "activation_offloading" in names and job.device != "cpu" else [job.activation_offloading]
@@ -168,7 +168,7 @@ def _by_cost(job: Job, names: tuple[str, ...], most_host: int | None) -> Iterato
             yield candidate
 
 
-def _budgets(job: Job) -> Iterator[int | None]:
+def _budgets(job: TrainingJob) -> Iterator[int | None]:
     """Tokens of a micro-batch: as they are, and halved down to the longest single row."""
     yield job.max_tokens_per_micro_batch
     budget = job.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
@@ -177,7 +177,7 @@ def _budgets(job: Job) -> Iterator[int | None]:
         yield budget
 
 
-def _fewer_at_once(job: Job, target: int) -> Job:
+def _fewer_at_once(job: TrainingJob, target: int) -> TrainingJob:
     """As many completions at once as sampling has room for; at least one."""
     rows = min(job.max_concurrent_completions, job.rows)
     if plan(job).rollout_peak <= target:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from posttrain.memory.job import BYTES, OPTIMIZERS, Job
+from posttrain.memory.job import BYTES, OPTIMIZERS, TrainingJob
 from posttrain.memory.shapes import Shape
 from posttrain.memory.step import prefill, training_step
 from posttrain.sizes import CACHE_TOKENS, DECODE_SCORES, PREFILL_TOKENS, nf4_bytes
@@ -34,7 +34,7 @@ HOST = ("checkpoints_host", "optimizer_host")
 class Plan:
     """Bytes. The terms of a phase are what is live at its peak, so they add up to it."""
 
-    job: Job
+    job: TrainingJob
     training: dict[str, int]
     rollout: dict[str, int]  # all zero where nothing is sampled
     host: dict[str, int]
@@ -69,7 +69,7 @@ class Plan:
         }
 
 
-def plan(job: Job) -> Plan:
+def plan(job: TrainingJob) -> Plan:
     """Milliseconds; needs no torch."""
     always = always_there(job)
     working = training_step(job)
@@ -86,7 +86,7 @@ def plan(job: Job) -> Plan:
     return Plan(job, training, rollout, host)
 
 
-def always_there(job: Job) -> dict[str, int]:
+def always_there(job: TrainingJob) -> dict[str, int]:
     """What does not depend on how long the texts are."""
     shape = job.shape
     trained, itemsize = shape.parameters, BYTES[job.dtype]
@@ -103,7 +103,7 @@ def always_there(job: Job) -> dict[str, int]:
     }
 
 
-def _embedding_state(job: Job) -> int:
+def _embedding_state(job: TrainingJob) -> int:
     """What an 8-bit optimizer takes more: transformers has it keep the state of embeddings in 32 bits."""
     if job.lora_r is not None or "8bit" not in job.optim:
         return 0
@@ -119,7 +119,7 @@ def weight_bytes(shape: Shape, dtype: str, in_4bit: bool) -> int:
     return packed + (shape.parameters - shape.linear_weights) * BYTES[dtype]
 
 
-def _sampling(job: Job) -> dict[str, int]:
+def _sampling(job: TrainingJob) -> dict[str, int]:
     shape, a = job.shape, job.arithmetic
     size = a.autocast or a.stored  # of keys, values and logits
     rows = min(job.max_concurrent_completions, job.rows)
@@ -140,7 +140,7 @@ def _sampling(job: Job) -> dict[str, int]:
     }
 
 
-def _inference_copy(job: Job) -> int:
+def _inference_copy(job: TrainingJob) -> int:
     """Under autocast, weights in float32 are cast once for a whole rollout."""
     a, shape = job.arithmetic, job.shape
     if a.autocast is None:

@@ -33,7 +33,7 @@ def loaded_dtype(stored: str, autocast: str | None, beside_adapters: bool) -> st
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One run on one device. Lengths are the longest that may occur, since memory is decided by them."""
 
     shape: Shape
@@ -141,5 +141,5 @@ class Job:
         a = self.arithmetic
         return self.has_known_gradient and a.trains_weights and a.stored == 4 and a.autocast is None
 
-    def but(self, **changes: Any) -> Job:
+    def but(self, **changes: Any) -> TrainingJob:
         return replace(self, **changes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posttrain.memory.estimate import Plan, plan
-from posttrain.memory.job import Job
+from posttrain.memory.job import TrainingJob
 from posttrain.memory.shapes import find_shape
 from posttrain.memory.step import log_prob_scratch
 
@@ -37,9 +37,9 @@ class PublishedTerm:
     ours: float  # GiB, of `our_job`
 
 
-def our_job() -> Job:
+def our_job() -> TrainingJob:
     """The same task with every switch on: a 4-bit base, adapters of rank 32 on all linear layers."""
-    return Job(
+    return TrainingJob(
         find_shape("llama-3.1-8b"),
         prompt_length=480,
         completion_length=TOKENS - 480,
@@ -56,7 +56,7 @@ def our_job() -> Job:
     )
 
 
-def table(job: Job | None = None) -> list[PublishedTerm]:
+def table(job: TrainingJob | None = None) -> list[PublishedTerm]:
     """The terms; their sum is the last row. `ours` is the plan of `job`, which trains and samples in turn: its last row is the larger phase."""
     ours = plan(job or our_job())
     shape = ours.job.shape

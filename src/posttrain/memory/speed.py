@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posttrain.memory.estimate import weight_bytes
-from posttrain.memory.job import Job
+from posttrain.memory.job import TrainingJob
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Least:
     rollout_seconds: float
 
 
-def least_time(job: Job, tflops: float, bandwidth: float) -> Least:
+def least_time(job: TrainingJob, tflops: float, bandwidth: float) -> Least:
     """tflops: 10^12 operations a second in the precision that is used; bandwidth: 10^9 bytes a second."""
     flops, read = update_flops(job), rollout_bytes(job)
     return Least(flops, flops / (tflops * 1e12), read, read / (bandwidth * 1e9))
 
 
-def update_flops(job: Job) -> float:
+def update_flops(job: TrainingJob) -> float:
     """2 a weight and token in each direction: forward, gradients of inputs, gradients of weights where they are trained, and the forward again
     under gradient checkpointing, the linear layers' in tiles too; attention over half of the pairs; the head over the trained tokens, its logits made again in the
     backward of one that is trained, unless its gradient is known."""
@@ -56,7 +56,7 @@ def _pairs(length: int, window: int | None) -> float:
     return seen**2 / 2 + (length - seen) * seen
 
 
-def rollout_bytes(job: Job) -> float:
+def rollout_bytes(job: TrainingJob) -> float:
     """Every token reads all weights once for all rows that are decoded together, and each row its own cache, the prompt's once a group."""
     if not job.is_online:
         return 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from posttrain.memory.job import BYTES, Job
+from posttrain.memory.job import BYTES, TrainingJob
 from posttrain.memory.layer import Arithmetic, Layer
 from posttrain.memory.shapes import Shape
 from posttrain.memory.tape import GRADIENTS, Storage, Tape, Tensor
@@ -27,7 +27,7 @@ class Working:
 
 
 @lru_cache(maxsize=256)
-def training_step(job: Job) -> Working:
+def training_step(job: TrainingJob) -> Working:
     """The largest micro-batch of the job, and the optimizer step after it."""
     tokens, targets = job.streams
     t = Tape(offloads=job.activation_offloading and job.device != "cpu", is_first=job.micro_batches == 1)
@@ -43,7 +43,7 @@ def training_step(job: Job) -> Working:
     return Working(parts, t.host)
 
 
-def _optimizer_scratch(job: Job) -> int:
+def _optimizer_scratch(job: TrainingJob) -> int:
     """Fused kernels and bitsandbytes work in place. torch's plain AdamW makes the root of its second moments, on a GPU of all weights at once."""
     if job.optim != "adamw_torch":
         return 0
@@ -55,7 +55,7 @@ def _optimizer_scratch(job: Job) -> int:
     return 2 * largest * itemsize
 
 
-def _forward(t: Tape, job: Job, tokens: int, targets: int) -> Tensor:
+def _forward(t: Tape, job: TrainingJob, tokens: int, targets: int) -> Tensor:
     shape, a = job.shape, job.arithmetic
     angles = [Storage(t.memory, 2 * tokens * shape.head_dim * a.stored) for _ in set(shape.windows)]
     trained = (shape.linear_weights * a.stored if a.trains_weights else job.adapter_weights * a.adapter) // shape.layers
@@ -106,7 +106,7 @@ def layer_peaks(shape: Shape, a: Arithmetic, tokens: int, window: int | None) ->
     return forward, t.memory.peak - 3 * x.size
 
 
-def _kept_casts(job: Job) -> int:
+def _kept_casts(job: TrainingJob) -> int:
     """Of one layer."""
     a = job.arithmetic
     if a.autocast is None:
@@ -116,7 +116,7 @@ def _kept_casts(job: Job) -> int:
     return job.adapter_weights // job.shape.layers * a.autocast if a.adapter == 4 else 0
 
 
-def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
+def _log_probs(t: Tape, job: TrainingJob, hidden: Tensor) -> Tensor:
     shape, a, targets = job.shape, job.arithmetic, hidden.elements // job.shape.hidden
     forward, backward = _head_scratch(job, targets, hidden.itemsize)
     grad = shape.vocab * shape.hidden * a.stored if a.trains_weights else 0
@@ -128,12 +128,12 @@ def _log_probs(t: Tape, job: Job, hidden: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def log_prob_scratch(job: Job) -> int:
+def log_prob_scratch(job: TrainingJob) -> int:
     """What the log-probs of a micro-batch take for themselves, whether or not the peak falls into them."""
     return max(_head_scratch(job, job.streams[1], job.arithmetic.stored))
 
 
-def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
+def _head_scratch(job: TrainingJob, targets: int, itemsize: int) -> tuple[int, int]:
     """posttrain.ops.linear_logprobs on hidden (N, D) of that itemsize: scratch of its forward and of its backward.
 
     Of a frozen head the forward makes the gradient's direction, which is kept instead of the hidden states; of one that is passed once, all gradients.
@@ -166,7 +166,7 @@ def _head_scratch(job: Job, targets: int, itemsize: int) -> tuple[int, int]:
     return forward, max(making, tiles)
 
 
-def prefill(job: Job, tokens: int) -> int:
+def prefill(job: TrainingJob, tokens: int) -> int:
     """A forward of `tokens` prompt tokens that keeps nothing, beside the cache."""
     shape = job.shape
     a = job.arithmetic

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from posttrain.models.head import Answer, Question, answering, read
+from posttrain.models.head import HeadOutput, HeadRequest, answering, read
 from posttrain.models.layout import TrainLayout
 from posttrain.models.rows import unroll
 from posttrain.models.support import stream_support
@@ -84,7 +84,7 @@ def logprobs(
     """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
     states = None if scorer is None else torch.cat([stream.logit_index, stream.last_index])
     foreseen = None if expected_grad is None else stream.gather(expected_grad)
-    question = Question(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen)
+    question = HeadRequest(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen)
     layout = TrainLayout(stream.segments, stream.device)
     with answering(model, question):
         output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
@@ -110,7 +110,7 @@ def padded_logprobs(
     for rows in chunks:
         states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
         foreseen = None if expected_grad is None else stream.gather(expected_grad)[rows.chosen]
-        question = Question(
+        question = HeadRequest(
             rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen
         )
         with answering(model, question):
@@ -126,10 +126,10 @@ def padded_logprobs(
     together: list[Any] = [None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*answers, strict=True)]
     if last:
         together[-1] = torch.cat([together[-1], *last])
-    return _scattered(stream, Answer(*together))
+    return _scattered(stream, HeadOutput(*together))
 
 
-def _scattered(stream: Stream, answer: Answer) -> StreamLogprobs:
+def _scattered(stream: Stream, answer: HeadOutput) -> StreamLogprobs:
     *columns, scores = answer
     values, last_values = (None, None) if scores is None else scores.tensor_split([len(stream.targets)])
     logps, entropy, argmax, sum_p2, values = (None if column is None else stream.scatter(column) for column in (*columns, values))

@@ -20,7 +20,7 @@ from posttrain.errors import UserError
 from posttrain.ops.linear_logprobs import linear_logprobs
 
 
-class Question(NamedTuple):
+class HeadRequest(NamedTuple):
     """What a forward asks of the head."""
 
     predicted_by: torch.Tensor  # (N,) places in the flattened hidden states
@@ -34,7 +34,7 @@ class Question(NamedTuple):
     expected_grad: torch.Tensor | None = None  # (N,) a forecast of the log-probs' gradient, as `linear_logprobs` takes it
 
 
-class Answer(NamedTuple):
+class HeadOutput(NamedTuple):
     """What the model returns as logits, taken apart: (N,) each, the scores (M,)."""
 
     logps: torch.Tensor
@@ -84,7 +84,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 @contextmanager
-def answering(model: nn.Module, question: Question) -> Iterator[None]:
+def answering(model: nn.Module, question: HeadRequest) -> Iterator[None]:
     """Inside, `model(...).logits` is an answer to `question` (read it with `read`). Everything is put back, also after an exception."""
     base = base_model(model)
     rescaling = _rescaling(base)
@@ -107,18 +107,18 @@ def gains_by_forecast(model: nn.Module) -> bool:
     return weight.requires_grad and weight.dtype in (torch.float32, torch.float64)
 
 
-def read(logits: torch.Tensor, question: Question) -> Answer:
+def read(logits: torch.Tensor, question: HeadRequest) -> HeadOutput:
     """What `_AnsweringHead` laid end to end: N rows of 2 to 4 numbers, then the M scores."""
     width = 2 + question.want_argmax + question.want_sum_p2
     rows, scores = logits.flatten().tensor_split([len(question.targets) * width])
     logps, entropy, *rest = rows.view(-1, width).unbind(-1)
     argmax = rest.pop(0).detach().long() if question.want_argmax else None
     sum_p2 = rest.pop(0).detach() if question.want_sum_p2 else None
-    return Answer(logps, entropy, argmax, sum_p2, None if question.scorer is None else scores)
+    return HeadOutput(logps, entropy, argmax, sum_p2, None if question.scorer is None else scores)
 
 
 class _AnsweringHead(nn.Module):
-    def __init__(self, head: nn.Linear, question: Question, folded: dict[str, float]) -> None:
+    def __init__(self, head: nn.Linear, question: HeadRequest, folded: dict[str, float]) -> None:
         super().__init__()
         self.head, self.question, self.folded = head, question, folded
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import UserError
-from posttrain.models.head import Question, answering, base_model, read, replaced
+from posttrain.models.head import HeadRequest, answering, base_model, read, replaced
 from posttrain.models.layout import TrainLayout
 from posttrain.ops.attention import NAME, layout_kwargs
 
@@ -106,13 +106,13 @@ def _plain_row(model: nn.Module, row: torch.Tensor, prompt: int) -> torch.Tensor
 
 
 def _answered_row(model: nn.Module, row: torch.Tensor, prompt: int) -> torch.Tensor:
-    question = Question(torch.arange(prompt - 1, len(row) - 1, device=row.device), row[prompt:])
+    question = HeadRequest(torch.arange(prompt - 1, len(row) - 1, device=row.device), row[prompt:])
     with answering(model, question):
         return read(model(input_ids=row[None], use_cache=False).logits, question).logps.float()
 
 
 def _streamed(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    question = Question(torch.tensor(_PREDICTED_BY, device=ids.device), ids[_TARGETS])
+    question = HeadRequest(torch.tensor(_PREDICTED_BY, device=ids.device), ids[_TARGETS])
     layout = TrainLayout(_SEGMENTS, ids.device)
     with answering(model, question):
         positions = torch.tensor([_POSITIONS], device=ids.device)

@@ -15,7 +15,7 @@ import torch
 
 from posttrain.ops.precision import has_fused_attention, multiplies_natively
 from posttrain.ops.prefix_plain import prefix_attention_plain
-from posttrain.ops.prefix_plan import Part, PrefixPlan, Tile
+from posttrain.ops.prefix_plan import AttentionPart, PrefixPlan, Tile
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -84,7 +84,7 @@ def _heads(tile: Tile, x: torch.Tensor) -> torch.Tensor:
     return tile.take(x).transpose(1, 2)
 
 
-def _attend(part: Part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _attend(part: AttentionPart, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     """-> out (n, H, L, d), lse (n, H, L). The kernel maps query heads to kv heads itself."""
     q, k, v = _heads(part.queries, q), _heads(part.keys, k), _heads(part.keys, v)
     return _flash(q, k, v, 0.0, part.causal, attn_mask=part.mask(q.dtype), scale=scaling)

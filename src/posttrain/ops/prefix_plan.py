@@ -55,7 +55,7 @@ class Tile:
         return flat if self.slots is None else flat.index_select(0, self.slots)
 
 
-class Part:
+class AttentionPart:
     """Queries and the keys they attend to in one kernel call: causally, to all, or to those that `visible` names."""
 
     def __init__(self, queries: Tile, keys: Tile, *, causal: bool = False, visible: torch.Tensor | None = None) -> None:
@@ -99,24 +99,24 @@ class PrefixPlan:
         return token_table(self.segments, self.device)
 
     @cached_property
-    def own(self) -> list[Part]:
+    def own(self) -> list[AttentionPart]:
         """For the fused path: parts that reach every query once. Small groups attend as a whole, others segment by segment."""
         whole = [group.run for group in self._groups if group.is_small]
         runs = [run for group in self._groups if not group.is_small for run in group.segments]
         parts = [self._masked(Tile(some, self.device)) for some in _alike(whole, lambda run: (run[1],))]
         for some in _alike(runs, lambda run: (run[1],)):
             tile = Tile(some, self.device)
-            parts.append(Part(tile, tile, causal=True))
+            parts.append(AttentionPart(tile, tile, causal=True))
         return parts
 
     @cached_property
-    def bridges(self) -> list[Part]:
+    def bridges(self) -> list[AttentionPart]:
         """For the fused path: the completions of large groups (side by side, so one run a prompt) looking back at their prompts."""
         groups = [group for group in self._groups if not group.is_small and group.completions[1]]
         parts = []
         for some in _alike(groups, lambda group: (group.prompt[1], group.completions[1])):
             queries, keys = (Tile(runs, self.device) for runs in ([group.completions for group in some], [group.prompt for group in some]))
-            parts.append(Part(queries, keys, visible=keys.valid[:, None, None, :] if keys.is_ragged else None))
+            parts.append(AttentionPart(queries, keys, visible=keys.valid[:, None, None, :] if keys.is_ragged else None))
         return parts
 
     @cached_property
@@ -131,11 +131,11 @@ class PrefixPlan:
                 group.segments.append((start, length))
         return [group.joined() for group in found.values()]
 
-    def _masked(self, tile: Tile) -> Part:
+    def _masked(self, tile: Tile) -> AttentionPart:
         segment, prompt, position = (tile.take(column) for column in self.table.unbind(1))  # (n, L) each
         same = segment[:, :, None] == segment[:, None, :]  # (n, queries, keys), as below
         visible = (same & (position[:, :, None] >= position[:, None, :])) | (prompt[:, :, None] == segment[:, None, :])
-        return Part(tile, tile, visible=(visible & tile.valid[:, None, :])[:, None])
+        return AttentionPart(tile, tile, visible=(visible & tile.valid[:, None, :])[:, None])
 
 
 class _Group:

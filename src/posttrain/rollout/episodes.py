@@ -21,7 +21,7 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a row: they go to the
 GIVE_UP_SECONDS = 10.0  # that environments may take to let go of what they hold once training ends
 
 
-class Chat(Protocol):
+class ChatTokens(Protocol):
     """Messages as tokens (`data.turns.TurnTokens`)."""
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -36,22 +36,22 @@ class Chat(Protocol):
         """What follows the policy's turn `token_ids`: its end, if it was not sampled, the messages, and the opening of its next turn."""
         ...
 
-    def with_row(self, columns: Mapping[str, Any]) -> Chat:
+    def with_row(self, columns: Mapping[str, Any]) -> ChatTokens:
         """The same with a row's `tools` and keywords of the chat template."""
         ...
 
 
 @dataclass(frozen=True)
-class Stage:
+class EpisodeStage:
     """Where episodes are played. The whole of a completion, answers included, has `Sampling.max_new_tokens`."""
 
     make: Callable[[Task], Env]
-    chat: Chat
+    chat: ChatTokens
     max_turns: int | None = None  # of the policy; None: as many as fit
     max_turn_tokens: int | None = None  # of one turn; None: what is left of the whole
     on_error: str = "stop"  # an environment that breaks: "stop" raises EnvError, "drop" ends the episode, which nobody scores
 
-    def chat_of(self, task: Task) -> Chat:
+    def chat_of(self, task: Task) -> ChatTokens:
         """The chat with what the task's row gives to the chat template, if it gives anything."""
         return self.chat.with_row(task.columns) if any(task.columns.get(name) for name in TEMPLATE_COLUMNS) else self.chat
 
@@ -59,7 +59,9 @@ class Stage:
 class Episode:
     """Grows one rollout. `env` None: the policy speaks once."""
 
-    def __init__(self, task: Task, prompt_ids: Sequence[int], key: tuple[int, ...], sampling: Sampling, stage: Stage | None, env: Env | None) -> None:
+    def __init__(
+        self, task: Task, prompt_ids: Sequence[int], key: tuple[int, ...], sampling: Sampling, stage: EpisodeStage | None, env: Env | None
+    ) -> None:
         self.task, self.key, self.sampling = task, key, sampling
         self.stage, self.env = stage, env
         self.is_over = False
@@ -198,7 +200,7 @@ def let_go(envs: Iterable[Env]) -> None:
         settled(waiting, GIVE_UP_SECONDS)
 
 
-def _begun(task: Task, stage: Stage, envs: list[Env]) -> Prompt:
+def _begun(task: Task, stage: EpisodeStage, envs: list[Env]) -> Prompt:
     """The prompt of one more environment, which joins `envs` as soon as it is made."""
     name = "an environment"
     try:
@@ -209,7 +211,7 @@ def _begun(task: Task, stage: Stage, envs: list[Env]) -> Prompt:
         raise broke(name, error, f"the beginning of prompt {task.id}") from error
 
 
-def opened(task: Task, stage: Stage, count: int) -> tuple[list[Env], list[int]]:
+def opened(task: Task, stage: EpisodeStage, count: int) -> tuple[list[Env], list[int]]:
     """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not, EnvError for one that breaks."""
     envs: list[Env] = []
     try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from posttrain.event_loops import settled
-from posttrain.rollout.episodes import Episode, Stage, broke, let_go, opened
+from posttrain.rollout.episodes import Episode, EpisodeStage, broke, let_go, opened
 from posttrain.rollout.local.engine import LocalEngine
 from posttrain.types import Engine, Group, Request, RequestOutput, Sampling, Task
 
@@ -27,7 +27,7 @@ def play(
     step: int,
     decode: Callable[[list[int]], str],
     on_group: Callable[[Group], None] | None = None,
-    stage: Stage | None = None,
+    stage: EpisodeStage | None = None,
 ) -> list[Group]:
     """Draw `num_generations` completions of each task's prompt (within `engine.serving`); groups in the order of tasks.
 
@@ -52,7 +52,7 @@ def play(
 
 @contextmanager
 def _episodes(
-    tasks: Sequence[Task], prompt_ids: Sequence[Sequence[int]], sampling: Sampling, count: int, key: tuple[int, int], stage: Stage | None
+    tasks: Sequence[Task], prompt_ids: Sequence[Sequence[int]], sampling: Sampling, count: int, key: tuple[int, int], stage: EpisodeStage | None
 ) -> Iterator[list[Episode]]:
     """All episodes, those of a task side by side. Environments that nobody finished let go at the end."""
     occurrences: Counter[int] = Counter()

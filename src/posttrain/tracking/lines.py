@@ -32,7 +32,7 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Field:
+class ShownMetric:
     label: str
     metric: str
     show: Callable[[float], str] = number
@@ -40,20 +40,20 @@ class Field:
 
 # Reward leads and the loss is last: the loss of an on-policy, centred objective is about 0 whatever happens.
 FIELDS = (
-    Field("reward", "reward"),
-    Field("solved", "solved", share),
-    Field("preferred", "rewards/accuracies", share),
-    Field("margin", "rewards/margins"),
-    Field("signal", "frac_reward_zero_std", lambda without: share(1 - without)),
-    Field("accuracy", "mean_token_accuracy", share),
-    Field("len", "completions/mean_length"),
-    Field("cut", "completions/clipped_ratio", share),
-    Field("entropy", "entropy"),
-    Field("kl", "kl"),
-    Field("clipped", "clip_ratio/region_mean", share),
-    Field("grad", "grad_norm"),
-    Field("lr", "learning_rate", lambda value: f"{value:.2g}"),
-    Field("loss", "loss"),
+    ShownMetric("reward", "reward"),
+    ShownMetric("solved", "solved", share),
+    ShownMetric("preferred", "rewards/accuracies", share),
+    ShownMetric("margin", "rewards/margins"),
+    ShownMetric("signal", "frac_reward_zero_std", lambda without: share(1 - without)),
+    ShownMetric("accuracy", "mean_token_accuracy", share),
+    ShownMetric("len", "completions/mean_length"),
+    ShownMetric("cut", "completions/clipped_ratio", share),
+    ShownMetric("entropy", "entropy"),
+    ShownMetric("kl", "kl"),
+    ShownMetric("clipped", "clip_ratio/region_mean", share),
+    ShownMetric("grad", "grad_norm"),
+    ShownMetric("lr", "learning_rate", lambda value: f"{value:.2g}"),
+    ShownMetric("loss", "loss"),
 )
 
 

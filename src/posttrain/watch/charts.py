@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.characters import visible
 from posttrain.tracking.reader import CompletionRow, Point
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.panels import Chart, Curve
 
 Option = dict[str, Any]
@@ -25,7 +25,7 @@ FARTHEST = 1e100  # larger values are drawn as this one
 MARKED = ("warning", "resume", "reward", "env", "cap")  # notes that stand as lines in the first chart
 
 
-def option(chart: Chart, runs: Sequence[Run], *, marks: bool = False) -> Option:
+def option(chart: Chart, runs: Sequence[WatchedRun], *, marks: bool = False) -> Option:
     """One run: a colour for each curve. Several: a colour for each run, and the curves differ by their dashes."""
     series: list[Option] = []
     curves = chart.curves if len(runs) == 1 else tuple(curve for curve in chart.curves if not curve.is_detail) or chart.curves
@@ -114,7 +114,7 @@ def _band(curve: Curve, points: Sequence[Point], colour: str, unit: str) -> list
     ]
 
 
-def _clock(run: Run, curves: Sequence[Curve]) -> Sequence[Point]:
+def _clock(run: WatchedRun, curves: Sequence[Curve]) -> Sequence[Point]:
     """The points that a stack stands on: whole steps where they were logged."""
     return run.curve("step_time") or max((run.curve(curve.metric) for curve in curves), key=len)
 
@@ -138,7 +138,7 @@ def _layer(colour: str, values: dict[int, float]) -> Option:
     return {"data": data, "stack": "all", "areaStyle": {"opacity": 0.45}, "lineStyle": {"width": 0.5, "color": colour}}
 
 
-def _rest(curves: Sequence[Curve], run: Run) -> list[Option]:
+def _rest(curves: Sequence[Curve], run: WatchedRun) -> list[Option]:
     """What of a step's time no curve accounts for."""
     clock = run.curve("step_time")
     layers = [_seconds(run.curve(curve.metric), clock) for curve in curves if run.curve(curve.metric)]
@@ -149,7 +149,7 @@ def _rest(curves: Sequence[Curve], run: Run) -> list[Option]:
     return [line | _layer(GREY, rest)]
 
 
-def _marks(run: Run) -> Option:
+def _marks(run: WatchedRun) -> Option:
     steps = sorted({note.step for note in run.notes if note.kind in MARKED})[:50]
     style = {"color": DOWN, "type": "dashed", "opacity": 0.6}
     return {"silent": True, "symbol": "none", "label": {"show": False}, "lineStyle": style, "data": [{"xAxis": step} for step in steps]}
@@ -187,7 +187,7 @@ def sign_colour(value: float) -> str:
     return UP if value > 0 else DOWN if value < 0 else GREY
 
 
-def caption(chart: Chart, runs: Sequence[Run]) -> str:
+def caption(chart: Chart, runs: Sequence[WatchedRun]) -> str:
     """What the panel says of itself, and how many values were NaN or infinite: gaps in its curves."""
     missing = sum(point.not_finite for run in runs for curve in chart.curves for point in run.curve(curve.metric))
     gaps = f"{missing:,} values were not finite: gaps." if missing > 1 else "One value was not finite: a gap." if missing else ""

@@ -22,7 +22,7 @@ REST = 60.0  # seconds before a store with a fault is looked at again
 _TELLTALES = {"num_ppo_epochs": "PPO", "normalize_advantages": "RLOO", "scale_rewards": "GRPO"}  # settings that only one method has
 
 
-class Run:
+class WatchedRun:
     """One run directory. Its store may not be there yet; it may grow, and be begun anew, at any time."""
 
     def __init__(self, name: str, directory: Path) -> None:

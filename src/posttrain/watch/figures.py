@@ -6,7 +6,7 @@ import time
 
 from posttrain.characters import visible
 from posttrain.tracking.lines import duration, number, share
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.story import Story
 
 # What stands in figures above the charts: the first that a run has logged of each row.
@@ -25,7 +25,7 @@ FIGURES = (
 FIGURE_LABELS = {"accuracy": "right order", "rewards/accuracies": "preferred", "mean_token_accuracy": "next token right"}
 
 
-def figures(run: Run) -> list[tuple[str, str]]:
+def figures(run: WatchedRun) -> list[tuple[str, str]]:
     """(label, value) of what the run last logged."""
     said = []
     for label, metrics, show in FIGURES:
@@ -36,7 +36,7 @@ def figures(run: Run) -> list[tuple[str, str]]:
     return said
 
 
-def status(run: Run) -> str:
+def status(run: WatchedRun) -> str:
     """How far it is, in words: `GRPO · step 120 of 150 · 2:10 · last step 3 s ago`, or at its end `finished`, or before that `stopped`."""
     if run.fault:
         return f"cannot be read: {run.fault}"

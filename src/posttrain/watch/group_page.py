@@ -16,7 +16,7 @@ from posttrain.errors import UserError
 from posttrain.tracking.browse import CLIPPED, FILTERS, Browser, Found, Marks, Wanted
 from posttrain.tracking.reader import GroupRow
 from posttrain.watch.charts import comparison
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.group_view import draw_completion, draw_stage, draw_table, in_short
 from posttrain.watch.story import Story, ToldCompletion, tell, trust_of
 from posttrain.watch.tokens import MODES, pieces
@@ -41,8 +41,8 @@ class GroupPage:
     """The state of one browser tab: which run, step and group it looks at, and how."""
 
     def __init__(self, run: str, step: int | None, group: int | None) -> None:
-        self.runs: list[Run] = []
-        self.run: Run | None = None  # None: no run has groups yet
+        self.runs: list[WatchedRun] = []
+        self.run: WatchedRun | None = None  # None: no run has groups yet
         self.wanted_run, self.step, self.group = run, step, group
         self.mode, self.update = "advantage", -1
         self.kinds: frozenset[str] = frozenset()
@@ -53,7 +53,7 @@ class GroupPage:
         self.box = ui.element("div")
 
     @told
-    def show(self, runs: list[Run]) -> None:
+    def show(self, runs: list[WatchedRun]) -> None:
         """Something new was read, or the tab was opened: keep to the newest step if the user follows it."""
         known = [one for one in runs if _has_groups(one)]
         if self.run is None or self.runs != known:
@@ -288,7 +288,7 @@ def best_and_worst(completions: list[ToldCompletion], count: int) -> list[ToldCo
     return completions if len(completions) <= count else [*completions[: count // 2], *completions[-(count // 2) :]]
 
 
-def _has_groups(run: Run) -> bool:
+def _has_groups(run: WatchedRun) -> bool:
     return run.reader is not None and run.reader.first_and_last() is not None
 
 

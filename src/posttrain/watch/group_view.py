@@ -15,14 +15,14 @@ from posttrain.tracking.browse import Marks
 from posttrain.tracking.lines import number
 from posttrain.tracking.reader import GroupRow
 from posttrain.watch.figures import said, table
-from posttrain.watch.story import Stage, Story, ToldCompletion
-from posttrain.watch.tokens import Piece
+from posttrain.watch.story import Story, StoryStep, ToldCompletion
+from posttrain.watch.tokens import ColouredToken
 
 
 class TokenText(Element, component="tokens.js"):
     """Pieces of text with their tints."""
 
-    def __init__(self, text: Sequence[Piece]) -> None:
+    def __init__(self, text: Sequence[ColouredToken]) -> None:
         super().__init__()
         self._props["pieces"] = [[piece.text, piece.tint, piece.title, piece.is_given] for piece in text]
 
@@ -36,7 +36,7 @@ def in_short(row: GroupRow, mark: Marks) -> str:
     return " · ".join(parts)
 
 
-def draw_stage(place: int, stage: Stage) -> None:
+def draw_stage(place: int, stage: StoryStep) -> None:
     with ui.element("div").classes("pt-stage"):
         ui.label(str(place)).classes("pt-number")
         with ui.element("div"):
@@ -53,7 +53,7 @@ def draw_table(story: Story) -> None:
                         ui.label(text)
 
 
-def draw_completion(completion: ToldCompletion, text: list[Piece], story: Story) -> None:
+def draw_completion(completion: ToldCompletion, text: list[ColouredToken], story: Story) -> None:
     row = completion.row
     with ui.element("div").classes("pt-card pt-completion"):
         with ui.element("div").classes("pt-row pt-badges"):

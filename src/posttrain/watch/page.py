@@ -12,7 +12,7 @@ from nicegui import ui
 
 from posttrain.characters import shown, visible
 from posttrain.watch import charts as drawing
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.figures import figures, status
 from posttrain.watch.group_page import GroupPage
 from posttrain.watch.panels import SECTIONS, Chart, charts
@@ -25,7 +25,7 @@ OVERVIEW, GROUPS, NOTES = "Overview", "Groups", "Notes"
 class Watched:
     """The runs that a server looks at, read once for all pages."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[WatchedRun]) -> None:
         self.runs = list(runs)
         self.version = 0  # counts changes, so that a page knows whether it is behind
 
@@ -34,7 +34,7 @@ class Watched:
             self.version += 1
 
     @property
-    def begun(self) -> list[Run]:
+    def begun(self) -> list[WatchedRun]:
         return [run for run in self.runs if run.reader is not None]
 
 
@@ -92,7 +92,7 @@ class Page:
 
     # The charts
 
-    def _draw_overview(self, runs: list[Run]) -> None:
+    def _draw_overview(self, runs: list[WatchedRun]) -> None:
         wanted = charts(sorted({name for run in runs for name in run.names}))
         if self._shown is None or wanted != self._shown:
             self._shown = wanted
@@ -126,7 +126,7 @@ class Page:
             with ui.element("q-intersection").props("once").classes("pt-chart-place"):  # drawn when it is first scrolled to
                 return caption, ui.echart({}).classes("pt-chart")
 
-    def _draw_figures(self, runs: list[Run]) -> None:
+    def _draw_figures(self, runs: list[WatchedRun]) -> None:
         self.figures.clear()
         with self.figures:
             for run in runs:
@@ -140,7 +140,7 @@ class Page:
 
     # The notes
 
-    def _draw_notes(self, runs: list[Run]) -> None:
+    def _draw_notes(self, runs: list[WatchedRun]) -> None:
         self.notes.clear()
         with self.notes:
             if not any(run.notes for run in runs):

@@ -17,11 +17,11 @@ from posttrain.io import write_whole
 from posttrain.secrets import redacted
 from posttrain.tracking.reader import CompletionRow, GroupRow
 from posttrain.watch import charts as drawing
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.figures import figures, status, table
 from posttrain.watch.panels import SECTIONS, charts
 from posttrain.watch.story import Story, tell, trust_of
-from posttrain.watch.tokens import MODES, Piece, pieces
+from posttrain.watch.tokens import MODES, ColouredToken, pieces
 
 HERE = Path(__file__).parent
 # Settings that nobody needs to understand a run: where it ran, and what transformers would have done elsewhere.
@@ -35,11 +35,11 @@ class Told:
     told: Story
     prompt: str
     table: list[list[str]]
-    texts: list[tuple[CompletionRow, list[Piece]]]
+    texts: list[tuple[CompletionRow, list[ColouredToken]]]
     number: int  # of its chart
 
 
-def write_report(run: Run, path: Path, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> None:
+def write_report(run: WatchedRun, path: Path, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> None:
     """`groups`: (step, group) of those to tell; None: one of the beginning, the middle and the end. Raises UserError for what is not there.
 
     The file is written whole or not at all; what is no plain file, such as /dev/stdout, is written to.
@@ -47,7 +47,7 @@ def write_report(run: Run, path: Path, *, groups: Sequence[tuple[int, int]] | No
     write_whole(path, render(run, groups=groups, mode=mode))
 
 
-def render(run: Run, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> str:
+def render(run: WatchedRun, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> str:
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -80,7 +80,7 @@ def render(run: Run, *, groups: Sequence[tuple[int, int]] | None = None, mode: s
     )
 
 
-def chosen_groups(run: Run) -> list[tuple[int, int]]:
+def chosen_groups(run: WatchedRun) -> list[tuple[int, int]]:
     """(step, group) of the most telling group at the beginning, in the middle and at the end: the one whose rewards differ most."""
     reader = run.browser
     ends = reader.first_and_last()
@@ -91,7 +91,7 @@ def chosen_groups(run: Run) -> list[tuple[int, int]]:
     return [(row.step, row.group) for row in rows]
 
 
-def _group(run: Run, step: int, group: int) -> GroupRow:
+def _group(run: WatchedRun, step: int, group: int) -> GroupRow:
     reader = run.browser
     row = next((row for row in reader.groups(step) if row.group == group), None)
     if row is None:
@@ -101,7 +101,7 @@ def _group(run: Run, step: int, group: int) -> GroupRow:
     return row
 
 
-def _tell(run: Run, row: GroupRow, mode: str, number: int) -> Told:
+def _tell(run: WatchedRun, row: GroupRow, mode: str, number: int) -> Told:
     reader = run.browser
     story = tell(run, reader, row.step, row)
     ids = {token for completion in story.completions if completion.tokens for token in completion.tokens.token_ids}
@@ -110,7 +110,7 @@ def _tell(run: Run, row: GroupRow, mode: str, number: int) -> Told:
     return Told(story, shown(row.prompt), table(story), texts, number)
 
 
-def _settings(run: Run) -> Iterable[tuple[str, str]]:
+def _settings(run: WatchedRun) -> Iterable[tuple[str, str]]:
     for group in ("config", "versions"):
         for name, value in sorted(redacted(run.part(group)).items()):  # records of older versions hold some
             if value not in (None, "", [], {}) and not LEFT_OUT.fullmatch(name):

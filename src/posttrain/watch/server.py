@@ -15,7 +15,7 @@ from pathlib import Path
 
 from posttrain.errors import UserError
 from posttrain.tracking.schema import FILE_NAME
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.guard import LOOPBACK, Guard
 
 PORT = 8377
@@ -57,7 +57,7 @@ def choose_address(host: str, port: int | None, *, with_token: bool) -> Address:
     raise UserError(f"no port from {PORT} to {PORT + 49} is free on {host}: name one with --port")
 
 
-def find_runs(paths: Sequence[str], *, wait: bool = False) -> list[Run]:
+def find_runs(paths: Sequence[str], *, wait: bool = False) -> list[WatchedRun]:
     """The runs of these directories: each itself, or else those right below it. `wait`: a run may yet begin in each of them, also where none is.
 
     Raises UserError for a path without a run.
@@ -74,7 +74,7 @@ def find_runs(paths: Sequence[str], *, wait: bool = False) -> list[Run]:
         else:
             raise UserError(f"{given} holds no {FILE_NAME}, and no directory in it does: give the output_dir of a run, or --wait for it to begin")
     directories = list(dict.fromkeys(directory.resolve() for directory in directories))
-    return [Run(name, directory) for name, directory in zip(_names(directories), directories, strict=True)]
+    return [WatchedRun(name, directory) for name, directory in zip(_names(directories), directories, strict=True)]
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
@@ -85,7 +85,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in directories]
 
 
-def serve(runs: Sequence[Run], address: Address, *, open_browser: bool = False, ready: Callable[[str], None] = print) -> None:
+def serve(runs: Sequence[WatchedRun], address: Address, *, open_browser: bool = False, ready: Callable[[str], None] = print) -> None:
     """Blocks until interrupted. `ready` is told the page's address as soon as it answers. Raises UserError where NiceGUI is not installed."""
     try:
         from nicegui import app, ui

@@ -15,7 +15,7 @@ from posttrain.characters import visible
 from posttrain.tracking.browse import Browser, Trust
 from posttrain.tracking.lines import number
 from posttrain.tracking.reader import CompletionRow, EpisodeRow, GroupRow, Tokens
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 
 EPSILON = 1e-4  # what trainers add to a deviation before they divide by it
 CHARACTERS = 8 * 2**20  # of all texts of a group that are told
@@ -35,7 +35,7 @@ class ToldCompletion:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StoryStep:
     """One of the steps of an update: what happens, and what happened here."""
 
     title: str
@@ -46,7 +46,7 @@ class Stage:
 class Story:
     group: GroupRow
     completions: list[ToldCompletion]  # best first
-    stages: list[Stage]
+    stages: list[StoryStep]
     kept: str  # which per-token numbers the record has, in a sentence
 
     @property
@@ -54,7 +54,7 @@ class Story:
         return list(dict.fromkeys(name for completion in self.completions for name in completion.row.scores))
 
 
-def tell(run: Run, reader: Browser, step: int, group: GroupRow) -> Story:
+def tell(run: WatchedRun, reader: Browser, step: int, group: GroupRow) -> Story:
     rows = reader.completions(step, group.group, CHARACTERS)
     rows.sort(key=lambda row: (-math.inf if row.reward is None else row.reward, row.advantage), reverse=True)
     completions, left = [], BYTES
@@ -65,7 +65,7 @@ def tell(run: Run, reader: Browser, step: int, group: GroupRow) -> Story:
     return Story(group, completions, stages, _kept(run, completions))
 
 
-def trust_of(run: Run) -> Trust:
+def trust_of(run: WatchedRun) -> Trust:
     """The clip of the run's own settings, under whichever name its algorithm has for it."""
     cliprange, epsilon = run.number("cliprange"), run.number("epsilon")
     low = cliprange if cliprange is not None else 0.2 if epsilon is None else epsilon
@@ -73,7 +73,7 @@ def trust_of(run: Run) -> Trust:
     return Trust(1 - low, 1 + high)
 
 
-def _sample(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> Stage:
+def _sample(run: WatchedRun, group: GroupRow, completions: list[ToldCompletion]) -> StoryStep:
     lengths = [completion.row.length for completion in completions]
     cut = sum(completion.is_truncated for completion in completions)
     text = f"The model was asked this once and answered {_times(len(completions))}, each time by chance"
@@ -83,10 +83,10 @@ def _sample(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> Sta
     turns = max((completion.episode.turns for completion in completions if completion.episode is not None), default=1)
     text += f" in up to {turns} turns" if turns > 1 else ""
     text += f", {cut} of them cut at the limit." if cut else ", all of them ended by the model itself."
-    return Stage("Sample", text)
+    return StoryStep("Sample", text)
 
 
-def _score(completions: list[ToldCompletion]) -> Stage:
+def _score(completions: list[ToldCompletion]) -> StoryStep:
     names = list(dict.fromkeys(name for completion in completions for name in completion.row.scores))
     rewards = _scored(completions)
     text = (
@@ -107,23 +107,23 @@ def _score(completions: list[ToldCompletion]) -> Stage:
     unscored = len(completions) - len(rewards)
     if unscored and rewards:
         text += f" {unscored} could not be scored and take no part."
-    return Stage("Score", text)
+    return StoryStep("Score", text)
 
 
-def _compared(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> list[Stage]:
+def _compared(run: WatchedRun, group: GroupRow, completions: list[ToldCompletion]) -> list[StoryStep]:
     """GRPO and its relatives: the group is its own measure."""
     baseline = "" if group.mean is None else f"The measure of this group, {number(group.mean)}, was read off its own answers."
     text = f"{baseline} PPO trains a second network to guess that number before the answer is known; here there is none to train, to store or to be wrong."
-    return [_compare(run, group, completions), _update(run, completions), Stage("No value model", text.strip())]
+    return [_compare(run, group, completions), _update(run, completions), StoryStep("No value model", text.strip())]
 
 
-def _compare(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> Stage:
+def _compare(run: WatchedRun, group: GroupRow, completions: list[ToldCompletion]) -> StoryStep:
     title = "Compare within the group"
     rewards = _scored(completions)
     if len(rewards) < 2:
-        return Stage(title, "There are not two scored answers, so there is nothing to compare.")
+        return StoryStep(title, "There are not two scored answers, so there is nothing to compare.")
     if min(rewards) == max(rewards):
-        return Stage(
+        return StoryStep(
             title,
             f"All earned the same, {number(rewards[0])}. Nobody is better than the group: every advantage is 0 and this prompt teaches nothing.",
         )
@@ -134,10 +134,10 @@ def _compare(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> St
     for formula in _FORMULAS:
         told = formula(best.reward, rewards)
         if told is not None and math.isclose(told[0], best.advantage, rel_tol=2e-3, abs_tol=2e-3):
-            return Stage(
+            return StoryStep(
                 title, text + f"The best answer's advantage is {told[1]} = {best.advantage:+.2f}. Above the mean is pushed up, below it down."
             )
-    return Stage(
+    return StoryStep(
         title, text + f"The best answer's advantage is {best.advantage:+.2f}, after this run's own scaling. Above 0 is pushed up, below it down."
     )
 
@@ -160,7 +160,7 @@ def _by_others(reward: float, rewards: Sequence[float]) -> tuple[float, str] | N
 _FORMULAS: tuple[Callable[[float, Sequence[float]], tuple[float, str] | None], ...] = (_by_deviation, _by_mean, _by_others)
 
 
-def _update(run: Run, completions: list[ToldCompletion]) -> Stage:
+def _update(run: WatchedRun, completions: list[ToldCompletion]) -> StoryStep:
     text = "Every token of an answer with a positive advantage becomes likelier, of one with a negative advantage less likely. "
     trust = trust_of(run)
     loss = run.setting("loss_type")
@@ -170,7 +170,7 @@ def _update(run: Run, completions: list[ToldCompletion]) -> Stage:
         text += f"An answer that as a whole has moved out of [{trust.low:.2f}, {trust.high:.2f}] times its old probability pushes no further. "
     else:
         text += f"A token that has already moved out of [{trust.low:.2f}, {trust.high:.2f}] times its old probability pushes no further. "
-    return Stage("Clipped update", text + _moved(completions, trust if "A token" in text else None))
+    return StoryStep("Clipped update", text + _moved(completions, trust if "A token" in text else None))
 
 
 def _moved(completions: list[ToldCompletion], trust: Trust | None) -> str:
@@ -189,18 +189,18 @@ def _moved(completions: list[ToldCompletion], trust: Trust | None) -> str:
     return text + (f"; {sum(trust.is_clipped(*pair) for pair in ratios):,} of them were clipped." if trust is not None else ".")
 
 
-def _credited(run: Run, group: GroupRow, completions: list[ToldCompletion]) -> list[Stage]:
+def _credited(run: WatchedRun, group: GroupRow, completions: list[ToldCompletion]) -> list[StoryStep]:
     """PPO: a value model is the measure, token by token."""
     text = "A second output of the network guesses, at every token, what the answer will earn. A token's advantage is how much better things went from there on"
     text += " than it had guessed: colour the tokens by advantage to see where. The figure beside an answer is the mean over its tokens."
-    return [Stage("Compare with the value model", text), _update(run, completions)]
+    return [StoryStep("Compare with the value model", text), _update(run, completions)]
 
 
 _STAGES = {"PPO": _credited}
 _SOFT = ("cispo", "sapo", "vespo")  # losses without a clip in the strict sense
 
 
-def _kept(run: Run, completions: list[ToldCompletion]) -> str:
+def _kept(run: WatchedRun, completions: list[ToldCompletion]) -> str:
     with_tokens = [completion for completion in completions if completion.tokens is not None]
     with_updates = [completion for completion in with_tokens if completion.tokens and completion.tokens.updates]
     cap = next((note for note in run.notes if note.kind == "cap"), None)

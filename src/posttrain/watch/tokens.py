@@ -18,7 +18,7 @@ MAX_CHARS = 6000  # characters of one without tokens
 
 
 @dataclass(frozen=True)
-class Piece:
+class ColouredToken:
     text: str
     tint: str  # a CSS colour; empty: none
     title: str  # the numbers of this token
@@ -72,12 +72,12 @@ def values(completion: ToldCompletion, mode: str, update: int = -1) -> list[floa
     return {"ratio": seen.ratio, "entropy": seen.entropy, "KL": seen.kl}[mode]
 
 
-def pieces(completion: ToldCompletion, mode: str, vocabulary: dict[int, str], trust: Trust, update: int = -1) -> list[Piece]:
+def pieces(completion: ToldCompletion, mode: str, vocabulary: dict[int, str], trust: Trust, update: int = -1) -> list[ColouredToken]:
     """The whole completion where its tokens cannot be told: then it has one tint, or none."""
     tokens = completion.tokens
     if tokens is None or not vocabulary:
         tint = MODES[mode].tint(completion.row.advantage) if mode == "advantage" else ""
-        return [Piece(shown(completion.row.text[:MAX_CHARS]), tint, ""), *_more(len(completion.row.text) - MAX_CHARS, "characters")]
+        return [ColouredToken(shown(completion.row.text[:MAX_CHARS]), tint, ""), *_more(len(completion.row.text) - MAX_CHARS, "characters")]
     numbers = values(completion, mode, update)
     given = _given(completion, len(tokens.token_ids))
     columns = {name: values(completion, name, update) for name in MODES}
@@ -85,12 +85,12 @@ def pieces(completion: ToldCompletion, mode: str, vocabulary: dict[int, str], tr
     for place, token in enumerate(tokens.token_ids[:LIMIT]):
         text = shown(vocabulary.get(token, f"⟨{token}⟩"))
         tint = "" if numbers is None or given[place] or not math.isfinite(numbers[place]) else MODES[mode].tint(numbers[place])
-        made.append(Piece(text.replace("\n", "↵\n"), tint, _title(token, place, columns, given[place], trust), given[place]))
+        made.append(ColouredToken(text.replace("\n", "↵\n"), tint, _title(token, place, columns, given[place], trust), given[place]))
     return made + _more(len(tokens.token_ids) - LIMIT, "tokens")
 
 
-def _more(count: int, what: str) -> list[Piece]:
-    return [Piece(f" … {count:,} more {what}", "", "")] if count > 0 else []
+def _more(count: int, what: str) -> list[ColouredToken]:
+    return [ColouredToken(f" … {count:,} more {what}", "", "")] if count > 0 else []
 
 
 def _title(token: int, place: int, columns: dict[str, list[float] | None], is_given: bool, trust: Trust) -> str:

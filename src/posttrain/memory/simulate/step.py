@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from posttrain.data.stream import PackItem, pack
 from posttrain.errors import UserError
 from posttrain.losses.policy import OBJECTIVES, PolicyOptions, policy_terms
-from posttrain.memory.job import ATTENTION, Job
+from posttrain.memory.job import ATTENTION, TrainingJob
 from posttrain.memory.simulate.live import LiveStorages
 from posttrain.memory.simulate.stand_ins import EightBitAdam, put_in_4bit
 from posttrain.models.adapters import add_lora
@@ -52,7 +52,7 @@ class SimulatedStep:
         return self.device - sum(self.parts.get(name, 0) for name in KEPT)
 
 
-def simulate_step(config: PreTrainedConfig, job: Job, completions: tuple[int, ...] | None = None) -> SimulatedStep:
+def simulate_step(config: PreTrainedConfig, job: TrainingJob, completions: tuple[int, ...] | None = None) -> SimulatedStep:
     """The memory of one micro-batch of a later step of the run, and of the optimizer step after it. Seconds for 8B parameters; nothing is allocated.
 
     completions: the length of every completion behind the one prompt; None: as many of `job.completion_length` as a micro-batch holds.
@@ -66,7 +66,7 @@ def simulate_step(config: PreTrainedConfig, job: Job, completions: tuple[int, ..
         return measured_step(model, job, completions)
 
 
-def measured_step(model: nn.Module, job: Job, completions: tuple[int, ...] | None = None) -> SimulatedStep:
+def measured_step(model: nn.Module, job: TrainingJob, completions: tuple[int, ...] | None = None) -> SimulatedStep:
     """The step of a model without weights (`shaped_model`), which get real ones that hold anything, or fake ones where the caller sees to that."""
     completions = (job.completion_length,) * job.rows_in_stream if completions is None else completions
     with LiveStorages(HOST) as live:
@@ -82,7 +82,7 @@ def measured_step(model: nn.Module, job: Job, completions: tuple[int, ...] | Non
     return SimulatedStep(live.peak, live.host_peak, live.peak_parts)
 
 
-def shaped_model(config: PreTrainedConfig, job: Job) -> nn.Module:
+def shaped_model(config: PreTrainedConfig, job: TrainingJob) -> nn.Module:
     """The model as it is trained, on "meta": adapters are moved while they are made, which fake tensors do not allow."""
     with torch.device("meta"):
         model = _with_adapters(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, job.dtype)), job)
@@ -105,7 +105,7 @@ def _materialise(model: nn.Module) -> None:
                 held[name] = made[tensor]  # type: ignore[assignment]
 
 
-def _with_adapters(model: Any, job: Job) -> nn.Module:
+def _with_adapters(model: Any, job: TrainingJob) -> nn.Module:
     prepare_model(model)
     if job.load_in_4bit:
         put_in_4bit(model, getattr(torch, job.dtype), skip=[model.get_output_embeddings()])
@@ -116,7 +116,7 @@ def _with_adapters(model: Any, job: Job) -> nn.Module:
     return model
 
 
-def _optimizer(model: nn.Module, trained: list[nn.Parameter], job: Job, live: LiveStorages) -> Any:
+def _optimizer(model: nn.Module, trained: list[nn.Parameter], job: TrainingJob, live: LiveStorages) -> Any:
     """Gradients and state as they are after an earlier step; what a further step does."""
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -131,7 +131,7 @@ def _optimizer(model: nn.Module, trained: list[nn.Parameter], job: Job, live: Li
     return optimizer.step
 
 
-def _forward_and_backward(model: nn.Module, job: Job, completions: tuple[int, ...], live: LiveStorages) -> None:
+def _forward_and_backward(model: nn.Module, job: TrainingJob, completions: tuple[int, ...], live: LiveStorages) -> None:
     stream = pack([PackItem([0] * job.prompt_length, [[0] * length for length in completions])])
     offload = ActivationOffload(host=HOST) if job.activation_offloading else None
 

@@ -16,9 +16,9 @@ import torch
 from posttrain.errors import TrainingError, first_sentence
 from posttrain.ops.attention import Layout, layout_kwargs
 from posttrain.rollout.local.cache import Cache
-from posttrain.rollout.local.layout import DecodeLayout, Piece, PrefillLayout
+from posttrain.rollout.local.layout import DecodeLayout, PrefillLayout, PromptPiece
 from posttrain.rollout.local.sampler import Dice, draw
-from posttrain.rollout.local.scheduler import Prompt, Row, Scheduler
+from posttrain.rollout.local.scheduler import DecodingRow, Prompt, Scheduler
 from posttrain.rollout.local.support import check_context, check_layers, prepare
 from posttrain.rollout.local.weights import compute, lent, rollout_dtype
 from posttrain.rollout.stopping import check_sampling, stop_reason
@@ -171,7 +171,7 @@ class _Rollout:
         self._sample(decoding + started, torch.cat(logits) if len(logits) > 1 else logits[0])
         return self._retire()
 
-    def _reserve(self, decoding: list[Row]) -> None:
+    def _reserve(self, decoding: list[DecodingRow]) -> None:
         prompts = self.scheduler.prompts
         self.cache.prompts.reserve(len(prompts), max((prompt.cached for prompt in prompts), default=0))
         self.cache.suffixes.reserve(len(decoding), max((row.cached + 1 for row in decoding), default=0))
@@ -196,7 +196,7 @@ class _Rollout:
                 if piece.end == scheduled[piece.slot].cached:
                     scheduled[piece.slot].next_logits = row.clone()  # a view would keep the whole call's logits
 
-    def _decode(self, rows: list[Row]) -> torch.Tensor:
+    def _decode(self, rows: list[DecodingRow]) -> torch.Tensor:
         """Feed each row's newest token: logits (A, V) for its next one."""
         cached = [row.cached for row in rows]
         prompts = self.scheduler.prompts[: 1 + max(row.prompt.slot for row in rows)]
@@ -204,7 +204,7 @@ class _Rollout:
         keep = torch.arange(len(rows), device=self.device)
         return self._forward([row.token_ids[-1] for row in rows], layout.position_ids, layout, keep)
 
-    def _sample(self, rows: list[Row], logits: torch.Tensor) -> None:
+    def _sample(self, rows: list[DecodingRow], logits: torch.Tensor) -> None:
         uniforms = [self.dice[row.request.id][len(row.token_ids)] for row in rows]
         drawn = draw(logits, [row.request.sampling for row in rows], uniforms)
         token_ids = drawn.token_ids.tolist()
@@ -230,19 +230,19 @@ class _Rollout:
             self.cache.free()
         return sorted(finished, key=lambda completion: completion.request_id)
 
-    def _completion(self, row: Row, stop: StopReason) -> RequestOutput:
+    def _completion(self, row: DecodingRow, stop: StopReason) -> RequestOutput:
         return RequestOutput(row.request.id, row.token_ids, row.logps, row.sampled_logps, stop, self.version)
 
 
-def _prefill_calls(prompts: list[Prompt], most: int) -> Iterator[list[Piece]]:
+def _prefill_calls(prompts: list[Prompt], most: int) -> Iterator[list[PromptPiece]]:
     """Cut and pack prompts into calls of at most `most` tokens, in order."""
-    pieces: list[Piece] = []
+    pieces: list[PromptPiece] = []
     room = most
     for prompt in prompts:
         start = 0
         while start < len(prompt.token_ids):
             end = min(len(prompt.token_ids), start + room)
-            pieces.append(Piece(prompt.slot, start, end))
+            pieces.append(PromptPiece(prompt.slot, start, end))
             room -= end - start
             start = end
             if room == 0:

@@ -64,7 +64,7 @@ def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, hidden)
 
 
-class Piece(NamedTuple):
+class PromptPiece(NamedTuple):
     """Prompt tokens start..end-1 of one prompt, computed in one call."""
 
     slot: int
@@ -75,12 +75,12 @@ class Piece(NamedTuple):
 class PrefillLayout:
     """Pieces of prompts side by side in one stream (1, S). Each is causal and sees the earlier pieces of its own prompt."""
 
-    def __init__(self, cache: Cache, pieces: Sequence[Piece], dtype: torch.dtype | None):
+    def __init__(self, cache: Cache, pieces: Sequence[PromptPiece], dtype: torch.dtype | None):
         self.cache = cache
         self.pieces = pieces
         self.dtype = dtype  # of keys and values; None: as the model makes them
         self.layers: set[int] = set()  # layers that attended
-        self._masks: dict[tuple[Piece, int | None], torch.Tensor] = {}
+        self._masks: dict[tuple[PromptPiece, int | None], torch.Tensor] = {}
 
     def attend(self, layer_idx: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, window: int | None) -> torch.Tensor:
         self.layers.add(layer_idx)
@@ -103,7 +103,7 @@ class PrefillLayout:
             offset = span.stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    def _mask(self, piece: Piece, window: int | None, q: torch.Tensor) -> torch.Tensor:
+    def _mask(self, piece: PromptPiece, window: int | None, q: torch.Tensor) -> torch.Tensor:
         if (piece, window) not in self._masks:
             distance = torch.arange(piece.start, piece.end, device=q.device)[:, None] - torch.arange(piece.end, device=q.device)  # (tokens, end)
             visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)

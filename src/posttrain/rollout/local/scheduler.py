@@ -31,7 +31,7 @@ class Prompt:
 
 
 @dataclass(eq=False)
-class Row:
+class DecodingRow:
     """One completion in the making."""
 
     request: Request
@@ -79,7 +79,7 @@ class Scheduler:
         self.max_slots = max_slots
         self.max_kv_tokens = max_kv_tokens
         self.waiting: deque[Request] = deque()
-        self.rows: list[Row] = []  # rows[i].slot == i
+        self.rows: list[DecodingRow] = []  # rows[i].slot == i
         self.prompts: list[Prompt] = []  # prompts[i].slot == i
         self.reserved = 0  # KV tokens promised: each prompt once, each row at its longest
         self._prompt_of: dict[tuple[int, ...], Prompt] = {}
@@ -93,9 +93,9 @@ class Scheduler:
             )
         self.waiting.append(request)
 
-    def admit(self) -> tuple[list[Row], list[Prompt]]:
+    def admit(self) -> tuple[list[DecodingRow], list[Prompt]]:
         """The rows that start now, and those of their prompts that are not in the cache yet."""
-        new_rows: list[Row] = []
+        new_rows: list[DecodingRow] = []
         new_prompts: list[Prompt] = []
         while self.waiting and len(self.rows) < self.max_slots:
             request = self.waiting[0]
@@ -110,11 +110,11 @@ class Scheduler:
                 self.prompts.append(prompt)
                 new_prompts.append(prompt)
             prompt.users += 1
-            new_rows.append(Row(request, prompt, slot=len(self.rows)))
+            new_rows.append(DecodingRow(request, prompt, slot=len(self.rows)))
             self.rows.append(new_rows[-1])
         return new_rows, new_prompts
 
-    def finish(self, row: Row) -> tuple[list[Move], list[Move]]:
+    def finish(self, row: DecodingRow) -> tuple[list[Move], list[Move]]:
         """Free the row's slot, and its prompt's after its last row: (moves among rows, moves among prompts), at most one each."""
         self.reserved -= row.reserved
         row_moves = _vacate(self.rows, row.slot)

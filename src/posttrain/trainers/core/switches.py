@@ -21,7 +21,7 @@ from posttrain.errors import UserError
 from posttrain.memory.advice import shortfall
 from posttrain.memory.cards import free_memory
 from posttrain.memory.choice import Choice, choose
-from posttrain.memory.job import OPTIMIZERS, Job
+from posttrain.memory.job import OPTIMIZERS, TrainingJob
 from posttrain.memory.shapes import Shape, shape_of
 from posttrain.models.head import base_model
 from posttrain.models.load import is_quantised
@@ -71,7 +71,7 @@ def weights_of(model: nn.Module) -> Weights:
     return Weights(shape, dtype, getattr(lora, "r", 8), targets, is_quantised(model))  # kinds of adapters without a rank are about as small
 
 
-def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | None = None) -> Job:
+def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | None = None) -> TrainingJob:
     """What a trainer with these settings does, every switch that nobody has set turned off. device: "cpu" or "cuda"; None: the one it trains on.
 
     Raises UserError for an optimizer that the plan does not know.
@@ -88,7 +88,7 @@ def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | N
     switches = ("gradient_checkpointing", "activation_offloading", "tile_rows")
     given = {name: getattr(args, name) for name in switches} | {"gradient_checkpointing": args.asked_checkpointing}
     set_by_user = {name: SWITCHED_OFF[name] if name in args.automatic else given[name] for name in switches}
-    return Job(
+    return TrainingJob(
         weights.shape,
         prompt_length=prompt,
         completion_length=completion,
@@ -163,7 +163,7 @@ def _tokens(value: Any, tokenizer: Any) -> int:
     return 0
 
 
-def choose_for(args: BaseConfig, job: Job, held: int = 0) -> Choice:
+def choose_for(args: BaseConfig, job: TrainingJob, held: int = 0) -> Choice:
     """For the device of these settings as it is now. held: bytes of the model that are there already. Processes that train together choose for
     the one that has least."""
     device = args.device.type

@@ -17,7 +17,7 @@ from posttrain.errors import UserError, at_row
 from posttrain.event_loops import settled
 from posttrain.rewards import Rubric
 from posttrain.rewards.library.environment import environment as paid
-from posttrain.rollout.episodes import Stage, opened, unplayed
+from posttrain.rollout.episodes import EpisodeStage, opened, unplayed
 from posttrain.trainers.core.metrics import Metrics
 from posttrain.types import Completion, Task
 
@@ -49,7 +49,7 @@ def make_stage(
     on_error: str = "stop",
     skip_special_tokens: bool = True,
     **chat_template_kwargs: Any,
-) -> Stage:
+) -> EpisodeStage:
     """Raises UserError for a chat template that cannot carry a conversation of several turns, or knows no tools."""
     parse = find_parser(tokenizer, environment.call_format) if environment.tools else None
     chat = TurnTokens(
@@ -57,10 +57,10 @@ def make_stage(
     )
     if tokenizer.chat_template:  # without one, the first prompt says so
         chat.check(environment.role)
-    return Stage(environment.make, chat, max_turns, max_turn_tokens, on_error)
+    return EpisodeStage(environment.make, chat, max_turns, max_turn_tokens, on_error)
 
 
-def stage_for(environment: Environment | None, tokenizer: Any, stop_token_ids: Sequence[int], args: Any) -> Stage | None:
+def stage_for(environment: Environment | None, tokenizer: Any, stop_token_ids: Sequence[int], args: Any) -> EpisodeStage | None:
     """The stage of an online trainer with these settings; None without an environment."""
     if environment is None:
         return None
@@ -68,7 +68,7 @@ def stage_for(environment: Environment | None, tokenizer: Any, stop_token_ids: S
     return make_stage(environment, tokenizer, stop_token_ids, on_error=args.env_on_error, **options, **(args.chat_template_kwargs or {}))
 
 
-def first_prompts(environment: Environment, stage: Stage, tasks: Sequence[Task]) -> list[list[int]]:
+def first_prompts(environment: Environment, stage: EpisodeStage, tasks: Sequence[Task]) -> list[list[int]]:
     """Prompt ids to be checked before training: all of them, or of the first task alone where only a made episode could say."""
     if environment.starts_with_prompt:
         return [_first_prompt(stage, task) for task in tasks]
@@ -79,7 +79,7 @@ def first_prompts(environment: Environment, stage: Stage, tasks: Sequence[Task])
     return [ids] * len(tasks)
 
 
-def _first_prompt(stage: Stage, task: Task) -> list[int]:
+def _first_prompt(stage: EpisodeStage, task: Task) -> list[int]:
     with at_row(task.id):
         return stage.chat_of(task).encode(task.prompt if not isinstance(task.prompt, str) else [{"role": "user", "content": task.prompt}])
 
