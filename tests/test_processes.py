@@ -26,23 +26,33 @@ time.sleep(60)
 """
 
 
-def started(more="", expected=3):
-    """(parent, its descendants) once there are as many."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(more=more)], stdout=subprocess.PIPE, text=True)
+def parent_of_guarded(more=""):
+    return subprocess.Popen([sys.executable, "-c", PARENT.format(more=more)], stdout=subprocess.PIPE, text=True)
+
+
+def descendants(parent, expected):
+    """Once there are as many."""
     assert parent.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 20
     while len(found := psutil.Process(parent.pid).children(recursive=True)) < expected and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(found) == expected
-    return parent, found
+    return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV])
-def test_they_end_however_the_parent_ends(how):
-    parent, found = started()
-    parent.send_signal(how)
-    parent.wait()
-    assert psutil.wait_procs(found, timeout=10)[1] == []
+def started(more="", expected=3):
+    """(parent, its descendants)"""
+    parent = parent_of_guarded(more)
+    return parent, descendants(parent, expected)
+
+
+def test_they_end_however_the_parent_ends():
+    parents = {how: parent_of_guarded() for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV)}
+    found = {how: descendants(parent, 3) for how, parent in parents.items()}
+    for how, parent in parents.items():
+        parent.send_signal(how)
+        parent.wait()
+    assert {how: left for how, each in found.items() if (left := psutil.wait_procs(each, timeout=10)[1])} == {}
 
 
 def test_a_forked_child_that_holds_the_pipe_open_does_not_keep_them_alive():
