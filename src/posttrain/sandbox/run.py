@@ -117,7 +117,7 @@ class Process:
                     found = bytes(self.stdout.content[self._read_to : end_of_line])
                     self._read_to = end_of_line + 1
                     return found
-                if self.stdout.is_done or self._must_stop() or not self.changed.wait(self._left()):
+                if self.stdout.is_done or self._limit_reached() is not None or not self.changed.wait(self._left()):
                     break
         self.wait()
         return None
@@ -126,7 +126,7 @@ class Process:
         """Until the program ends or reaches a limit. Raises SandboxError when it never started."""
         if self.outcome is None:
             with self.changed:
-                while not self._has_ended() and not self._must_stop():
+                while not self._has_ended() and self._limit_reached() is None:
                     self.changed.wait(min(self._left(), 0.05 if self.status is None else 60.0))
             reached = self._limit_reached() if not self._has_ended() or self.stdout.is_over or self.stderr.is_over else None
             self.close()
@@ -172,9 +172,6 @@ class Process:
         if self.status is None:
             return self.handle.poll() is not None
         return self.status.is_done
-
-    def _must_stop(self) -> bool:
-        return self._left() <= 0 or self.stdout.is_over or self.stderr.is_over
 
     def _limit_reached(self) -> str | None:
         if self.stdout.is_over or self.stderr.is_over:

@@ -25,6 +25,7 @@ IS_LINUX = sys.platform.startswith("linux")
 if IS_LINUX:  # here, since these files are not visible from within the sandbox
     from . import landlock, namespaces, syscalls, system
 
+WITHOUT_NAMESPACES = ("own user", "rlimits")  # backends where the supervisor adopts what the program leaves behind
 LOOK_S = 1.0  # how often it looks whether its parent is still there
 PATIENCE_S = 60.0  # beyond the time limit, which the parent process enforces; a busy machine may be late
 
@@ -55,11 +56,11 @@ def confine_and_supervise(config: dict[str, Any]) -> None:
 
 
 def _enter(config: dict[str, Any], report: int) -> None:
-    if config["backend"] in ("own user", "rlimits") and os.getppid() != config["parent"]:
+    if config["backend"] in WITHOUT_NAMESPACES and os.getppid() != config["parent"]:
         os._exit(1)  # the parent has ended already
     if not IS_LINUX:
         return
-    if config["backend"] in ("own user", "rlimits"):
+    if config["backend"] in WITHOUT_NAMESPACES:
         system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
         system.prctl(system.PR_SET_DUMPABLE, 0)
         return
@@ -122,7 +123,7 @@ def _supervise(program: int, report: int, config: dict[str, Any]) -> NoReturn:
     for descriptor in (0, 1, 2):  # only the program holds them then
         os.close(descriptor)
     ended = _until_it_ends(program, report, config)
-    if config["backend"] in ("own user", "rlimits"):
+    if config["backend"] in WITHOUT_NAMESPACES:
         end_descendants(os.getpid())
     if ended is not None:
         status, usage = ended
@@ -136,7 +137,7 @@ def _supervise(program: int, report: int, config: dict[str, Any]) -> NoReturn:
 def _until_it_ends(program: int, report: int, config: dict[str, Any]) -> tuple[int, Any] | None:
     """(status, usage) by wait4; None if the parent has ended, the report has no reader, or the time limit is long
     over."""
-    parent = config["parent"] if config["backend"] in ("own user", "rlimits") else os.getppid()
+    parent = config["parent"] if config["backend"] in WITHOUT_NAMESPACES else os.getppid()
     until = time.monotonic() + config["limits"]["wall_s"] + PATIENCE_S
     child_ended, wake = os.pipe()
     os.set_blocking(wake, False)
