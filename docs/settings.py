@@ -23,12 +23,12 @@ from posttrain.memory.choice import AUTOMATIC, Choice, choose
 from posttrain.trainers.core.config import BaseConfig
 from posttrain.trainers.cpo import CPOConfig
 from posttrain.trainers.dpo import DPOConfig
-from posttrain.trainers.grpo_config import GRPOConfig
+from posttrain.trainers.grpo import GRPOConfig
 from posttrain.trainers.kto import KTOConfig
 from posttrain.trainers.offline.config import OfflineConfig, ReferenceConfig
 from posttrain.trainers.online.config import OnlineConfig
 from posttrain.trainers.orpo import ORPOConfig
-from posttrain.trainers.ppo_config import PPOConfig
+from posttrain.trainers.ppo import PPOConfig
 from posttrain.trainers.reward import RewardConfig
 from posttrain.trainers.rloo import RLOOConfig
 from posttrain.trainers.sft import SFTConfig

@@ -28,8 +28,7 @@ from posttrain.probe import Probe, probe
 from posttrain.rewards import Rubric
 from posttrain.tracking.terminal import make_console
 from posttrain.trainers.core.checkpoints import whole
-from posttrain.trainers.grpo import GRPOTrainer
-from posttrain.trainers.grpo_config import GRPOConfig
+from posttrain.trainers.grpo import GRPOConfig, GRPOTrainer
 from posttrain.trainers.sft import SFTConfig, SFTTrainer
 from posttrain.types import Sampling, Task
 

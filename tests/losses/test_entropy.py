@@ -12,7 +12,7 @@ def test_the_threshold_is_the_quantile_from_above(share, n):
     assert entropy_threshold(values, share).item() == pytest.approx(np.quantile(values.numpy(), 1 - share), rel=1e-12)
 
 
-def test_the_mask_keeps_the_most_undecided_trained_tokens_only():
+def test_the_mask_keeps_the_high_entropy_trained_tokens_only():
     entropy = torch.tensor([[0.1, 9.0, 0.5], [0.9, 0.3, 9.0]])
     mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
     threshold = entropy_threshold(entropy[mask.bool()], 0.5)
@@ -26,8 +26,8 @@ def test_no_trained_token_means_an_empty_mask():
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
-def test_a_share_outside_zero_to_one_is_refused(share):
-    with pytest.raises(ValueError, match="share of tokens"):
+def test_a_fraction_outside_zero_to_one_is_refused(share):
+    with pytest.raises(ValueError, match="fraction of tokens"):
         entropy_threshold(torch.ones(3), share)
 
 

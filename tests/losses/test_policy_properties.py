@@ -52,7 +52,7 @@ def test_loss_gradient_and_metrics_are_the_same_for_every_split_and_order(name, 
         torch.testing.assert_close(other_loss, loss, rtol=1e-9, atol=1e-15)
         torch.testing.assert_close(other_gradient, gradient, rtol=1e-9, atol=1e-15)
         assert {k: v.mean for k, v in other_metrics.items()} == pytest.approx({k: v.mean for k, v in metrics.items()}, rel=1e-5)
-        assert all(torch.equal(v.low, metrics[k].low) and torch.equal(v.high, metrics[k].high) for k, v in other_metrics.items())
+        assert all(torch.equal(v.row_min, metrics[k].row_min) and torch.equal(v.row_max, metrics[k].row_max) for k, v in other_metrics.items())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -76,7 +76,7 @@ def test_ratio_is_one_before_the_first_update_and_the_gradient_is_reinforce(name
     options = PolicyOptions(epsilon_high=5.0, importance_sampling_level=level)
     terms = policy_terms(leaf, None, batch["advantages"], batch["mask"], objective=OBJECTIVES[name], options=options)
     ratio = terms.metrics["ratio"]
-    assert (ratio.mean, ratio.low.item(), ratio.high.item()) == (1.0, 1.0, 1.0)
+    assert (ratio.mean, ratio.row_min.item(), ratio.row_max.item()) == (1.0, 1.0, 1.0)
     terms.per_token.sum().backward()
     expected = -batch["advantages"].float()[:, None] * batch["mask"]
     torch.testing.assert_close(leaf.grad, expected, rtol=1e-5, atol=1e-6)
@@ -150,7 +150,7 @@ def test_nothing_but_the_policy_gets_a_gradient():
     )
     terms.per_token.sum().backward()
     assert [key for key, leaf in inputs.items() if leaf.grad is not None] == ["logps"]
-    assert not any(t.requires_grad for tally in terms.metrics.values() for t in (tally.total, tally.low, tally.high))
+    assert not any(t.requires_grad for tally in terms.metrics.values() for t in (tally.total, tally.row_min, tally.row_max))
 
 
 def test_the_sampler_may_be_another_than_the_old_policy_for_the_off_policy_mask():
@@ -176,5 +176,6 @@ def test_an_unknown_loss_type_names_the_nearest():
 def test_a_tally_of_nothing_has_no_mean_and_adds_nothing():
     empty, some = Tally.of(torch.ones(2, 3), torch.zeros(2, 3)), Tally.of(torch.tensor([[2.0, 4.0]]), torch.tensor([[1, 1]]))
     assert math.isnan(empty.mean)
-    assert ((empty + some).mean, (empty + some).low.item(), (empty + some).high.item()) == (3.0, 2.0, 4.0)
+    rows = some + Tally.of(torch.tensor([[6.0, 8.0], [9.0, 9.0]]), torch.tensor([[1, 1], [0, 0]])) + empty
+    assert ((empty + some).mean, rows.mean, rows.row_min.item(), rows.row_max.item()) == (3.0, 5.0, 3.0, 7.0)
     assert (Tally.of(torch.ones(0, 3), torch.ones(0, 3)) + some).mean == 3.0

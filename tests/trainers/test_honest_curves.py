@@ -3,6 +3,7 @@
 import statistics
 
 import pytest
+import torch
 
 from posttrain.tracking.reader import CompletionKey, RunReader
 
@@ -88,3 +89,28 @@ def test_other_trackers_get_the_same_numbers_as_the_record(make_trainer, tmp_pat
     for name in ("reward", "rewards/many_ones/mean", "entropy", "grad_norm", "completions/mean_length"):
         theirs = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
         assert theirs == [(point.step, pytest.approx(point.mean, rel=1e-6)) for point in reader.series(name)]
+
+
+def test_spreads_and_extremes_of_a_log_are_those_of_its_values(make_trainer, monkeypatch):
+    """rewards/NAME/std over all completions (n - 1), lengths of those that ended by themselves, clip ratios of completions."""
+    seen = []
+    trainer = make_trainer(
+        [lambda completion: float(len(completion)) + 1e6], max_steps=1, num_iterations=2, steps_per_generation=1, epsilon=1e-4, learning_rate=1e-2
+    )
+    score = trainer._score
+
+    def scored(groups, *rest):
+        score(groups, *rest)
+        seen.extend(completion for group in groups for completion in group.completions)
+
+    monkeypatch.setattr(trainer, "_score", scored)
+    trainer.train()
+    log = next(log for log in trainer.state.log_history if "loss" in log)
+    (name,) = trainer.rubric.names
+    values = torch.tensor([completion.scores[name] for completion in seen], dtype=torch.float64)
+    assert log[f"rewards/{name}/std"] == pytest.approx(values.std().item(), rel=1e-9)
+    ended = [len(completion.token_ids) for completion in seen if not completion.is_truncated]
+    assert ended
+    assert (log["completions/min_terminated_length"], log["completions/max_terminated_length"]) == (min(ended), max(ended))
+    assert log["clip_ratio/low_min"] <= log["clip_ratio/low_mean"]
+    assert log["clip_ratio/high_mean"] <= log["clip_ratio/high_max"] <= 1

@@ -112,9 +112,9 @@ def test_the_first_update_is_that_of_plain_loops(make, tokenizer):
     completions = [completion for _, group in groups for completion in group.completions]
     assert {completion.is_truncated for completion in completions} == {True, False}
     trainer.buffer = trainer.learn_from(groups)
-    weighted = trainer.row_weights([trainer.buffer.next_slice()])
+    batches = trainer.batches([trainer.buffer.next_slice()])
     trainer.model.zero_grad()
-    found = sum(trainer.loss(trainer.model, batch) for batch in trainer.micro_batches([r for r, _ in weighted], [w for _, w in weighted]))
+    found = sum(trainer.loss(trainer.model, batch) for batch in batches)
     found.backward()
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
     trainer.model.zero_grad()

@@ -4,10 +4,11 @@ import pytest
 
 from posttrain.watch.panels import NO_CURVES, OTHER, charts
 
-ONLINE = """reward reward_std rewards/right/mean rewards/a/b/mean unscored solved frac_reward_zero_std completions/mean_length completions/min_length
-completions/max_length completions/clipped_ratio completions/repeated completions/mean_terminated_length entropy ratio clip_ratio/low_mean
+ONLINE = """reward reward_std rewards/right/mean rewards/right/std rewards/a/b/mean unscored solved frac_reward_zero_std completions/mean_length completions/min_length
+completions/max_length completions/clipped_ratio completions/repeated completions/mean_terminated_length
+completions/min_terminated_length completions/max_terminated_length clip_ratio/low_min clip_ratio/high_max entropy ratio clip_ratio/low_mean
 clip_ratio/high_mean clip_ratio/region_mean kl sampling/logp_difference/mean sampling/logp_difference/max resampling_rounds num_tokens time/collect time/reward
-time/update step_time tokens_per_second loss grad_norm learning_rate rewards/right/failed_raised rewards/right/retried memory/process_gib"""
+time/logps time/update step_time tokens_per_second loss grad_norm learning_rate rewards/right/failed_raised rewards/right/retried memory/process_gib"""
 KEYS = {
     "grpo": ONLINE
     + " cispo_clip_ratio off_policy_kept env/turns env/out_of_turns tools/call_frequency tools/failure_frequency eval_reward eval_rewards/right/mean",

@@ -42,7 +42,7 @@ KINDS = {
     "grpo": Kind(
         title="GRPO",
         section="train",
-        config="posttrain.trainers.grpo_config:GRPOConfig",
+        config="posttrain.trainers.grpo:GRPOConfig",
         trainer="posttrain.trainers.grpo:GRPOTrainer",
         help="Train with GRPO. Any setting can follow: --train.learning_rate=1e-6 --model.name=... --data.train=rows.jsonl",
         is_online=True,
@@ -92,7 +92,7 @@ KINDS = {
     "ppo": Kind(
         title="PPO",
         section="ppo",
-        config="posttrain.trainers.ppo_config:PPOConfig",
+        config="posttrain.trainers.ppo:PPOConfig",
         trainer="posttrain.trainers.ppo:PPOTrainer",
         help="Train with PPO, values on the policy's backbone. Any setting can follow: --ppo.kl_coef=0.02",
         is_online=True,

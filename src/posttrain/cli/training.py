@@ -40,8 +40,9 @@ def dry_run(kind: Kind, recipe: Recipe) -> str:
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = build.make_trainer(kind, recipe, default_output="runs/run", output_dir=nowhere)
-        rubric = trainer.rubric.describe() if isinstance(trainer, OnlineTrainer) else None
-        return "\n".join(line for line in (trainer.plan(), memory_line(trainer.args), rubric) if line is not None)
+        rubric = trainer.rubric if isinstance(trainer, OnlineTrainer) else None
+        lines = (trainer.plan(), memory_line(trainer.args), None if rubric is None else rubric.describe())
+        return "\n".join(line for line in lines if line is not None)
 
 
 def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, overwrite: bool) -> Path:

@@ -29,8 +29,6 @@ class Advantages:
 
     advantages: Tensor  # (B,) float64; 0 where nothing could be scored
     rewards: Tensor  # (B,) float64, weighted sum of the scores before any scaling; NaN where nothing could be scored
-    group_mean: Tensor  # (n,) of the rewards; NaN when none was scored
-    group_std: Tensor  # (n,) of the rewards; 0 when fewer than two were scored
     is_zero_std: Tensor  # (n,) bool: every advantage of the group is exactly 0, for there is nothing to compare
 
 
@@ -63,8 +61,7 @@ def advantages(
     rewards = total(table * weight)
     raw, is_zero_std = AGGREGATIONS[aggregation](table, weight, sizes, scale_rewards)
     raw = torch.where(is_zero_std.repeat_interleave(sizes) | raw.isnan(), 0.0, raw)
-    groups = in_groups(rewards, sizes)
-    return Advantages(raw, rewards, groups.nanmean(dim=1), std(groups), is_zero_std)
+    return Advantages(raw, rewards, is_zero_std)
 
 
 def sum_then_normalize(table: Tensor, weight: Tensor, sizes: Tensor, scale: str) -> tuple[Tensor, Tensor]:
@@ -76,9 +73,9 @@ def sum_then_normalize(table: Tensor, weight: Tensor, sizes: Tensor, scale: str)
 def normalize_then_sum(table: Tensor, weight: Tensor, sizes: Tensor, scale: str) -> tuple[Tensor, Tensor]:
     columns = []
     for column in table.T:  # (B,)
-        silent = equal_groups(column[:, None], sizes).repeat_interleave(sizes)
+        zero_std = equal_groups(column[:, None], sizes).repeat_interleave(sizes)
         standardised = centred(column, sizes) / group_scale(column, sizes)
-        columns.append(torch.where(silent & ~column.isnan(), 0.0, standardised))
+        columns.append(torch.where(zero_std & ~column.isnan(), 0.0, standardised))
     weighted = torch.stack(columns, dim=1) * weight  # (B, K)
     rewards = total(weighted)
     return (rewards - rewards.nanmean()) / batch_scale(rewards, sizes), equal_groups(weighted, sizes)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tally:
-    """Sum, count, smallest and largest of some values. Across ranks: SUM, SUM, MIN, MAX."""
+    """Sum and count of some values, and the smallest and largest mean of a row. Across ranks: SUM, SUM, MIN, MAX."""
 
     total: Tensor  # ()
     count: Tensor  # ()
-    low: Tensor  # () +inf when nothing was counted
-    high: Tensor  # () -inf when nothing was counted
+    row_min: Tensor  # () +inf when nothing was counted
+    row_max: Tensor  # () -inf when nothing was counted
 
     @classmethod
     def of(cls, values: Tensor, mask: Tensor) -> Tally:
@@ -26,14 +26,16 @@ class Tally:
         values = values.detach().float()
         mask = mask.bool() if values.shape == mask.shape else mask.bool().any(dim=1, keepdim=True)
         kept = torch.where(mask, values, 0.0)
-        low = torch.where(mask, values, torch.inf)
-        high = torch.where(mask, values, -torch.inf)
         if not values.numel():  # min and max of nothing raise
             return cls(kept.sum(), kept.sum(), kept.new_tensor(torch.inf), kept.new_tensor(-torch.inf))
-        return cls(kept.sum(), mask.sum().to(kept.dtype), low.min(), high.max())
+        counts = mask.sum(dim=1)
+        means = kept.sum(dim=1) / counts.clamp(min=1)  # (B,)
+        least, most = (torch.where(counts > 0, means, limit) for limit in (torch.inf, -torch.inf))
+        return cls(kept.sum(), mask.sum().to(kept.dtype), least.min(), most.max())
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(self.total + other.total, self.count + other.count, torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+        rows = torch.minimum(self.row_min, other.row_min), torch.maximum(self.row_max, other.row_max)
+        return Tally(self.total + other.total, self.count + other.count, *rows)
 
     @property
     def mean(self) -> float:

@@ -10,31 +10,130 @@ The weights w_i are what distinguishes GRPO, DAPO, Dr. GRPO...; they are known b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from posttrain.errors import UserError
 from posttrain.losses.advantages import advantages
 from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
 from posttrain.losses.kl import k1_penalty
-from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions
+from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions, find_objective
 from posttrain.trainers.core.base import MicroBatch
-from posttrain.trainers.core.config import as_config, refuse
+from posttrain.trainers.core.config import as_config, refuse, setting, settings
 from posttrain.trainers.core.ranks import gather_json
-from posttrain.trainers.grpo_config import GRPOConfig
+from posttrain.trainers.online.config import OnlineConfig
 from posttrain.trainers.online.environment import as_environment
-from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.trainers.online.rows import PolicyBatch, PolicyUpdate, Row
 from posttrain.trainers.online.trainer import OnlineTrainer
-from posttrain.types import Completion, Group
+from posttrain.types import Completion
 
-__all__ = ["GRPOConfig", "GRPOTrainer"]
+logger = logging.getLogger(__name__)
 
 _REFUSED = {
     "rollout_func": "write an environment (env=, docs/environments.md), or an Engine (posttrain.types.Engine), instead of a rollout function",
 }
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "importance_sampling_level": ("token", "sequence"),
+    "kl_estimator": ("k3", "k2", "k1_in_reward"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+
+
+@settings
+@dataclass
+class GRPOConfig(OnlineConfig):
+    """Names and defaults are TRL's where the concept is the same."""
+
+    learning_rate: float = setting(1e-6, "AdamW's learning rate.")
+    loss_type: str = setting("dapo", f"Which objective: {', '.join(OBJECTIVES)}. How each is normalised stands in posttrain.losses.reductions.")
+    beta: float = setting(0.0, "Weight of the KL against the reference (adapter off, or a frozen copy). 0 needs no reference; the recipes use 0.04.")
+    kl_estimator: str = setting(
+        "k3",
+        "'k3': the paper's, exp(ref - new) - (ref - new) - 1; with use_bias_correction_kl, on-policy, its gradient is the reverse KL's, without it the "
+        "forward KL's. 'k2': half the squared log-ratio, the reverse KL's gradient per token. 'k1_in_reward': beta * sum(log new - log ref) leaves the "
+        "reward before advantages are taken, the reverse KL of whole completions.",
+    )
+    use_bias_correction_kl: bool = setting(True, "Multiply the KL by the importance ratio (DeepSeek-V3.2), which makes it unbiased off-policy.")
+    epsilon: float = setting(0.2, "Lower clip of the ratio, and the upper one unless epsilon_high is set.")
+    epsilon_high: float | None = setting(None, "Upper clip (DAPO recommends 0.28). For cispo the absolute cap of the weight (5.0, say).")
+    delta: float | None = setting(None, "Two-sided clipping: the ratio is capped at delta also where the advantage is negative (INTELLECT-2).")
+    importance_sampling_level: str | None = setting(None, "'token' or 'sequence' (GSPO). Default: what the loss type says.")
+    sapo_temperature_neg: float = setting(1.05, "SAPO's gate temperature for negative advantages.")
+    sapo_temperature_pos: float = setting(1.0, "SAPO's gate temperature for positive advantages.")
+    vespo_k_pos: float = setting(2.0, "VESPO's power of the sequence weight, positive advantages.")
+    vespo_lambda_pos: float = setting(3.0, "VESPO's decay of the sequence weight, positive advantages.")
+    vespo_k_neg: float = setting(3.0, "VESPO's power of the sequence weight, negative advantages.")
+    vespo_lambda_neg: float = setting(2.0, "VESPO's decay of the sequence weight, negative advantages.")
+    off_policy_mask_threshold: float | None = setting(
+        None, "Drop the policy term of a completion with negative advantage whose mean log-ratio to its sampler exceeds this (DeepSeek-V3.2)."
+    )
+    scale_rewards: Any = setting("group", "Divide advantages by the standard deviation of the 'group', the 'batch', or 'none' (Dr. GRPO).")
+    multi_objective_aggregation: str = setting(
+        "sum_then_normalize", "Or 'normalize_then_sum': each reward is normalised within its group first (GDPO)."
+    )
+    mask_truncated_completions: bool = setting(False, "Completions cut at max_completion_length teach nothing and leave the token counts.")
+    top_entropy_quantile: float = setting(
+        1.0, "Train the policy term on this share of tokens with the highest entropy, over the whole window. 1.0 is all."
+    )
+    entropy_coef: float = setting(
+        0.0, "Weight of an entropy bonus, for every loss type a mean over the tokens whose policy term is trained (top_entropy_quantile)."
+    )
+    use_adaptive_entropy: bool = setting(False, "Let the coefficient rise while entropy is below entropy_target and fall above it.")
+    entropy_coef_min: float = setting(0.0, "Lower bound of the adaptive coefficient.")
+    entropy_coef_max: float = setting(1.0, "Upper bound of the adaptive coefficient.")
+    entropy_coef_delta: float = setting(0.005, "How far the adaptive coefficient moves per optimizer step.")
+    entropy_target: float = setting(0.2, "Entropy in nats per token that the adaptive coefficient aims for.")
+
+    @property
+    def holds_reference(self) -> bool:
+        return bool(self.beta)
+
+    @property
+    def knows_gradient(self) -> bool:
+        kl_in_loss = self.beta != 0 and self.kl_estimator != "k1_in_reward"
+        by_entropy = self.entropy_coef != 0 or self.use_adaptive_entropy or self.top_entropy_quantile < 1
+        return super().knows_gradient and not kl_in_loss and not by_entropy
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        objective = find_objective(self.loss_type)
+        if self.importance_sampling_level is None:
+            self.importance_sampling_level = "sequence" if objective.per_sequence else "token"
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)!r}: use one of {', '.join(map(repr, known))}")
+        if self.loss_type == "gspo" and self.importance_sampling_level == "token":
+            raise UserError(
+                "loss_type='gspo' means importance_sampling_level='sequence'; leave the level out, or use loss_type='grpo' for token ratios"
+            )
+        if self.loss_type in ("sapo", "vespo", "cispo") and self.delta is not None:
+            raise UserError(f"delta has no meaning for loss_type={self.loss_type!r}, which does not clip that way; leave it out")
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            logger.warning("loss_type='cispo' without epsilon_high: weights are capped at epsilon=%g, as in TRL; 5.0 is usual", self.epsilon)
+        if not 0 < self.top_entropy_quantile <= 1:
+            raise UserError(f"top_entropy_quantile={self.top_entropy_quantile}: a share of tokens, above 0 and at most 1")
+        if self.use_adaptive_entropy and not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
+            raise UserError(
+                f"entropy_coef={self.entropy_coef} must lie between entropy_coef_min={self.entropy_coef_min} and entropy_coef_max={self.entropy_coef_max}"
+            )
+        if self.beta < 0:
+            raise UserError(f"beta={self.beta}: a negative weight would push the policy away from its reference; set it to 0 or more")
+        if self.kl_estimator == "k1_in_reward" and self.multi_objective_aggregation == "normalize_then_sum":
+            raise UserError(
+                "kl_estimator='k1_in_reward' makes the KL one of the rewards, and multi_objective_aggregation='normalize_then_sum' would divide it by "
+                "its own deviation, so that beta means nothing; use 'k2' or 'k3', or 'sum_then_normalize'"
+            )
+        if self.sync_ref_model and not self.beta:
+            raise UserError("sync_ref_model moves a reference, but beta=0.0 uses none; set beta, or leave sync_ref_model out")
 
 
 class GRPOTrainer(OnlineTrainer):
@@ -107,131 +206,101 @@ class GRPOTrainer(OnlineTrainer):
             delta=args.entropy_coef_delta,
             target=args.entropy_target,
         )
-        self._entropy_of_step = [0.0, 0.0]  # sum over trained tokens and their count, of this process, since the last update
-        self._window_rows: list[Row] = []  # of the update in progress, of this process, those without a gradient too
-        self._threshold: torch.Tensor | None = None  # entropy above which the policy term of tokens is trained; None: of all
-        self._undecided = 0  # tokens of the update in progress that reach it, over all processes
 
     @property
     def kl_in_reward(self) -> bool:
         return self.args.kl_estimator == "k1_in_reward"
 
-    # A rollout becomes rows
+    # Advantages
 
-    def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
-        mask_truncated = self.args.mask_truncated_completions
-        rows = rows_of(groups, lambda completion: not (mask_truncated and completion.is_truncated))
-        self.freeze(rows, old=not self.args.on_policy or (self.kl_in_reward and self.reference is not None))
-        lengths = self._compare(groups, rows)
-        if self.args.on_policy:
-            for row in rows:
-                row.old_logps = None  # one update per rollout: the new ones, detached, so the ratio is exactly 1
-        self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
-        return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
-
-    def _compare(self, groups: list[tuple[int, Group]], rows: list[Row]) -> list[list[int]]:
-        """Set every row's advantage, from the scores of all processes; return all groups' trained lengths."""
-        names, weights = list(self.rubric.names), list(self.rubric.weights)
-        scores = {(number, i): _scores_of(completion, names) for number, group in groups for i, completion in enumerate(group.completions)}
-        if self.kl_in_reward and self.args.beta:
-            weights.append(-self.args.beta)  # one more reward, so that the penalty is inside the group's baseline
-            for row in rows:
-                given = scores[row.group, row.index]
-                given.append(None if all(score is None for score in given) else _k1_of(row))  # a penalty alone is no score
-        everyone, places, lengths = gathered(rows, [scores[row.group, row.index] for row in rows], self.args.device)
-        compared = advantages(
-            everyone,
-            [len(group) for group in lengths],
-            weights=weights,
-            scale_rewards=self.args.scale_rewards,
-            aggregation=self.args.multi_objective_aggregation,  # type: ignore[arg-type]
-        )
-        by_row = dict(zip(places, compared.advantages.tolist(), strict=True))
-        for row in rows:
-            row.advantage = by_row[row.group, row.index]
-        return lengths
-
-    # An update's normaliser
-
-    def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
-        """A row whose gradient is exactly 0 is left out of the forward, never out of the counts."""
-        weighted = super().row_weights(chosen)
-        self._window_rows = [row for row, _ in weighted]
-        if self._every_row_has_a_gradient:
-            return weighted
-        return [(row, weight) for row, weight in weighted if row.advantage != 0.0]
+    def is_trained(self, completion: Completion) -> bool:
+        return not (self.args.mask_truncated_completions and completion.is_truncated)
 
     @property
-    def _every_row_has_a_gradient(self) -> bool:
-        return (self.args.beta != 0 and not self.kl_in_reward) or self.args.entropy_coef != 0 or self.args.use_adaptive_entropy
+    def needs_old_logps(self) -> bool:
+        return self.kl_in_reward and self.reference is not None
+
+    def scores(self, completions: list[Completion], rows: list[Row]) -> list[list[float | None]]:
+        """With the KL in the reward as one more score, so that it is inside the group's baseline; a KL alone is no score."""
+        assert self.rubric is not None
+        given = [_scores_of(completion, self.rubric.names) for completion in completions]
+        if not (self.kl_in_reward and self.args.beta):
+            return given
+        return [[*scores, None if all(score is None for score in scores) else _k1_of(row)] for scores, row in zip(given, rows, strict=True)]
+
+    def advantages(self, scores: list[list[float | None]], sizes: list[int]) -> torch.Tensor:
+        assert self.rubric is not None
+        return advantages(
+            scores,
+            sizes,
+            weights=[*self.rubric.weights, *([-self.args.beta] if self.kl_in_reward and self.args.beta else [])],
+            scale_rewards=self.args.scale_rewards,
+            aggregation=self.args.multi_objective_aggregation,  # type: ignore[arg-type]
+        ).advantages
+
+    # An update
 
     def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
-        self._between_updates()
-        batches = super().window(micro_steps)
-        self._threshold, self._undecided = None, self.num_tokens
-        if self.args.top_entropy_quantile < 1:
-            entropies = self._entropies()
-            self._threshold = entropy_threshold(entropies, self.args.top_entropy_quantile)
-            self._undecided = int((entropies >= self._threshold).sum())
-        return batches
-
-    def _between_updates(self) -> None:
-        """Once per optimizer step the entropy coefficient moves, and is noted."""
-        parts = gather_json(self._entropy_of_step, self.args.device)
-        total, count = (sum(part[i] for part in parts) for i in (0, 1))
-        self._entropy_of_step = [0.0, 0.0]
-        if count:
-            self.entropy.update(total / count)
+        self.entropy.step(gather_json(self.entropy.seen, self.args.device))
         if self.args.use_adaptive_entropy or self.entropy.coef:
             self.metrics.note("entropy_coef", self.entropy.coef)
+        return super().window(micro_steps)
 
-    def _entropies(self) -> torch.Tensor:
-        """(N,) of all trained tokens of the update, on all processes (TRL: of a micro-batch)."""
-        values: list[float] = []
+    def has_gradient(self, row: Row) -> bool:
+        by_kl = self.args.beta != 0 and not self.kl_in_reward
+        return by_kl or self.args.entropy_coef != 0 or self.args.use_adaptive_entropy or row.advantage != 0.0
+
+    def describe_update(self, rows: list[Row], num_tokens: int) -> PolicyUpdate:
+        """With `top_entropy_quantile`: which entropy is high, over all trained tokens of the update (TRL: of a micro-batch)."""
+        if self.args.top_entropy_quantile == 1:
+            return PolicyUpdate(num_tokens, None, num_tokens)
+        mine: list[float] = []
         with self.frozen(self.model_wrapped) as module:
-            for batch in self.micro_batches(self._window_rows, [0.0] * len(self._window_rows)):
+            for batch in self.micro_batches(rows):
                 entropy = self.logprobs(module, batch.stream, self.sampling.temperature).entropy
-                values += entropy[batch.mask].tolist()
-        everyone = [value for part in gather_json(values, self.args.device) for value in part]
-        return torch.tensor(everyone, device=self.args.device)
+                mine += entropy[batch.mask].tolist()
+        entropies = torch.tensor([value for part in gather_json(mine, self.args.device) for value in part], device=self.args.device)
+        threshold = entropy_threshold(entropies, self.args.top_entropy_quantile)
+        return PolicyUpdate(num_tokens, threshold, int((entropies >= threshold).sum()))
 
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        bonus = bool(self.entropy.current)
-        expected = self.expected_policy_grad(batch) if self._threshold is None and not bonus else None
+        update, bonus = batch.update, bool(self.entropy.current)
+        assert update is not None
+        threshold = update.entropy_threshold
+        expected = self.expected_policy_grad(batch) if threshold is None and not bonus else None
         answer = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus, expected_grad=expected)
         logps, entropy = answer.logps, answer.entropy  # (B, T) each; never (B, T, V)
-        undecided = None if self._threshold is None else high_entropy_mask(entropy, batch.mask, self._threshold)  # (B, T)
-        terms = self.terms(batch, logps, undecided)
-        loss = self.share_of(batch, terms.per_token)
-        mask = batch.mask if undecided is None else undecided
+        policy_mask = None if threshold is None else high_entropy_mask(entropy, batch.mask, threshold)  # (B, T)
+        terms = self.terms(batch, logps, policy_mask)
+        loss = self.weighted_sum(batch, terms.per_token)
+        mask = batch.mask if policy_mask is None else policy_mask
         if bonus:
-            loss = loss + entropy_bonus(entropy, mask, coef=self.entropy.current, num_tokens=self._undecided) * self.args.world_size
+            loss = loss + entropy_bonus(entropy, mask, coef=self.entropy.current, num_tokens=update.num_policy_tokens) * self.args.world_size
         self.note_update(batch, logps, entropy, terms)
         if self.args.use_adaptive_entropy:
-            total, count = self._entropy_of_step
-            self._entropy_of_step = [total + float((entropy.detach() * mask).sum()), count + float(mask.sum())]
+            self.entropy.see(entropy, mask)
         return loss
 
     def notes(self) -> Callable[[], None]:
-        before, take_back = self._entropy_of_step, super().notes()
+        seen, rollback = self.entropy.seen, super().notes()
 
-        def take_all_back() -> None:
-            self._entropy_of_step = before
-            take_back()
+        def rollback_all() -> None:
+            self.entropy.seen = seen
+            rollback()
 
-        return take_all_back
+        return rollback_all
 
     # Resuming
 
     def state_to_resume(self) -> dict[str, Any]:
-        return super().state_to_resume() | {"entropy": self.entropy.state_dict(), "entropy_of_step": self._entropy_of_step}
+        return super().state_to_resume() | {"entropy": self.entropy.state_dict()}
 
     def load_state_to_resume(self, state: dict[str, Any]) -> None:
         super().load_state_to_resume(state)
-        self.entropy.load_state_dict(state["entropy"])
-        self._entropy_of_step = state["entropy_of_step"]
+        older = {"seen": state["entropy_of_step"]} if "entropy_of_step" in state else {}  # where it stood once
+        self.entropy.load_state_dict(older | state["entropy"])
 
 
 def _scores_of(completion: Completion, names: list[str]) -> list[float | None]:

@@ -2,9 +2,9 @@
 completion will still earn; a token's advantage is by how much it turned out better (GAE).
 
     r_t = -kl_coef * KL_t, and the score at the last token            A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k})
-    loss = mean over tokens of -min(w_t A_t, clip(w_t, 1 - c, 1 + c) A_t) + vf_coef * 1/2 max((V_t - R_t)^2, (V_t held near its old value - R_t)^2)
+    loss = mean over tokens of -min(w_t A_t, clip(w_t, 1 - c, 1 + c) A_t) + vf_coef * 1/2 max((V_t - R_t)^2, (V_t clamped near its old value - R_t)^2)
 
-The values are a head on the policy's own backbone, computed in the same forward, or a model of their own. A completion that was cut is
+The values are a head on the policy's own backbone, computed in the same forward, or a model of their own. A truncated completion is
 followed by the value of what would have come; one that ended is followed by nothing.
 """
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_model as load_tensors_into
@@ -31,22 +32,116 @@ from posttrain.models.head import base_model
 from posttrain.models.heads import VALUE_HEAD, add_value_head, load_reward_model, make_scores, reward_model, without_submodule
 from posttrain.models.precision import make_trainable
 from posttrain.rewards import Rubric
-from posttrain.trainers.core.config import as_config, refuse
+from posttrain.trainers.core.config import as_config, refuse, setting, settings
 from posttrain.trainers.core.fingerprint import Fingerprint, of_weights
 from posttrain.trainers.core.ranks import gather_json
+from posttrain.trainers.online.config import OnlineConfig
 from posttrain.trainers.online.environment import as_environment
-from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, gathered, rows_of
+from posttrain.trainers.online.rows import PolicyBatch, Row
 from posttrain.trainers.online.trainer import OnlineTrainer
-from posttrain.trainers.ppo_config import PPOConfig
-from posttrain.types import Completion, Group
-
-__all__ = ["PPOConfig", "PPOTrainer"]
+from posttrain.types import Completion
 
 VALUES = "value.safetensors"  # within a checkpoint: the value head or model
 _REFUSED = {
     "ref_model": "the reference is the model as it is when training starts (its adapters off, or a frozen copy); leave it out",
     "data_collator": "streams are packed without padding; leave it out",
 }
+
+_ENDS = "every end-of-sequence token of the model ends a completion; add others with generation_kwargs={'stop_token_ids': [...]}"
+_DERIVED = "it follows from per_device_train_batch_size, gradient_accumulation_steps and num_mini_batches; leave it out"
+_ADAPTER = "the reference is the model without its adapter; leave it out"
+
+
+@settings
+@dataclass
+class PPOConfig(OnlineConfig):
+    """A rollout has per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches completions on each device; every mini-batch
+    is one optimizer step, num_ppo_epochs times."""
+
+    refused: ClassVar[dict[str, tuple[Any, str]]] = {
+        **OnlineConfig.refused,
+        "response_length": (None, "it is called max_completion_length here, as in the other trainers"),
+        "stop_token": (None, _ENDS),
+        "stop_token_id": (None, _ENDS),
+        "total_episodes": (None, "set max_steps or num_train_epochs, as in the other trainers"),
+        "local_rollout_forward_batch_size": (64, "max_tokens_per_micro_batch says how much goes through the model at once; leave it out"),
+        "num_sample_generations": (10, "every completion is in the record; log_completions prints some"),
+        "reward_model_path": (None, "give the directory as reward_model to PPOTrainer, or in a recipe as an entry of the rubric"),
+        "sft_model_path": (None, "give the directory as model to PPOTrainer"),
+        "exp_name": (None, "name the run with output_dir"),
+        "model_adapter_name": (None, _ADAPTER),
+        "ref_adapter_name": (None, _ADAPTER),
+        "batch_size": (None, _DERIVED),
+        "local_batch_size": (None, _DERIVED),
+        "mini_batch_size": (None, _DERIVED),
+        "local_mini_batch_size": (None, _DERIVED),
+        "micro_batch_size": (None, _DERIVED),
+        "num_total_batches": (None, _DERIVED),
+    }
+    lowest: ClassVar[dict[str, float]] = {
+        **{"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "cliprange": 0, "cliprange_value": 0, "vf_coef": 0},
+        **OnlineConfig.lowest,
+    }
+    fewest_generations = 1
+    why_so_many = "a prompt needs a completion"
+
+    learning_rate: float = setting(3e-6, "AdamW's learning rate.")
+    value_learning_rate: float | None = setting(
+        None,
+        "That of the value head or model. Default: learning_rate, which is slow for a new head: it has to reach the size of the returns. A hundred "
+        "times learning_rate suits a head.",
+    )
+    num_generations: int = setting(1, "G, the completions drawn for each prompt. 1 is usual: the value model is the baseline.")
+    temperature: float = setting(0.7, "Divides the logits in sampling and in training.")
+    num_ppo_epochs: int = setting(4, "How often a rollout is trained on.")
+    num_mini_batches: int = setting(1, "Optimizer steps that one pass over a rollout is divided into.")
+    value_model_path: str | None = setting(
+        None, "A model of its own for the values: a reward model or language model by name or directory. Default: a head on the policy's backbone."
+    )
+    kl_coef: float = setting(0.05, "What a nat of log-ratio to the reference costs at each token, in reward. 0 needs no reference.")
+    kl_estimator: str = setting("k1", "'k1': log p - log ref, unbiased. 'k3': exp(log ref - log p) - 1 + (log p - log ref), never negative.")
+    cliprange: float = setting(0.2, "Clip of a token's ratio on both sides.")
+    cliprange_value: float = setting(0.2, "How far a value may move from the frozen one before its loss stops helping.")
+    vf_coef: float = setting(0.1, "Weight of the value loss.")
+    gamma: float = setting(1.0, "Discount per token.")
+    lam: float = setting(0.95, "GAE's lambda: 1 is the whole return against the value, 0 one token against the next value.")
+    whiten_rewards: bool = setting(False, "Divide the rewards of tokens by their standard deviation over the rollout.")
+    missing_eos_penalty: float | None = setting(None, "Taken from the score of a truncated completion.")
+    bootstrap_truncated: bool = setting(
+        True, "After a truncated completion, count the value of what would have come. Off: truncation is an end like any other, as in TRL."
+    )
+
+    @property
+    def holds_reference(self) -> bool:
+        return bool(self.kl_coef)
+
+    def __post_init__(self) -> None:
+        if self.num_iterations not in (1, self.num_ppo_epochs):
+            raise UserError("num_iterations is called num_ppo_epochs in PPO; set only that")
+        self.num_iterations = self.num_ppo_epochs
+        self._resolve_mini_batches()
+        super().__post_init__()
+        if self.kl_estimator not in ("k1", "k3"):
+            raise UserError(f"kl_estimator={self.kl_estimator!r}: use 'k1' or 'k3'")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)}: it lies between 0 and 1")
+        if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
+            raise UserError(f"missing_eos_penalty={self.missing_eos_penalty}: it is taken from the score, so give a positive number")
+        if self.zero_signal_groups != "keep":
+            raise UserError(
+                f"zero_signal_groups={self.zero_signal_groups!r}: PPO compares a completion with its value, not with its siblings; leave it at 'keep'"
+            )
+        if self.sync_ref_model and not self.kl_coef:
+            raise UserError("sync_ref_model moves a reference, but kl_coef=0.0 uses none; set kl_coef, or leave sync_ref_model out")
+
+    def _resolve_mini_batches(self) -> None:
+        steps = self.gradient_accumulation_steps * self.num_mini_batches
+        if self.steps_per_generation not in (None, steps):
+            raise UserError(
+                f"steps_per_generation={self.steps_per_generation}, but gradient_accumulation_steps x num_mini_batches = {steps}; set num_mini_batches only"
+            )
+        self.steps_per_generation = steps
 
 
 class PPOTrainer(OnlineTrainer):
@@ -142,50 +237,43 @@ class PPOTrainer(OnlineTrainer):
             scores = self._value_scores(self.values, stream)
         return answer._replace(values=scores.states, last_values=scores.last)
 
-    def _freeze_policy(self, rows: list[Row]) -> list[float]:
-        """Old log-probs and values into the rows; returns the value of the state after each row's last token."""
-        last: dict[tuple[int, int], float] = {}
+    # Advantages
+
+    def is_trained(self, completion: Completion) -> bool:
+        return completion.reward is not None
+
+    def precompute_old_logps(self, rows: list[Row]) -> None:
+        """With the values, of the same forward."""
+        found: dict[tuple[int, int], tuple[list[float], list[float], float]] = {}
         with self.frozen(self.model_wrapped) as module:
-            for batch in self.micro_batches(rows, [0.0] * len(rows)):
+            for batch in self.micro_batches(rows):
                 answer = self.answer(module, batch.stream)
                 assert answer.values is not None
                 assert answer.last_values is not None
                 columns = (answer.logps.tolist(), answer.values.tolist(), answer.last_values.tolist())
-                for row, logps, values, final in zip(batch.rows, *columns, strict=True):
-                    row.old_logps, row.old_values = logps[: len(row.token_ids)], values[: len(row.token_ids)]
-                    last[row.group, row.index] = final
-        return [last[row.group, row.index] for row in rows]
+                for row, logps, values, last in zip(batch.rows, *columns, strict=True):
+                    found[row.group, row.index] = logps[: len(row.token_ids)], values[: len(row.token_ids)], last
+        for row in rows:
+            row.old_logps, row.old_values, row.last_value = found[row.group, row.index]
 
-    # A rollout becomes rows
+    @property
+    def needs_old_logps(self) -> bool:
+        return True
 
-    def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
-        completions = [completion for _, group in groups for completion in group.completions]
-        rows = rows_of(groups, lambda completion: completion.reward is not None)
-        with self.metrics.timed("time/freeze"):
-            self.freeze(rows, old=False)
-            last_values = self._freeze_policy(rows)
-        self._credit(rows, completions, last_values)
-        _, _, lengths = gathered(rows, [None] * len(rows), self.args.device)
-        if self.args.on_policy:
-            for row in rows:
-                row.old_logps = None  # one update per rollout: the new ones, detached, so the ratio is exactly 1
-        self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
-        return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
-
-    def _credit(self, rows: list[Row], completions: list[Completion], last_values: list[float]) -> None:
+    def set_advantages(self, rows: list[Row], completions: list[Completion], scores: list[Any], lengths: list[list[int]]) -> None:
         """Advantages and returns of every token. float64; what is whitened is whitened over all processes."""
         args = self.args
         T = max((len(row.token_ids) for row in rows), default=0)
         mask = _table([row.trained for row in rows], T).bool()  # (B, T)
         values = _table([row.old_values or [] for row in rows], T)
-        scores = torch.tensor([self._score_of(completion) for completion in completions], dtype=torch.float64)  # (B,)
-        final = torch.tensor(last_values, dtype=torch.float64)
+        earned = torch.tensor([self._score_of(completion) for completion in completions], dtype=torch.float64)  # (B,)
+        final = torch.tensor([row.last_value for row in rows], dtype=torch.float64)
         goes_on = torch.tensor([args.bootstrap_truncated and completion.is_truncated for completion in completions], dtype=torch.bool)
         kl = torch.zeros_like(values)
         if self.reference is not None:
             kl = KL_ESTIMATORS[args.kl_estimator](_table([row.old_logps or [] for row in rows], T), _table([row.ref_logps or [] for row in rows], T))
-        rewards = token_rewards(scores, kl, mask, args.kl_coef)
-        self._note_credit(scores, rewards, mask)
+        rewards = token_rewards(earned, kl, mask, args.kl_coef)
+        self._note_rewards(earned, rewards, mask)
         if args.whiten_rewards:
             rewards = whitened(rewards, mask, self._moments(rewards, mask), shift_mean=False)
         advantages, returns = generalised_advantages(rewards, values, mask, torch.where(goes_on, final, 0.0), gamma=args.gamma, lam=args.lam)
@@ -207,7 +295,7 @@ class PPOTrainer(OnlineTrainer):
         errors, spread = self._moments(returns - values, mask), self._moments(returns, mask)
         return (1 - errors.variance / spread.variance, 1.0) if spread.variance else (0.0, 1.0)
 
-    def _note_credit(self, scores: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor) -> None:
+    def _note_rewards(self, scores: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor) -> None:
         trained = mask.any(dim=1)
         total, score = rewards.sum(dim=1)[trained].sum(), scores[trained].sum()
         count = float(trained.sum())
@@ -228,7 +316,7 @@ class PPOTrainer(OnlineTrainer):
         for name, tensor in (("policy_loss", terms.per_token), ("value_loss", errors), ("value/mean", answer.values * batch.mask)):
             self.metrics.note(name, tensor.detach().sum(), count)
         self.metrics.note("value/clip_ratio", held.sum(), count)
-        return self.share_of(batch, terms.per_token + self.args.vf_coef * errors)
+        return self.weighted_sum(batch, terms.per_token + self.args.vf_coef * errors)
 
     def _zero_loss(self, model: nn.Module) -> torch.Tensor:
         answer = self.answer(model, pack([PackItem([0], [[0]])]).to(self.args.device))

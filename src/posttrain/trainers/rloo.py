@@ -21,9 +21,9 @@ from posttrain.losses.rloo import leave_one_out
 from posttrain.trainers.core.config import as_config, refuse, setting, settings
 from posttrain.trainers.online.config import OnlineConfig
 from posttrain.trainers.online.environment import as_environment
-from posttrain.trainers.online.rows import GenerationBatch, PolicyBatch, Row, Slice, gathered, rows_of
+from posttrain.trainers.online.rows import PolicyBatch, Row
 from posttrain.trainers.online.trainer import OnlineTrainer
-from posttrain.types import Group
+from posttrain.types import Completion
 
 _REFUSED = {
     "rollout_func": "write an environment (env=), or an Engine (posttrain.types.Engine), instead of a rollout function",
@@ -43,9 +43,9 @@ class RLOOConfig(OnlineConfig):
     epsilon: float = setting(0.2, "Lower clip of a completion's ratio, and the upper one unless epsilon_high is set.")
     epsilon_high: float | None = setting(None, "Upper clip.")
     normalize_advantages: bool = setting(False, "Standardise advantages over the whole rollout.")
-    reward_clip_range: list[float] | None = setting(None, "[low, high]: rewards are held within it, before the reference's part.")
+    reward_clip_range: list[float] | None = setting(None, "[low, high]: rewards are clamped to it, before the reference's part.")
     mask_truncated_completions: bool = setting(
-        False, "Completions cut at max_completion_length teach nothing; they stay in their siblings' baseline."
+        False, "Completions truncated at max_completion_length teach nothing; they stay in their siblings' baseline."
     )
 
     @property
@@ -108,22 +108,22 @@ class RLOOTrainer(OnlineTrainer):
         self.options = PolicyOptions(epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high, kl_estimator="k1")
         self.use_reference(needed=self.args.beta != 0)
 
-    def learn_from(self, groups: list[tuple[int, Group]]) -> GenerationBatch:
-        rows = rows_of(groups, lambda completion: not (self.args.mask_truncated_completions and completion.is_truncated))
-        self.freeze(rows, old=not self.args.on_policy or self.reference is not None)
-        given = [completion.reward for _, group in groups for completion in group.completions]
-        rewards = [None if reward is None else self._held(reward) - self._distance(row) for reward, row in zip(given, rows, strict=True)]
-        everyone, places, lengths = gathered(rows, rewards, self.args.device)
-        table = torch.tensor([torch.nan if reward is None else reward for reward in everyone], dtype=torch.float64)
-        compared = leave_one_out(table, [len(group) for group in lengths], normalize=self.args.normalize_advantages)
-        by_row = dict(zip(places, compared.tolist(), strict=True))
-        for row in rows:
-            row.advantage = by_row[row.group, row.index]
-            row.old_logps = None if self.args.on_policy else row.old_logps  # one update per rollout: the new ones, detached
-        self.record.groups(self.state.global_step + 1, groups, rows, self.tokenizer.decode, self.args.device)
-        return GenerationBatch(rows, lengths, slices=self.args.steps_per_generation)  # type: ignore[arg-type]
+    def is_trained(self, completion: Completion) -> bool:
+        return not (self.args.mask_truncated_completions and completion.is_truncated)
 
-    def _held(self, reward: float) -> float:
+    @property
+    def needs_old_logps(self) -> bool:
+        return self.reference is not None
+
+    def scores(self, completions: list[Completion], rows: list[Row]) -> list[float | None]:
+        given = [completion.reward for completion in completions]
+        return [None if reward is None else self._clamped(reward) - self._distance(row) for reward, row in zip(given, rows, strict=True)]
+
+    def advantages(self, scores: list[float | None], sizes: list[int]) -> torch.Tensor:
+        table = torch.tensor([torch.nan if reward is None else reward for reward in scores], dtype=torch.float64)
+        return leave_one_out(table, sizes, normalize=self.args.normalize_advantages)
+
+    def _clamped(self, reward: float) -> float:
         if self.args.reward_clip_range is None:
             return reward
         low, high = self.args.reward_clip_range
@@ -136,13 +136,12 @@ class RLOOTrainer(OnlineTrainer):
         old, ref, mask = (torch.tensor([values], dtype=torch.float64) for values in (row.old_logps, row.ref_logps, row.trained))
         return self.args.beta * float(k1_penalty(old, ref, mask))
 
-    def row_weights(self, chosen: list[Slice]) -> list[tuple[Row, float]]:
-        """A row whose gradient is exactly 0 is left out of the forward, never out of the counts."""
-        return [(row, weight) for row, weight in super().row_weights(chosen) if row.advantage != 0.0]
+    def has_gradient(self, row: Row) -> bool:
+        return row.advantage != 0.0
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
         expected = self.expected_policy_grad(batch)
         logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, expected_grad=expected)[:2]  # (B, T)
         terms = self.terms(batch, logps)
         self.note_update(batch, logps, entropy, terms)
-        return self.share_of(batch, terms.per_token)
+        return self.weighted_sum(batch, terms.per_token)

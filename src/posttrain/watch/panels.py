@@ -55,6 +55,7 @@ LEARNS, HEALTH, COST, OTHER = SECTIONS = ("Does it learn?", "Is it healthy?", "W
 PANELS = (
     Panel("Reward", "Mean over every completion that was drawn, also of groups that were dropped afterwards.", (Line("reward", "reward"),)),
     Panel("Reward by component", "Mean of each component, unweighted, over the completions it scored.", (Line("rewards/*/mean"),)),
+    Panel("Spread by component", "Standard deviation of each component over the completions it scored.", (Line("rewards/*/std"),)),
     Panel("Solved", "Share of completions that the verifying rewards call right.", (Line("solved", "solved"),), unit="%"),
     Panel(
         "Groups with a signal",
@@ -114,6 +115,8 @@ PANELS = (
             Line("clip_ratio/region_mean", "all"),
             Line("clip_ratio/low_mean", "below"),
             Line("clip_ratio/high_mean", "above"),
+            Line("clip_ratio/low_min", "below, least of a completion", is_detail=True),
+            Line("clip_ratio/high_max", "above, most of a completion", is_detail=True),
             Line("cispo_clip_ratio", "capped"),
         ),
         HEALTH,
@@ -137,6 +140,8 @@ PANELS = (
             Line("completions/mean_terminated_length", "ended"),
             Line("completions/min_length", "shortest", is_detail=True),
             Line("completions/max_length", "longest", is_detail=True),
+            Line("completions/min_terminated_length", "shortest that ended", is_detail=True),
+            Line("completions/max_terminated_length", "longest that ended", is_detail=True),
         ),
         HEALTH,
     ),

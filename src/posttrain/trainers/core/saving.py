@@ -77,6 +77,9 @@ class SavingTrainer(Trainer):
         assert isinstance(self.model, torch.nn.Module)
         return {"model_weights": of_weights(self.model)}
 
+    def close(self) -> None:
+        """Called when a training ends, however it ends."""
+
     def plan(self) -> str:
         """One line: what a step consists of."""
         return f"{self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size} rows per step"
@@ -219,6 +222,7 @@ class SavingTrainer(Trainer):
                 + (f"{last.name} is whole" if last else "no checkpoint exists yet")
             ) from error
         finally:
+            self.close()
             self.interrupt.restore()
             self.view.close()
             self.recorder.close()

@@ -38,6 +38,7 @@ class Row:
     token_advantages: list[float] | None = None  # where every token has its own (PPO); None: `advantage` holds for all of them
     returns: list[float] | None = None  # what the values of the states before each token are trained towards; None: there are no values
     old_values: list[float] | None = None  # frozen before the first update; None: there are no values
+    last_value: float = 0.0  # of the state after the last token
     recorded_at: int = 0  # the step of the record that it was collected for,
     recorded_group: int = 0  # and the number of its group there
 
@@ -75,7 +76,7 @@ class GenerationBatch:
 
     def next_slice(self) -> Slice:
         """The rows of the next micro-step; starts again after the last slice (num_iterations)."""
-        order = [(group, index) for group, lengths in enumerate(self.lengths) for index in range(len(lengths))]
+        order = places(self.lengths)
         at = self.used % self.slices
         self.used += 1
         chosen = order[at * len(order) // self.slices : (at + 1) * len(order) // self.slices]
@@ -114,16 +115,21 @@ def rows_of(groups: list[tuple[int, Group]], is_trained: Callable[[Completion], 
     ]
 
 
-def gathered(rows: list[Row], values: list[Any], device: torch.device) -> tuple[list[Any], list[tuple[int, int]], list[list[int]]]:
-    """One value (JSON) for each row of this process -> those of all rows of all processes in order, the rows' places (group, index) and
-    the trained lengths of each group. Collective: every process calls it."""
+def gathered(rows: list[Row], values: list[Any], device: torch.device) -> tuple[list[Any], list[list[int]]]:
+    """One value (JSON) for each row of this process -> those of all rows of all processes in order, and the trained lengths of each group.
+    Collective: every process calls it."""
     mine = [[row.group, row.index, row.length, value] for row, value in zip(rows, values, strict=True)]
     everyone = sorted((entry for part in gather_json(mine, device) for entry in part), key=lambda entry: entry[:2])
     lengths: dict[int, list[int]] = {}
     for number, _, length, _ in everyone:
         lengths.setdefault(number, []).append(length)
     assert list(lengths) == list(range(len(lengths))), "groups are numbered without gaps"
-    return [entry[3] for entry in everyone], [(entry[0], entry[1]) for entry in everyone], list(lengths.values())
+    return [entry[3] for entry in everyone], list(lengths.values())
+
+
+def places(lengths: list[list[int]]) -> list[tuple[int, int]]:
+    """(group, index within it) of every completion, in order."""
+    return [(group, index) for group, rows in enumerate(lengths) for index in range(len(rows))]
 
 
 def weighted_rows(chosen: list[Slice], objective: Objective, *, max_completion_length: int) -> list[tuple[Row, float]]:
@@ -139,15 +145,33 @@ def weighted_rows(chosen: list[Slice], objective: Objective, *, max_completion_l
     return weighted
 
 
+@dataclass(frozen=True)
+class PolicyUpdate:
+    """What the micro-batches of one update have in common, over all processes."""
+
+    num_tokens: int  # trained tokens
+    entropy_threshold: torch.Tensor | None = None  # the policy term counts for tokens of at least this entropy; None: for all
+    num_policy_tokens: int = 0  # tokens for which it counts
+
+
 class PolicyBatch(MicroBatch):
     """A stream of rows with what a policy objective needs. B rows, T longest completion; B and T are the stream's.
 
     Log-probs and advantages are float32 (`dtype`), or float64 for a model that is.
     """
 
-    def __init__(self, parts: list[PackItem], rows: list[Row], weights: list[float], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        parts: list[PackItem],
+        rows: list[Row],
+        weights: list[float],
+        device: torch.device,
+        dtype: torch.dtype,
+        update: PolicyUpdate | None = None,
+    ) -> None:
         super().__init__(parts, device)
-        self._of = lambda items: PolicyBatch(items, rows, weights, device, dtype)
+        self._of = lambda items: PolicyBatch(items, rows, weights, device, dtype, update)
+        self.update = update  # None: of no update, only evaluated
         ids = self.stream.row_ids.tolist()
         self.rows = [rows[i] for i in ids]  # in the stream's order
         T = self.stream.shape[1]
@@ -172,10 +196,16 @@ class PolicyBatch(MicroBatch):
 
 
 def policy_batches(
-    rows: list[Row], weights: list[float], *, max_tokens: int, device: torch.device, dtype: torch.dtype = torch.float32
+    rows: list[Row],
+    weights: list[float],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    update: PolicyUpdate | None = None,
 ) -> list[PolicyBatch]:
     """Rows (with a weight each) packed by group into streams of at most `max_tokens`, or one completion where that alone is longer."""
-    return [PolicyBatch(part, rows, weights, device, dtype) for part in split(_items(rows), max_tokens)]
+    return [PolicyBatch(part, rows, weights, device, dtype, update) for part in split(_items(rows), max_tokens)]
 
 
 def _items(rows: list[Row]) -> list[PackItem]:
