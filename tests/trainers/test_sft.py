@@ -192,7 +192,9 @@ def test_training_lowers_the_loss_and_raises_the_accuracy(make, data):
 
 def test_several_evaluation_sets_are_named(make):
     logs = make(PAIRS, eval_dataset={"sums": PAIRS, "texts": TEXTS}).evaluate()
-    assert set(logs) - {"epoch"} == {f"eval_{name}_{key}" for name in ("sums", "texts") for key in ("loss", "mean_token_accuracy")}
+    assert set(logs) - {"epoch"} == {
+        f"eval_{name}_{key}" for name in ("sums", "texts") for key in ("loss", "mean_token_accuracy", "entropy", "num_tokens")
+    }
 
 
 class Stream:
@@ -351,3 +353,25 @@ def test_adapters_learn_too(make):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before - 0.3
+
+
+def test_token_ids_train_as_the_text_they_were_made_of(make):
+    tokenizer = build_tokenizer()
+    texts = [{"text": f"{a}+{a}={2 * a}"} for a in range(4)]
+    tokenized = [{"input_ids": [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]} for row in texts]
+    weights = []
+    for rows in (texts, tokenized):
+        trainer = make(rows)
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert torch.equal(*weights)
+
+
+def test_iterable_datasets_are_streams(make):
+    from datasets import Dataset, IterableDataset
+
+    for dataset in (IterableDataset.from_generator(lambda: iter(PAIRS)), Dataset.from_list(PAIRS).to_iterable_dataset()):
+        trainer = make(dataset, eval_dataset={"same": dataset}, max_steps=1)
+        trainer.train()
+        logs = trainer.evaluate()
+        assert {"eval_same_loss", "eval_same_mean_token_accuracy", "eval_same_num_tokens", "eval_same_entropy"} <= logs.keys()

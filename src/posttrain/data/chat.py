@@ -164,13 +164,14 @@ def encode_example(
     completion: str | list[Message],
     *,
     stop_ids: Sequence[int] | None = None,
+    append_eos: bool = False,
     **chat_template_kwargs: Any,
 ) -> tuple[list[int], list[int]]:
     """([P], [R]) ids of a prompt and the completion to imitate, which ends with a stop token. Text after a conversation is the assistant's reply.
 
     In a conversation the completion is what the chat template writes after the prompt, up to its last stop token; text gets the tokenizer's
-    end-of-sequence token. `stop_ids`: the model's (`models.load.stop_token_ids`); None: the tokenizer's. Raises UserError when a completion
-    has no tokens or no end.
+    end-of-sequence token. `stop_ids`: the model's (`models.load.stop_token_ids`); None: the tokenizer's. append_eos: where the template writes no
+    stop token, the tokenizer's is appended. Raises UserError when a completion has no tokens or no end.
     """
     stops = all_stops(tokenizer, stop_ids)
     if isinstance(prompt, str):
@@ -181,6 +182,8 @@ def encode_example(
     before, after = split_reply(tokenizer, prompt, reply, **chat_template_kwargs)
     ids = encode_continuation(tokenizer, after)
     last = max((place for place, id in enumerate(ids) if id in stops), default=None)
+    if last is None and append_eos:
+        return token_ids(tokenizer, before), ended(ids, tokenizer)
     if last is None:
         raise UserError(no_end(tokenizer, after))
     return token_ids(tokenizer, before), ids[: last + 1]
@@ -232,5 +235,5 @@ def no_end(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
     return (
         f"the chat template does not end a reply with a stop token, so the model would never learn to stop: the reply ends {reply[-40:]!r}, "
         f"the tokenizer's end-of-sequence token is {tokenizer.eos_token!r}. Set eos_token to the token that ends a reply in the template, "
-        "or use a template that writes it"
+        "or use a template that writes it. SFT also takes append_eos=True, which puts that token behind the reply"
     )

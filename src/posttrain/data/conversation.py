@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.chat import all_stops, check_whole, encode_continuation, no_end, render, shared_beginning, split_reply, token_ids
+from posttrain.data.chat import all_stops, check_whole, encode_continuation, ended, no_end, render, shared_beginning, split_reply, token_ids
 from posttrain.data.messages import is_silenced
 from posttrain.errors import NothingToLearn, UserError
 from posttrain.types import Message
@@ -24,12 +24,14 @@ def encode_conversation(
     assistant_only: bool,
     first_turn: int = 0,
     stop_ids: Sequence[int] | None = None,
+    append_eos: bool = False,
     **chat_template_kwargs: Any,
 ) -> tuple[list[int], list[bool]]:
     """([S], [S]) ids of a whole conversation, and which of them are trained: all, or what the assistant itself would write, stop tokens included.
 
     `first_turn`: the messages before it are read only. A reply with `weight` 0 is read only, too. A tokenizer's own stop token and `stop_ids` both end
-    a reply. Raises UserError where the assistant's part cannot be told apart, or a reply has no end; NothingToLearn where no reply is trained.
+    a reply. append_eos: where the template writes no stop token, replies are trained as far as it writes them, and the tokenizer's stop token is appended
+    to the last. Raises UserError where the assistant's part cannot be told apart, or a reply has no end; NothingToLearn where no reply is trained.
     """
     stops = all_stops(tokenizer, stop_ids)
     if messages[-1]["role"] == "assistant" and len(messages) > 1:
@@ -40,6 +42,8 @@ def encode_conversation(
     silenced = [place for place, message in enumerate(messages) if is_silenced(message)]
     if not assistant_only and not silenced:
         ids = token_ids(tokenizer, whole)
+        if append_eos and not stops.intersection(ids):
+            ids = ended(ids, tokenizer)
         if not stops.intersection(ids):
             raise UserError(no_end(tokenizer, whole))
         return ids, [True] * len(ids)
@@ -49,23 +53,33 @@ def encode_conversation(
     if assistant_only and turns and set(turns) <= set(silenced):
         raise NothingToLearn("every reply has weight 0, so none of its tokens is trained; remove the row")
     ids, trained, at = [], [], 0
-    for turn, (start, end) in zip(turns, assistant_spans(tokenizer, messages, whole, stops, first_turn, **chat_template_kwargs), strict=True):
+    spans = assistant_spans(tokenizer, messages, whole, stops, first_turn, needs_end=not append_eos, **chat_template_kwargs)
+    for turn, (start, end) in zip(turns, spans, strict=True):
         for text, is_reply in ((whole[at:start], False), (whole[start:end], True)):
             piece = encode_continuation(tokenizer, text) if at or is_reply else token_ids(tokenizer, text)
             ids += piece
             trained += [turn not in silenced if is_reply else not assistant_only] * len(piece)
         at = end
+    if append_eos and ids and not whole[at:] and ids[-1] not in stops:
+        ids, trained = ended(ids, tokenizer), [*trained, turns[-1] not in silenced]
     rest = encode_continuation(tokenizer, whole[at:])
     return [*ids, *rest], [*trained, *[not assistant_only] * len(rest)]
 
 
 def assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str, stops: Collection[int], first_turn: int = 0, **kwargs: Any
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    whole: str,
+    stops: Collection[int],
+    first_turn: int = 0,
+    *,
+    needs_end: bool = True,
+    **kwargs: Any,
 ) -> list[tuple[int, int]]:
     """[start, end) in `whole` of what the assistant writes: from the opening of each reply, which is not its own, up to the stop token.
 
     A reply starts where the conversation before it, rendered with the opening, ends. It ends at the last stop token of the conversation
-    rendered up to it; where the template writes that differently later on (it drops thoughts), at the first stop token after the start.
+    rendered up to it, or without one, unless needs_end, where that conversation ends; where the template writes that differently later on (it drops thoughts), at the first stop token after the start.
     """
     marks = [str(tokenizer.decode([id])) for id in stops]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place >= first_turn]
@@ -79,8 +93,10 @@ def assistant_spans(
             end = max(ends)
         elif ends := [place + len(mark) for mark in marks if (place := whole.find(mark, start, limit)) >= 0]:
             end = min(ends)
-        else:
+        elif needs_end:
             raise UserError(no_end(tokenizer, whole[start:limit]))
+        else:
+            end = until if start < until <= limit else limit
         spans.append((start, end))
     return spans
 

@@ -17,6 +17,7 @@ from posttrain.data.convert import as_messages, maybe_convert_to_chatml
 from posttrain.data.formats import MESSAGES, PROMPT_COMPLETION, TEXT, Format, FormatCheck, is_conversational, template_keywords
 from posttrain.data.messages import is_silenced
 from posttrain.data.replies import without_repetition
+from posttrain.data.tokenized import is_tokenized, read_tokenized
 from posttrain.errors import NothingToLearn, UserError, at_row
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class ExampleOptions:
     text_field: str = "text"
     completion_only: bool | None = None  # None: where rows have prompt and completion
     assistant_only: bool = False
+    append_eos: bool = False  # where a chat template ends a reply with no stop token
 
 
 class ExampleMaker:
@@ -56,6 +58,12 @@ class ExampleMaker:
 
     def __call__(self, row: Mapping[str, Any]) -> Example:
         number = self.check.seen
+        if is_tokenized(row):
+            self.check.seen += 1
+            with at_row(number):
+                options = self.options
+                ids, trained = read_tokenized(row, completion_only=options.completion_only, assistant_only=options.assistant_only)
+                return self._cut(ids, trained, number)
         row = without_repetition(maybe_convert_to_chatml(row))
         if self.options.text_field != "text" and self.options.text_field in row:
             row = {**row, "text": row[self.options.text_field]}
@@ -79,18 +87,23 @@ class ExampleMaker:
             return ids, [True] * len(ids)
         kwargs = template_keywords(row)
         if format is MESSAGES:
-            return encode_conversation(tokenizer, row["messages"], assistant_only=options.assistant_only, stop_ids=tuple(self.stops), **kwargs)
+            only = options.assistant_only
+            return encode_conversation(
+                tokenizer, row["messages"], assistant_only=only, stop_ids=tuple(self.stops), append_eos=options.append_eos, **kwargs
+            )
         return self._encode_pair(row["prompt"], row["completion"], completion_only=options.completion_only is not False, kwargs=kwargs)
 
     def _encode_pair(self, prompt: Any, completion: Any, *, completion_only: bool, kwargs: dict[str, Any]) -> tuple[list[int], list[bool]]:
-        stops = tuple(self.stops)
+        stops, end = tuple(self.stops), self.options.append_eos
         if not isinstance(prompt, str):
             reply = as_messages(completion)
             others = any(message["role"] != "assistant" for message in reply)  # results of tools, say: the model does not write them
             if others or self.options.assistant_only or any(map(is_silenced, reply)):
                 first = len(prompt) if completion_only else 0
-                return encode_conversation(self.tokenizer, [*prompt, *reply], assistant_only=True, first_turn=first, stop_ids=stops, **kwargs)
-        before, after = encode_example(self.tokenizer, prompt, completion, stop_ids=stops, **kwargs)
+                return encode_conversation(
+                    self.tokenizer, [*prompt, *reply], assistant_only=True, first_turn=first, stop_ids=stops, append_eos=end, **kwargs
+                )
+        before, after = encode_example(self.tokenizer, prompt, completion, stop_ids=stops, append_eos=end, **kwargs)
         limit = self.options.max_length
         if limit is not None and len(before) >= limit:
             raise NothingToLearn(f"its prompt has {len(before)} tokens, which leaves no room for its completion within max_length={limit}")

@@ -81,6 +81,7 @@ class SFTConfig(BaseConfig):
     padding_free: bool = setting(True, "Streams never have padding, whatever this says: kept for scripts that set it.")
     dataset_text_field: str = setting("text", "The column of plain text, for data without prompts or messages.")
     eos_token: str | None = setting(None, "The token that ends a reply, e.g. '<|im_end|>'. Default: the tokenizer's.")
+    append_eos: bool = setting(False, "Where a chat template ends a reply with no stop token, put the end-of-sequence token behind it.")
     chat_template_path: str | None = setting(
         None, "A chat template: a .jinja file, a tokenizer's directory or hub name, or one of ours for base models: plain, chatml."
     )
@@ -112,7 +113,8 @@ class SFTConfig(BaseConfig):
     def examples(self) -> ExampleOptions:
         """What of a row is trained."""
         whole = self.packing and self.packing_strategy == "bfd_split"  # cut afterwards, into pieces
-        return ExampleOptions(None if whole else self.max_length, self.dataset_text_field, self.completion_only_loss, self.assistant_only_loss)
+        length = None if whole else self.max_length
+        return ExampleOptions(length, self.dataset_text_field, self.completion_only_loss, self.assistant_only_loss, self.append_eos)
 
 
 class SFTBatch(MicroBatch):
@@ -127,7 +129,7 @@ class SFTBatch(MicroBatch):
 
 
 class SFTTrainer(BaseTrainer):
-    """`train_dataset`: rows with text, messages, or prompt and completion (text or messages); a list, a dataset, or a stream of them.
+    """`train_dataset`: rows with text, messages, or prompt and completion (text or messages), or token ids (docs/sft.md); a list, a dataset, or a stream of them.
 
     formatting_func: a row -> its text, or another row. Everything is checked and encoded before training; of a stream, as it comes.
     """
@@ -317,17 +319,20 @@ class SFTTrainer(BaseTrainer):
         return logs
 
     def _evaluated(self, examples: list[Example]) -> dict[str, float]:
-        total, right, tokens = 0.0, 0, 0
+        total, entropy, right, tokens, seen = 0.0, 0.0, 0, 0, 0
         with self.frozen(self.model_wrapped) as module:
             for part in self._parts(examples[self.args.process_index :: self.args.world_size]):
                 stream = pack(part).to(self.args.device)
                 out = self.logprobs(module, stream, want_argmax=True)
                 assert out.argmax is not None
                 total += float(nll(out.logps, torch.ones_like(out.logps)))
+                entropy += float(out.entropy.sum())
                 right += int((stream.gather(out.argmax) == stream.targets).sum())
                 tokens += stream.targets.numel()
-        sums = [sum(column) for column in zip(*gather_json([total, right, tokens], self.args.device), strict=True)]
-        return {"loss": sums[0] / max(sums[2], 1), "mean_token_accuracy": sums[1] / max(sums[2], 1)}
+                seen += len(stream)
+        sums = [sum(column) for column in zip(*gather_json([total, entropy, right, tokens, seen], self.args.device), strict=True)]
+        loss, mean_entropy, accuracy = (value / max(sums[3], 1) for value in sums[:3])
+        return {"loss": loss, "mean_token_accuracy": accuracy, "entropy": mean_entropy, "num_tokens": sums[4]}
 
 
 def _is_stream(dataset: Any, args: SFTConfig) -> bool:
