@@ -135,9 +135,18 @@ def test_a_config_without_a_dtype_leaves_it_to_the_weights(folder, tmp_path):
     assert stored_dtype(str(tmp_path / "nothing")) is None
 
 
-@pytest.mark.parametrize(("kind", "whole"), [*((kind, ["embed_tokens"]) for kind in KINDS), (SFTTrainer, None), (SFTTrainer, ["norm", "lm_head"])])
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [
+        *((kind, ["embed_tokens"]) for kind in KINDS),
+        (SFTTrainer, None),
+        (SFTTrainer, ["norm", "lm_head"]),
+        (SFTTrainer, ["mlp"]),
+        (GRPOTrainer, ["self_attn"]),
+    ],
+)
 def test_beside_frozen_bfloat16_everything_that_is_trained_is_float32(folder, kind, whole):
-    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=whole, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], modules_to_save=whole, task_type="CAUSAL_LM")
     trainer = make(kind, str(folder / "bfloat16"), folder, peft_config=lora, model_init_kwargs={"dtype": "bfloat16"}, learning_rate=1e-3)
     frozen = {name: (p.dtype, p.detach().clone()) for name, p in trainer.model.named_parameters() if not p.requires_grad}
     assert {dtype for dtype, _ in frozen.values()} == {torch.bfloat16}

@@ -26,7 +26,7 @@ def bridge(model: nn.Module) -> None:
     heads = (base.get_output_embeddings(), base._modules.get("score"))  # nothing follows them: logits and scores stay in float32
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper) and _to_weights not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_to_weights)
+            module.register_forward_pre_hook(_to_weights, with_kwargs=True)
             if not any(module is head for head in heads):
                 module.register_forward_hook(_to_stream)
 
@@ -43,14 +43,24 @@ def _check_biases(model: nn.Module) -> None:
             )
 
 
-def _to_weights(wrapper: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_weights(wrapper: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any]:
     is_off = wrapper.disable_adapters or not wrapper.active_adapters
-    dtype = _dtype(wrapper.original_module if is_off else wrapper.modules_to_save[wrapper.active_adapters[0]])
-    return tuple(value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in inputs)
+    return _cast((inputs, keywords), _dtype(wrapper.original_module if is_off else wrapper.modules_to_save[wrapper.active_adapters[0]]))
 
 
 def _to_stream(wrapper: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-    return output.to(_dtype(wrapper.original_module)) if isinstance(output, torch.Tensor) else output
+    return _cast(output, _dtype(wrapper.original_module))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """The floating tensors in a value, in the tuples and dicts that layers hand to each other too; caches are left as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(inner, dtype) for inner in value)
+    if type(value) is dict:
+        return {name: _cast(inner, dtype) for name, inner in value.items()}
+    return value
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
