@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from peft import LoraConfig
 from small import build_model, build_tokenizer, many_ones, weights_of
 from typer.testing import CliRunner
 
@@ -97,7 +98,7 @@ def test_a_file_that_was_not_saved_with_it_is_refused_and_hidden_ones_are_not(ru
     stranger.write_bytes(b"weights of somebody")
     (run / "checkpoint-4" / ".DS_Store").write_bytes(b"")
     try:
-        with pytest.raises(UserError, match=r"pytorch_model.bin was not saved with this checkpoint"):
+        with pytest.raises(UserError, match=r"pytorch_model.bin was not saved with this checkpoint; remove it, or put it elsewhere, and resume$"):
             trainer_in(run, max_steps=5).train(resume_from_checkpoint=True)
     finally:
         stranger.unlink()
@@ -157,6 +158,25 @@ def test_a_checkpoint_without_digests_goes_on_and_says_that_it_could_not_be_chec
     assert "checkpoint-4 is of an earlier posttrain and holds no digests, so its files could not be checked" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_adapters_of_a_checkpoint_without_digests_are_not_compared_with_new_ones(tmp_path, capsys):
+    """posttrain 0.1 sampled new adapters without a seed: no continuation could begin with the same ones."""
+
+    def make(max_steps):
+        tokenizer = build_tokenizer()
+        size = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 4, "use_cpu": True, "save_steps": 2}
+        args = GRPOConfig(output_dir=str(tmp_path / "run"), max_steps=max_steps, **size)
+        return GRPOTrainer(build_model(tokenizer), many_ones, args, ROWS, processing_class=tokenizer, peft_config=LoraConfig())
+
+    make(2).train()
+    manifest = tmp_path / "run" / "checkpoint-2" / "posttrain.json"
+    held = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({"step": 2, "settings": held["settings"] | {"model_weights": "0123456789abcdef"}}))
+    trainer = make(3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert "model_weights" in " ".join(capsys.readouterr().out.split())  # among what was not compared
 
 
 def corrupted_archive(data):

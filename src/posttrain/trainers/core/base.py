@@ -37,7 +37,7 @@ from posttrain.trainers.core.memory import MemorySwitches, advice
 from posttrain.trainers.core.metrics import Metrics
 from posttrain.trainers.core.saving import RunDirectory, SavingTrainer
 from posttrain.trainers.core.starting import starting_model
-from posttrain.trainers.core.step import OUT_OF_MEMORY, RestartableUpdate, forward_backward, halved
+from posttrain.trainers.core.step import OUT_OF_MEMORY, Loss, NotFinite, RestartableUpdate, forward_backward, halved
 from posttrain.trainers.core.switches import MemoryNote, settled_for
 
 logger = logging.getLogger(__name__)
@@ -195,21 +195,18 @@ class BaseTrainer(SavingTrainer):
         model.train()
         batches = inputs["micro_batches"]
         is_last_item = self.accelerator.sync_gradients
+        loss: Loss = self.loss
         if is_last_item and not batches and self.args.world_size > 1:
-            batches = [None]  # every process must join the reduction
+            batches, loss = [None], lambda model, _: self._zero_loss(model)  # every process must join the reduction
         parts = {"model": model, "accelerator": self.accelerator, "switches": self.switches, "sync": is_last_item}
-        with self.metrics.timed("time/update"):
-            total = self._update.run(batches, lambda batches: forward_backward(batches, self._finite_loss, **parts))
+        try:
+            with self.metrics.timed("time/update"):
+                total = self._update.run(batches, lambda batches: forward_backward(batches, loss, **parts))
+        except NotFinite as error:
+            raise TrainingError(self._not_finite("loss", error.value)) from error
         if is_last_item:
             self._fill_missing_gradients(model)
         return total
-
-    def _finite_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """`loss`; of None a zero that is connected to the graph."""
-        loss = self.loss(model, batch) if batch is not None else self._zero_loss(model)
-        if not torch.isfinite(loss):
-            raise TrainingError(self._not_finite("loss", loss.item()))
-        return loss
 
     def notes(self) -> Callable[[], None]:
         """A rollback: forgets, when called, what an update has noted since now."""
@@ -243,6 +240,7 @@ class BaseTrainer(SavingTrainer):
         return advice(self.args, self.switches, self.model)
 
     def _zero_loss(self, model: nn.Module) -> torch.Tensor:
+        """A zero that is connected to the graph."""
         stream = pack([PackItem([0], [[0]])]).to(self.args.device)
         return self.logprobs(model, stream).logps.sum() * 0.0
 

@@ -59,6 +59,10 @@ class DamagedCheckpoint(UserError):
     """A file of a checkpoint is not what was saved. The message names the checkpoint and the file."""
 
 
+class ForeignFile(DamagedCheckpoint):
+    """A file lies in a checkpoint that was not saved with it. The message says to remove it."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     step: int
@@ -143,7 +147,7 @@ def check_files(checkpoint: Path, manifest: Manifest, *, only_model: bool = Fals
         there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
         for name in sorted(there - manifest.files.keys() - {MANIFEST}):
             if not any(part.startswith(".") for part in name.split("/")):
-                raise DamagedCheckpoint(f"{checkpoint}: {name} was not saved with this checkpoint")
+                raise ForeignFile(f"{checkpoint}: {name} was not saved with this checkpoint; remove it, or put it elsewhere, and resume")
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         digests = pool.map(lambda name: _digest(checkpoint, name), wanted)
         for (name, (_, expected)), digest in zip(wanted.items(), digests, strict=True):

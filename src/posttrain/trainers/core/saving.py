@@ -201,7 +201,10 @@ class SavingTrainer(Trainer):
         if self.args.should_save and self.is_world_process_zero():
             self.view.plan(self.plan(), memory_line(self.args))
         try:
-            result = self._train(self._resuming_from, **kwargs)
+            if self._resuming_from is not None and manifest.read(self._resuming_from).step >= self._steps_in_all():
+                result = self._already_trained(self._resuming_from)
+            else:
+                result = super().train(resume_from_checkpoint=str(self._resuming_from) if self._resuming_from else None, **kwargs)
             self.interrupt.agree(self.args.device)
         except (TrainingError, RewardError, EnvError):
             raise
@@ -228,11 +231,6 @@ class SavingTrainer(Trainer):
             self.recorder.close()
         self.interrupt.leave()
         return result
-
-    def _train(self, checkpoint: Path | None, **kwargs: Any) -> Any:
-        if checkpoint is not None and manifest.read(checkpoint).step >= self._steps_in_all():
-            return self._already_trained(checkpoint)
-        return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
 
     def _steps_in_all(self) -> int:
         if self.args.max_steps > 0:
@@ -266,11 +264,13 @@ class SavingTrainer(Trainer):
             as_stored(self, held)
             if held.step < self._steps_in_all():  # otherwise only the weights are read
                 checkpoints.check_resumable(found, held, self.args.world_size)  # first: settings follow from the number of processes
-            unsaid = manifest.check_same(held, self._settings(), self._start())
+            unsaid = manifest.check_same(held, self._comparable(held), self._start())
             if self.args.should_save:
                 manifest.check_files(found, held)
             if held.files is None:
                 unsaid = [f"{found.name} is of an earlier posttrain and holds no digests, so its files could not be checked", *unsaid]
+        except manifest.ForeignFile as error:
+            verdict = str(error)
         except manifest.DamagedCheckpoint as error:
             verdict = f"{error}; {checkpoints.where_to_go_on(found)}"
         except UserError as error:
@@ -281,6 +281,12 @@ class SavingTrainer(Trainer):
         for sentence in unsaid:
             self.say(sentence)
         return found
+
+    def _comparable(self, held: manifest.Manifest) -> dict[str, Any]:
+        """The settings of this run that a checkpoint can be compared with. posttrain 0.1 sampled new adapters without a seed, so nobody can begin
+        with its weights again."""
+        had_no_digests = held.files is None and type(self.model).__module__.startswith("peft.")
+        return {name: value for name, value in self._settings().items() if not (had_no_digests and name == "model_weights")}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The last hook of resuming, after weights and counters: our own state comes back here."""

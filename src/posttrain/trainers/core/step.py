@@ -20,16 +20,29 @@ OUT_OF_MEMORY = "out of memory in an update"
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 
+class NotFinite(Exception):
+    """A loss was not. Nothing was applied."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value)
+        self.value = value
+
+
 def forward_backward(
     batches: list[Any], loss: Loss, *, model: nn.Module, accelerator: Accelerator, switches: MemorySwitches, sync: bool
 ) -> torch.Tensor:
-    """The summed loss of `batches`, after the backward of each. The gradients of processes meet after the last one, where it ends a window (`sync`)."""
+    """The summed loss of `batches`, after the backward of each. The gradients of processes meet after the last one, where it ends a window (`sync`).
+
+    Raises NotFinite.
+    """
     total = torch.zeros((), device=accelerator.device)
     for index, batch in enumerate(batches):
         is_last = sync and index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model), switches.tiles(model):
             with switches.forward():
                 value = loss(model, batch)
+            if not torch.isfinite(value):
+                raise NotFinite(value.item())
             accelerator.backward(value)
         total += value.detach()
     return total
