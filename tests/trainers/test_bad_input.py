@@ -15,7 +15,7 @@ import torch
 from posttrain import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from posttrain.errors import RewardError, TrainingError, UserError
 from posttrain.trainers.core import checkpoints, manifest
-from posttrain.watch.curves import Run
+from posttrain.watch.curves import WatchedRun
 from posttrain.watch.figures import status
 
 HERE = Path(__file__).parent
@@ -243,7 +243,7 @@ except KeyboardInterrupt:
     process.communicate(timeout=120)
     assert process.returncode == 130
     assert checkpoints.last_checkpoint(tmp_path) is not None
-    run = Run("r", tmp_path)
+    run = WatchedRun("r", tmp_path)
     run.refresh()
     assert status(run).endswith("stopped")
 
