@@ -178,7 +178,7 @@ def one(command, directory):
     from posttrain.cli import runs
     from posttrain.cli.main import app
     from posttrain.errors import UserError
-    from posttrain.watch.curves import Run
+    from posttrain.watch.curves import WatchedRun
     from posttrain.watch.figures import figures, status
     from posttrain.watch.page import Watched
 
@@ -190,7 +190,7 @@ def one(command, directory):
                 raise result.exception
             said = "read" if result.exit_code == 0 else result.output.strip()
         elif command == "watch":
-            watched = Watched([Run("r", directory)])
+            watched = Watched([WatchedRun("r", directory)])
             watched.refresh(), watched.refresh()
             said = status(watched.runs[0])
             figures(watched.runs[0])

@@ -79,9 +79,9 @@ class GRPOConfig(OnlineConfig):
     multi_objective_aggregation: str = setting(
         "sum_then_normalize", "Or 'normalize_then_sum': each reward is normalised within its group first (GDPO)."
     )
-    mask_truncated_completions: bool = setting(False, "Completions cut at max_completion_length teach nothing and leave the token counts.")
+    mask_truncated_completions: bool = setting(False, "Completions truncated at max_completion_length teach nothing and leave the token counts.")
     top_entropy_quantile: float = setting(
-        1.0, "Train the policy term on this share of tokens with the highest entropy, over the whole window. 1.0 is all."
+        1.0, "Train the policy term on this fraction of tokens, those with the highest entropy, over the whole window. 1.0 is all."
     )
     entropy_coef: float = setting(
         0.0, "Weight of an entropy bonus, for every loss type a mean over the tokens whose policy term is trained (top_entropy_quantile)."
@@ -120,7 +120,7 @@ class GRPOConfig(OnlineConfig):
         if self.loss_type == "cispo" and self.epsilon_high is None:
             logger.warning("loss_type='cispo' without epsilon_high: weights are capped at epsilon=%g, as in TRL; 5.0 is usual", self.epsilon)
         if not 0 < self.top_entropy_quantile <= 1:
-            raise UserError(f"top_entropy_quantile={self.top_entropy_quantile}: a share of tokens, above 0 and at most 1")
+            raise UserError(f"top_entropy_quantile={self.top_entropy_quantile}: a fraction of tokens, above 0 and at most 1")
         if self.use_adaptive_entropy and not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
             raise UserError(
                 f"entropy_coef={self.entropy_coef} must lie between entropy_coef_min={self.entropy_coef_min} and entropy_coef_max={self.entropy_coef_max}"
