@@ -45,7 +45,7 @@ def settings(cls: type[Config]) -> type[Config]:
 
     @functools.wraps(construct)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        own, foreign = without_foreign(cls, kwargs, known)
+        own, foreign = without_foreign(cls, cls.in_own_words(kwargs), known)
         construct(self, *args, **checks.checked(cls, own))
         for name, value in foreign.items():
             setattr(self, name, value)
@@ -140,6 +140,11 @@ class BaseConfig(TrainingArguments):
     record_megabytes: int = setting(512, "Size cap of the per-token records of a run.")
 
     learns_from_pairs: ClassVar[bool] = False  # both completions of a prompt meet in the loss
+
+    @classmethod
+    def in_own_words(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of the constructor, with those that say in another way what settings here say."""
+        return given
 
     @property
     def holds_reference(self) -> bool:

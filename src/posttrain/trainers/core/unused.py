@@ -41,6 +41,7 @@ ONLINE: Table = {
     "vllm_device": ("auto", _OWN_ENGINE),
     "vllm_dtype": ("auto", _OWN_ENGINE),
     "vllm_enable_prefix_caching": (None, _OWN_ENGINE),
+    "vllm_sampling_params": (None, "its top_p, top_k, min_p and stop are taken as settings of these names, and nothing else of it"),
     "vllm_importance_sampling_correction": (True, _NO_MISMATCH),
     "vllm_importance_sampling_mode": ("sequence_mask", _NO_MISMATCH),
     "vllm_importance_sampling_clip_max": (3.0, _NO_MISMATCH),

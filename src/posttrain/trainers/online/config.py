@@ -119,6 +119,18 @@ class OnlineConfig(BaseConfig):
     num_completions_to_print: int | None = setting(None, "How many of them. Default: all of one group.")
     log_unique_prompts: bool = setting(False, "Print at most one completion per prompt.")
 
+    @classmethod
+    def in_own_words(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """vllm_sampling_params (an object with vLLM's names) says how completions are drawn, where the settings do not."""
+        params = given.get("vllm_sampling_params")
+        if params is None:
+            return given
+        read = {name: getattr(params, name, None) for name in ("top_p", "top_k", "min_p")}
+        drawn = {name: max(value, 0) for name, value in read.items() if value is not None}  # top_k -1 is off
+        if stop := getattr(params, "stop", None):
+            drawn["generation_kwargs"] = {"stop_strings": [stop] if isinstance(stop, str) else list(stop)} | (given.get("generation_kwargs") or {})
+        return drawn | given | {name: drawn[name] for name in drawn if name == "generation_kwargs"}
+
     def __post_init__(self) -> None:
         self._resolve_best()
         super().__post_init__()
