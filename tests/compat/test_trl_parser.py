@@ -104,6 +104,7 @@ def test_adapters_and_quantisation_are_made_from_the_arguments():
     assert made is not None
     assert (made.r, made.lora_alpha, made.lora_dropout, made.task_type) == (4, 8, 0.05, "SEQ_CLS")
     assert made.target_modules == {"q_proj", "v_proj"}
+    assert get_peft_config(ModelConfig(use_peft=True, lora_target_modules=["q_proj"])).target_modules == {"q_proj"}
     packed = get_quantization_config(ModelConfig(load_in_4bit=True, dtype="bfloat16", use_bnb_nested_quant=True))
     assert packed is not None
     assert (packed.load_in_4bit, packed.bnb_4bit_quant_type, packed.bnb_4bit_use_double_quant) == (True, "nf4", True)

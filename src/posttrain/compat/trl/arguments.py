@@ -83,8 +83,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:
             raise UserError("load_in_8bit and load_in_4bit contradict each other; set one of them")
-        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
-            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment] # "all-linear" is no list for PEFT
+        targets = self.lora_target_modules
+        if isinstance(targets, list) and len(targets) == 1 and not targets[0].isidentifier():
+            self.lora_target_modules = targets[0]  # type: ignore[assignment] # "all-linear", or a pattern: PEFT wants those as text
 
     @property
     def torch_dtype(self) -> str | None:
