@@ -137,6 +137,14 @@ def test_the_fields_of_training_arguments_are_taken(cls):
     assert isinstance(as_config(None, cls), cls)
 
 
+def test_settings_of_earlier_versions_have_their_names_of_today():
+    config = SFTConfig(output_dir="x", use_cpu=True, warmup_ratio=0.1, evaluation_strategy="no")
+    assert (config.warmup_steps, config.get_warmup_steps(50)) == (0.1, 5)
+    assert SFTConfig(output_dir="x", use_cpu=True, warmup_ratio=0.0, warmup_steps=7).warmup_steps == 7
+    with pytest.raises(UserError, match="one setting with two values"):
+        SFTConfig(output_dir="x", use_cpu=True, warmup_ratio=0.1, warmup_steps=7)
+
+
 def test_another_trainers_settings_are_refused():
     with pytest.raises(UserError, match="args is a SFTConfig; this trainer takes a DPOConfig"):
         as_config(SFTConfig(output_dir="x", use_cpu=True), DPOConfig)

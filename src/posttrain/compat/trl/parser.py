@@ -18,6 +18,8 @@ from transformers import HfArgumentParser
 
 from posttrain.errors import UserError, did_you_mean
 from posttrain.io import read_text
+from posttrain.trainers.core.config import BaseConfig
+from posttrain.trainers.core.unused import RENAMED
 
 
 class TrlParser(HfArgumentParser):
@@ -85,7 +87,7 @@ class TrlParser(HfArgumentParser):
 
 def _foreign(one: Any) -> Iterable[str]:
     """Settings of other libraries that the dataclass has an answer to."""
-    return [*getattr(one, "refused", ()), *getattr(one, "unused", ())]
+    return [*getattr(one, "refused", ()), *getattr(one, "unused", ()), *(RENAMED if issubclass(one, BaseConfig) else ())]
 
 
 def _config_file(given: list[str]) -> tuple[str | None, list[str]]:

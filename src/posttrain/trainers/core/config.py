@@ -23,7 +23,7 @@ from posttrain.ops.precision import multiplies_natively
 from posttrain.secrets import redacted
 from posttrain.sizes import MICRO_BATCH_TOKENS
 from posttrain.trainers.core import checks
-from posttrain.trainers.core.unused import EVERYWHERE, Table, say_fields, without_foreign
+from posttrain.trainers.core.unused import EVERYWHERE, Table, renamed, say_fields, without_foreign
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -45,7 +45,7 @@ def settings(cls: type[Config]) -> type[Config]:
 
     @functools.wraps(construct)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        own, foreign = without_foreign(cls, cls.in_own_words(kwargs), known)
+        own, foreign = without_foreign(cls, renamed(cls.in_own_words(kwargs), known), known)
         construct(self, *args, **checks.checked(cls, own))
         for name, value in foreign.items():
             setattr(self, name, value)

@@ -20,7 +20,11 @@ EVERYWHERE: Table = {
     "dataset_num_proc": (None, "rows are tokenized in this process"),
     "pad_to_multiple_of": ("auto", NO_PADDING),
     "pad_token": (None, NO_PADDING),
+    "group_by_length": (False, "nothing is padded, so that lengths need no grouping"),
+    "save_safetensors": (True, "weights are always saved as safetensors"),
 }
+# Settings of earlier versions of transformers, and their names now. A warmup below 1 is a fraction of all steps.
+RENAMED = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 _OWN_ENGINE = "the model that is trained also samples, with the engine 'local'"
 _NO_MISMATCH = "one model samples and trains, so there is no mismatch to correct"
 _BATCHES = "the local engine batches continuously, with a KV cache of its own"
@@ -74,6 +78,18 @@ FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_jit_checkpoint": ((False,), "SIGTERM finishes the step and saves it anyway"),
 }
 OFF = ("use_liger_kernel", "torch_compile", "bf16_full_eval", "fp16_full_eval")  # which transformers would act upon
+
+
+def renamed(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """The keywords with settings of earlier versions under their names now. Raises UserError where both say different things."""
+    older = {name: given[name] for name in RENAMED.keys() & given.keys() if name not in known}
+    kept = {name: value for name, value in given.items() if name not in older}
+    for name, value in older.items():
+        new = RENAMED[name]
+        if value and kept.get(new) not in (None, 0, value):
+            raise UserError(f"{name}={value!r} and {new}={kept[new]!r} are one setting with two values; leave {name} out")
+        kept[new] = value or kept.get(new, value)
+    return kept
 
 
 def without_foreign(cls: Any, given: dict[str, Any], known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
