@@ -97,6 +97,17 @@ def test_settings_without_a_field_reach_the_config(tmp_path):
         TrlParser(GRPOConfig).parse_args_and_config(["--repetition_penalty", "1.2"])
 
 
+def test_every_name_is_there():
+    from posttrain.compat import trl
+
+    assert all(getattr(trl, name) is not None or name == "get_kbit_device_map" for name in dir(trl))
+    assert trl.is_conversational_from_value({"conversations": [{"from": "user", "value": "hi"}]})
+    assert not trl.is_conversational_from_value({"conversations": [{"role": "user", "content": "hi"}]})
+    assert not trl.is_conversational_from_value({"conversations": "not a list"})
+    with pytest.raises(AttributeError, match="has no attribute 'NotThere'"):
+        _ = trl.NotThere
+
+
 def test_adapters_and_quantisation_are_made_from_the_arguments():
     assert get_peft_config(ModelConfig()) is None
     assert get_quantization_config(ModelConfig()) is None

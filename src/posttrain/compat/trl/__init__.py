@@ -19,6 +19,7 @@ _HOME = {
     "get_peft_config": _ARGUMENTS,
     "get_quantization_config": _ARGUMENTS,
     "init_zero_verbose": _ARGUMENTS,
+    "is_conversational_from_value": "posttrain.compat.trl.data",
     "TrlParser": "posttrain.compat.trl.parser",
 }
 # Part of the library under the same name.
