@@ -65,22 +65,6 @@ def weights_of(section: ModelSection, args: Any, vocab: int | None = None) -> An
     )
 
 
-def measured(recipe: Recipe, args: Any) -> tuple[Any, int] | None:
-    """`trainers.switches.longest` of the data, and the size of the vocabulary. None: data or tokenizer are not on this machine."""
-    from posttrain.cli.build import fill, make_tokenizer
-    from posttrain.data.mixture import load_data
-    from posttrain.trainers.core.switches import longest
-
-    sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
-    places = [source.get("path") if isinstance(source, dict) else source for source in sources]
-    names = [recipe.model.name] if recipe.model.from_scratch is None else []
-    if recipe.data.streaming or not all(isinstance(place, str) and Path(place).exists() for place in [*places, *names]):
-        return None
-    raw = load_data(recipe.data.train or [])
-    tokenizer = make_tokenizer(recipe.model, raw)
-    return longest(args, fill(raw, recipe.data, tokenizer), tokenizer), len(tokenizer)
-
-
 def shape_of_model(section: ModelSection, vocab: int | None = None) -> Shape:
     """Of the model by its name, or of the config in `from_scratch` with a vocabulary of that size. Raises UserError where it is not known."""
     if section.from_scratch is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from posttrain.cli.options import overrides, say, sentences
+from posttrain.cli.recipe import Recipe
 from posttrain.errors import UserError
 from posttrain.memory import TrainingJob, find_shape
 from posttrain.memory import plan as make_plan
@@ -148,7 +150,7 @@ def _job(ctx: typer.Context, recipe: str | None, model: str | None, trainer: str
 def _job_of_recipe(recipe: str, settings: list[str], trainer: str | None, lengths: Lengths, changes: dict[str, Any]) -> Found:
     """With the longest rows of the data, where those can be read here and no lengths are given."""
     from posttrain.cli.build import read_args
-    from posttrain.cli.fit import kind_named, measured, weights_of
+    from posttrain.cli.fit import kind_named, weights_of
     from posttrain.cli.preview import kind_of_recipe
     from posttrain.cli.recipe import read_recipe
     from posttrain.trainers.core.switches import job_of
@@ -306,3 +308,19 @@ def seeds_lines(rows: list[PublishedTerm]) -> list[str]:
         "",
         f"posttrain: {job.prompt_length} + {job.completion_length:,} tokens, rank {job.lora_r}, every switch on, completions sampled one at a time.",
     ]
+
+
+def measured(recipe: Recipe, args: Any) -> tuple[Any, int] | None:
+    """`trainers.core.switches.longest` of the data, and the size of the vocabulary. None: data or tokenizer are not on this machine."""
+    from posttrain.cli.build import fill, make_tokenizer
+    from posttrain.data.mixture import load_data
+    from posttrain.trainers.core.switches import longest
+
+    sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
+    places = [source.get("path") if isinstance(source, dict) else source for source in sources]
+    names = [recipe.model.name] if recipe.model.from_scratch is None else []
+    if recipe.data.streaming or not all(isinstance(place, str) and Path(place).exists() for place in [*places, *names]):
+        return None
+    raw = load_data(recipe.data.train or [])
+    tokenizer = make_tokenizer(recipe.model, raw)
+    return longest(args, fill(raw, recipe.data, tokenizer), tokenizer), len(tokenizer)

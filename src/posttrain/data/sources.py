@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.given import features_of, read, rows_of
 from posttrain.data.messages import check_encodable, texts_of
+from posttrain.data.tables import features_of, read, rows_of_table
 from posttrain.errors import UserError, did_you_mean
 from posttrain.reasoning_gym_tasks import SCHEME
 from posttrain.reasoning_gym_tasks import rows_of as procedural_rows
@@ -32,13 +32,13 @@ def load_rows(source: str | Path) -> Rows | Dataset:
     """All rows of `source`. Raises UserError for a path that does not exist, a row that cannot be read (with its line), or no rows."""
     path = Path(source).expanduser()
     if path.is_dir():
-        rows: Rows | Dataset = rows_of(_saved_directory(path))
+        rows: Rows | Dataset = rows_of_table(_saved_directory(path))
     elif path.is_file():
         rows = list(_file_rows(path))
     elif str(source).startswith(SCHEME):
         rows = procedural_rows(str(source))
     else:
-        rows = rows_of(_hub(str(source)))
+        rows = rows_of_table(_hub(str(source)))
     if len(rows) == 0:
         raise UserError(f"{source} has no rows")
     return rows
@@ -64,7 +64,7 @@ def stream_rows(source: str | Path) -> RowStream:
     if path.is_file():
         return RowStream(lambda: _file_rows(path))
     loaded: Any = _saved_directory(path) if path.is_dir() else _hub(str(source), streaming=True)
-    rows = rows_of(loaded)
+    rows = rows_of_table(loaded)
     return RowStream(lambda: rows)
 
 

@@ -18,14 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from posttrain.sandbox.inside.tree import end_descendants
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.view import View, time_zones
-
-if TYPE_CHECKING:
-    from posttrain.sandbox.spawn import Handle
 
 IS_LINUX = sys.platform.startswith("linux")
 HERE = str(Path(__file__).parent)
@@ -35,6 +32,16 @@ BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.start import ma
 # A range of user numbers that no account has. Each program gets one of its own: programs cannot see or signal each
 # other, nor share a quota.
 FIRST_USER, USERS = 1_500_000_000, 500_000_000
+
+
+class Handle(Protocol):
+    """A started process."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
 
 
 class Level(IntEnum):

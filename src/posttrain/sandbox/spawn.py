@@ -15,23 +15,13 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from posttrain.sandbox.isolation import BOOT, HERE, Backend, Start, environment, new_user
+from posttrain.sandbox.isolation import BOOT, HERE, Backend, Handle, Start, environment, new_user
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.view import View, interpreter
 
 PYTHON = ("-S", "-s", "-X", "utf8", "-c", BOOT)
-
-
-class Handle(Protocol):
-    """A started process."""
-
-    pid: int
-
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def kill(self) -> None: ...
 
 
 class Forked:

@@ -7,6 +7,7 @@ It knows nothing of windows and losses. What a trainer must keep beyond weights,
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -41,12 +42,15 @@ class SavingTrainer(Trainer):
     interrupt: Interrupt
     tokenizer: PreTrainedTokenizerBase
     push_in_progress: Any  # transformers' PushInProgress. None: nothing was uploaded yet
-    pushed_checkpoints: set[str]  # whose files the upload in progress reads
     rows_fingerprints: dict[str, Fingerprint]  # "data", and "eval_data" where evaluations decide what is trained or kept
     _began_with: dict[str, Fingerprint] | None = None  # None: not trained yet
     _resuming_from: Path | None = None
     _rng_restored_from: str | None = None
     _saved_step: int | None = None  # of the newest checkpoint that this process knows
+
+    @functools.cached_property
+    def uploads(self) -> hub.Uploads:
+        return hub.Uploads(self)
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -162,14 +166,14 @@ class SavingTrainer(Trainer):
 
     def _spared(self) -> set[str]:
         """Checkpoints that rotation leaves: the best one, and those on their way to the hub."""
-        return {Path(path).name for path in [self.state.best_model_checkpoint] if path} | hub.being_pushed(self)
+        return {Path(path).name for path in [self.state.best_model_checkpoint] if path} | self.uploads.under_way()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        hub.push(self, Path(checkpoint_folder))
+        self.uploads.push(Path(checkpoint_folder))
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
-        for sentence in hub.failures(self):
+        for sentence in self.uploads.failures():
             self.say(f"warning: {sentence}")
 
     def _settings(self) -> dict[str, Any]:
@@ -261,7 +265,9 @@ class SavingTrainer(Trainer):
         verdict, unsaid = None, []
         try:
             held = manifest.read(found)
-            as_stored(self, held)
+            if as_stored(self.args, held.settings):
+                self.use_switches()
+            self.take_chosen(held.chosen)
             if held.step < self._steps_in_all():  # otherwise only the weights are read
                 checkpoints.check_resumable(found, held, self.args.world_size)  # first: settings follow from the number of processes
             unsaid = manifest.check_same(held, self._comparable(held), self._start())

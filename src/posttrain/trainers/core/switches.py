@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,10 +31,6 @@ from posttrain.tracking.recorder import Recorder
 from posttrain.trainers.core.config import AUTOMATIC, NOT_SET, SWITCHED_OFF, BaseConfig
 from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.online.config import OnlineConfig
-
-if TYPE_CHECKING:
-    from posttrain.trainers.core.manifest import Manifest
-    from posttrain.trainers.core.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -194,17 +190,17 @@ def set_switch(args: BaseConfig, name: str, value: Any) -> None:
         args.name_checkpointing(value)
 
 
-def as_stored(trainer: SavingTrainer, checkpoint: Manifest) -> None:
-    """What was chosen and touches the numbers' last bits becomes what the run has had; the other switches are chosen anew beside it."""
-    args, stored = trainer.args, checkpoint.settings
+def as_stored(args: BaseConfig, stored: Mapping[str, Any]) -> bool:
+    """What was chosen and touches the numbers' last bits becomes what the run has had (`stored`: a checkpoint's settings); the other switches are
+    chosen anew beside it. Returns whether anything changed."""
     pinned = {name: stored[name] for name in TOUCH_BITS if name in args.chosen and name in stored}
-    if any(getattr(args, name) != value for name, value in pinned.items()):
-        for name, value in pinned.items():
-            set_switch(args, name, value)
-        if not isinstance(args.memory, str):
-            _choose_the_rest(args, args.memory, pinned)
-        trainer.use_switches()
-    trainer.take_chosen(checkpoint.chosen)
+    if all(getattr(args, name) == value for name, value in pinned.items()):
+        return False
+    for name, value in pinned.items():
+        set_switch(args, name, value)
+    if not isinstance(args.memory, str):
+        _choose_the_rest(args, args.memory, pinned)
+    return True
 
 
 def _choose_the_rest(args: BaseConfig, before: Choice, pinned: dict[str, Any]) -> None:
