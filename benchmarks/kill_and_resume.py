@@ -148,7 +148,7 @@ def import_all() -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: F401
 
     from posttrain.cli import build, main, training  # noqa: F401
-    from posttrain.cli.kinds import KINDS as TRAINERS
+    from posttrain.methods import METHODS as TRAINERS
 
     for trainer in TRAINERS.values():
         trainer.config_class(), trainer.trainer_class()

@@ -36,6 +36,7 @@ FLOOR = {
     "rewards": 3,
     "envs": 3,
     "tracking": 3,
+    "methods": 2,
     "trainers": 4,
     "memory": 4,
     "policy": 4,

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cli import fit, runs
-from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import DataSection, EvalSection, ModelSection, Recipe, absolute
 from posttrain.cli.values import nearest, read_settings
 from posttrain.data.mixture import load_data
 from posttrain.data.prompts import Template
 from posttrain.data.sources import Rows, load_rows
 from posttrain.errors import UserError
+from posttrain.methods import METHODS, Method
 from posttrain.rewards.loading import names_model
 from posttrain.rewards.rubric import Rubric
 
@@ -43,7 +43,7 @@ def hide_progress_bars() -> None:
     logging.disable_progress_bar()
 
 
-def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
+def make_trainer(kind: Method, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
     """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes nowhere)."""
     args = read_args(kind, recipe, default_output=default_output, output_dir=output_dir)
     rubric = make_rubric(recipe) if kind.is_online else None
@@ -66,7 +66,7 @@ def make_trainer(kind: Kind, recipe: Recipe, *, default_output: str, output_dir:
         return kind.trainer_class()(model, peft_config=lora_config(recipe.model), **inputs)
 
 
-def read_args(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
+def read_args(kind: Method, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
     """The trainer's settings, those that stand in other sections among them."""
     settings = _settings(kind, recipe)
     if recipe.eval.every is not None:
@@ -75,7 +75,7 @@ def read_args(kind: Kind, recipe: Recipe, *, default_output: str, output_dir: st
     return _config(kind.config_class(), kind.section, settings, recipe.model, default_output, output_dir)
 
 
-def read_drawing(kind: Kind, recipe: Recipe) -> Any:
+def read_drawing(kind: Method, recipe: Recipe) -> Any:
     """An online trainer's settings as far as they say how completions are drawn and scored. How it trains, and what its machine could do, is left
     at the defaults: the completions may be wanted on another one."""
     import torch
@@ -87,7 +87,7 @@ def read_drawing(kind: Kind, recipe: Recipe) -> Any:
     return _config(kind.config_class(), kind.section, settings, recipe.model, "runs/eval", None)
 
 
-def _settings(kind: Kind, recipe: Recipe) -> dict[str, Any]:
+def _settings(kind: Method, recipe: Recipe) -> dict[str, Any]:
     """The trainer's section; for an online one with what the sections engine and env say."""
     settings = read_settings(kind.section, getattr(recipe, kind.section), kind.config_class(), kind.title)
     if kind.is_online:
@@ -220,7 +220,9 @@ def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
     if recipe is None:
         return {}
     method = None if run is None else runs.method_of(str(run.directory))
-    trainers = [getattr(recipe, kind.section) for kind in KINDS.values() if method in (None, kind.method)]  # without a record: any
+    trainers = [
+        getattr(recipe, section) for name, section in METHODS.sections().items() if method is None or METHODS[name].recorded_as == method
+    ]  # without a record: any
     section = recipe.model
     options: dict[str, Any] = {"dtype": _dtype(section) or ("float32" if base == name else beside_adapters(name, default_autocast()))}
     starts_from_it = section.name == absolute(base)

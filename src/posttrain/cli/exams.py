@@ -15,7 +15,6 @@ from posttrain.cli import runs
 from posttrain.cli.build import chosen, fill, loading, make_engine, make_rubric, read_drawing
 from posttrain.cli.completions import lines
 from posttrain.cli.figures import Answers, categories, compared, summary
-from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import EvalSection, Recipe, read_recipe
 from posttrain.data.mixture import load_data
 from posttrain.data.overlap import overlap
@@ -23,6 +22,7 @@ from posttrain.data.prompts import to_tasks
 from posttrain.data.sources import load_rows
 from posttrain.errors import UserError, did_you_mean
 from posttrain.io import read_json
+from posttrain.methods import METHODS, Method
 from posttrain.rewards.rubric import Rubric
 from posttrain.types import Completion, Group, Sampling, Task
 
@@ -85,19 +85,19 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
         raise UserError("nothing says what a right answer is: give --recipe with a recipe that has a rubric")
     environment = None if recipe is None else recipe.env.make()
     if recipe is None:
-        args = KINDS["grpo"].config_class()(bf16=False)
+        args = METHODS["grpo"].config_class()(bf16=False)
     else:
         args = read_drawing(_kind(str(folder), recipe, is_own=recipe_name is None), recipe)
     return EvalPlan(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_run_exam)
 
 
-def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Kind:
+def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Method:
     """Whose settings count: those of the run's own training, unless another recipe has no section for it; else the first online section's."""
-    online = [kind for kind in KINDS.values() if kind.is_online]
+    online = [kind for kind in METHODS.values() if kind.is_online]
     named = [kind for kind in online if getattr(recipe, kind.section)]
     trained = runs.method_of(folder)
-    ran = [kind for kind in online if kind.method == trained and (is_own or kind in named)]
-    return next(iter([*ran, *named]), KINDS["grpo"])
+    ran = [kind for kind in online if kind.recorded_as == trained and (is_own or kind in named)]
+    return next(iter([*ran, *named]), METHODS["grpo"])
 
 
 def _tokens_of_run(folder: Path) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.errors import UserError, did_you_mean
@@ -17,6 +16,7 @@ from posttrain.io import read_json
 from posttrain.memory.advice import refuse_what_cannot_fit
 from posttrain.memory.job import loaded_dtype
 from posttrain.memory.shapes import Shape, find_shape, shape_of
+from posttrain.methods import METHODS, Method
 from posttrain.sizes import nf4_bytes
 
 
@@ -123,8 +123,8 @@ def _is_packed(name: str | None) -> bool:
     return bool(read_json(config).get("quantization_config", {}).get("load_in_4bit"))
 
 
-def kind_named(name: str) -> Kind:
+def kind_named(name: str) -> Method:
     """Raises UserError for a trainer that there is not."""
-    if name not in KINDS:
-        raise UserError(f"--trainer {name} is not known; use one of {', '.join(KINDS)}")
-    return KINDS[name]
+    if name not in METHODS:
+        raise UserError(f"--trainer {name} is not known; use one of {', '.join(METHODS)}")
+    return METHODS[name]

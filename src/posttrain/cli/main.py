@@ -19,13 +19,13 @@ from posttrain.cli import flat, rewards, runs, threads
 from posttrain.cli.doctor import doctor
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
-from posttrain.cli.kinds import KINDS
 from posttrain.cli.options import SETTINGS, as_utf8, overrides, quiet, say, sentences
 from posttrain.cli.plan import plan
 from posttrain.cli.probe import probe
 from posttrain.cli.recipe import read_recipe
 from posttrain.cli.run import run as run_stages
 from posttrain.cli.watch import Watch, report, watch, watching
+from posttrain.methods import METHODS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,8 +61,8 @@ def _training_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _name, _kind in KINDS.items():
-    app.command(name=_name, help=_kind.help, context_settings=SETTINGS)(_training_command(_name))
+for _name, _help in METHODS.helps().items():
+    app.command(name=_name, help=_help, context_settings=SETTINGS)(_training_command(_name))
 
 
 @app.command()
@@ -110,7 +110,7 @@ def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite:
     from posttrain.cli import build, training
 
     build.hide_progress_bars()
-    kind = KINDS[command]
+    kind = METHODS[command]
     if dry_run:
         say(training.dry_run(kind, recipe))
         say("the recipe is ready to train: nothing was written")

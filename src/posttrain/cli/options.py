@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from posttrain.characters import shown
-from posttrain.cli.recipe import Recipe
+from posttrain.cli.recipe import SECTION_NAMES
 from posttrain.cli.values import nearest
 from posttrain.errors import EnvError, RewardError, TrainingError, UserError, is_full
 from posttrain.secrets import redacted_message
@@ -58,7 +58,7 @@ def sentences() -> Iterator[None]:
 def overrides(ctx: typer.Context) -> list[str]:
     """["train.beta=0.1", ...] from what the command's own options left over: --train.beta=0.1 or --train.beta 0.1."""
     rest, found = list(ctx.args), []
-    sections = Recipe.__dataclass_fields__
+    sections = SECTION_NAMES
     while rest:
         given = rest.pop(0)
         name, equals, value = given.removeprefix("--").partition("=")

@@ -11,7 +11,6 @@ from itertools import groupby
 from typing import Any
 
 from posttrain.cli.build import fill, make_tokenizer
-from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import ModelSection, Recipe
 from posttrain.cli.values import read_settings
 from posttrain.data.chat import encode_example, encode_preference, encode_task
@@ -21,6 +20,7 @@ from posttrain.data.formats import PREFERENCE, FormatCheck, template_keywords
 from posttrain.data.mixture import load_data
 from posttrain.data.replies import check_spoken_by_the_assistant, without_repetition
 from posttrain.errors import NothingToLearn, UserError
+from posttrain.methods import METHODS, Method
 
 
 @dataclass
@@ -37,7 +37,7 @@ class PreviewPiece:
 class Preview:
     """Counts over all rows, and the first rows themselves."""
 
-    kind: Kind
+    kind: Method
     tokenizer: Any
     stop_ids: tuple[int, ...]
     shown: list[list[PreviewPiece]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Preview:
                 self.ended += any(trained and id in self.stop_ids for id, trained in zip(piece.ids, piece.trained, strict=True))
 
 
-def preview(recipe: Recipe, kind: Kind, count: int, before: Sequence[Mapping[str, Any]] = ()) -> Preview:
+def preview(recipe: Recipe, kind: Method, count: int, before: Sequence[Mapping[str, Any]] = ()) -> Preview:
     """Raises UserError for whatever is wrong with the data, a row without a trained token included.
 
     before: the settings of the stages that the model will have gone through; they may have set its chat template.
@@ -94,18 +94,17 @@ def preview(recipe: Recipe, kind: Kind, count: int, before: Sequence[Mapping[str
     return found
 
 
-def kind_of_recipe(recipe: Recipe, wanted: str | None) -> Kind:
+def kind_of_recipe(recipe: Recipe, wanted: str | None) -> Method:
     """The trainer whose data are asked for: the one named, or the only one that the recipe has settings for; with a rubric alone GRPO."""
     if wanted is not None:
-        if wanted not in KINDS:
-            raise UserError(f"--kind {wanted} is not known; use one of {', '.join(KINDS)}")
-        return KINDS[wanted]
-    with_settings = [kind for kind in KINDS.values() if getattr(recipe, kind.section)]
-    if len(with_settings) == 1:
-        return with_settings[0]
-    if not with_settings:
-        return KINDS["grpo" if recipe.rubric else "sft"]
-    names = [name for name, kind in KINDS.items() if kind in with_settings]
+        if wanted not in METHODS:
+            raise UserError(f"--kind {wanted} is not known; use one of {', '.join(METHODS)}")
+        return METHODS[wanted]
+    names = [name for name, section in METHODS.sections().items() if getattr(recipe, section)]
+    if len(names) == 1:
+        return METHODS[names[0]]
+    if not names:
+        return METHODS["grpo" if recipe.rubric else "sft"]
     raise UserError(f"the recipe has settings for several trainers ({', '.join(names)}); say which data to show: --kind {names[0]}")
 
 
@@ -156,10 +155,10 @@ def _weights_of(name: str) -> str:
 Encoder = Callable[[dict[str, Any]], list[PreviewPiece]]
 
 
-def _encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -> Encoder:
+def _encoder(kind: Method, found: Preview, settings: dict[str, Any]) -> Encoder:
     if kind.is_online:
         return _prompt_encoder(found, settings)
-    if kind is KINDS["sft"]:
+    if kind.data == "texts":
         return _example_encoder(found, kind.config_class()(**{**settings, "report_to": "none"}).examples)
     return _completions_encoder(kind, found, settings)
 
@@ -175,7 +174,7 @@ def _example_encoder(found: Preview, options: Any) -> Encoder:
     return encode
 
 
-def _completions_encoder(kind: Kind, found: Preview, settings: dict[str, Any]) -> Encoder:
+def _completions_encoder(kind: Method, found: Preview, settings: dict[str, Any]) -> Encoder:
     trainer, limit = kind.trainer_class(), settings.get("max_length", getattr(kind.config_class(), "max_length", None))
     check = FormatCheck(trainer.formats, kind.title)
 

@@ -14,6 +14,7 @@ import typer
 from posttrain.characters import visible
 from posttrain.cli.options import overrides, say, sentences
 from posttrain.errors import UserError
+from posttrain.methods import METHODS
 
 if TYPE_CHECKING:
     from posttrain.cli.recipe import Recipe
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from posttrain.probe import Component, Probe
     from posttrain.types import Completion, Group
 
-GROUPED = ("grpo", "rloo")  # trainers that compare the completions of a group
 SHOWN = 160  # characters of a completion
 
 
@@ -41,8 +41,9 @@ def probe(
         from posttrain.cli.recipe import read_recipe
 
         hide_progress_bars()
-        if trainer not in GROUPED:
-            raise UserError(f"--trainer {trainer}: the probe is about groups of completions; use {' or '.join(GROUPED)}")
+        if trainer not in METHODS or not METHODS[trainer].compares_groups:
+            grouped = [name for name, method in METHODS.items() if method.compares_groups]
+            raise UserError(f"--trainer {trainer}: the probe is about groups of completions; use {' or '.join(grouped)}")
         if save is not None:
             answers.check(save)
         found, groups, rubric, rows = measure(read_recipe(recipe, overrides(ctx)), trainer, prompts, completions)
@@ -58,14 +59,13 @@ def probe(
 def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None) -> tuple[Probe, list[Group], Any, int]:
     """(probe, what was sampled, the rubric, rows of the data), from a recipe as its trainer would read it. In the order of cost."""
     from posttrain.cli import build
-    from posttrain.cli.kinds import KINDS
     from posttrain.data.mixture import load_data
     from posttrain.data.prompts import to_tasks
     from posttrain.models.load import stop_token_ids
     from posttrain.probe import probe as ask
     from posttrain.trainers.online.inputs import as_rubric, check_trains, place_reward_models
 
-    kind = KINDS[trainer]
+    kind = METHODS[trainer]
     args = build.read_args(kind, recipe, default_output="runs/probe")
     environment = recipe.env.make()
     rubric = as_rubric(build.make_rubric(recipe), args.reward_weights, environment)

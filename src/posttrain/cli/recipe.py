@@ -6,7 +6,7 @@ Reading only: objects are made from it in `build.py`. Overrides such as `--train
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from posttrain.cli.values import read_section
 from posttrain.cli.yaml12 import read_yaml
 from posttrain.errors import UserError, did_you_mean
 from posttrain.io import read_text
+from posttrain.methods import METHODS
 from posttrain.rewards.loading import names_model
 from posttrain.secrets import redacted
 
@@ -99,33 +100,33 @@ class EvalSection:
 
 @dataclass
 class Recipe:
+    """What every recipe has; one that is read has a section for each method too (`SECTIONS["recipe"]`)."""
+
     model: ModelSection
     data: DataSection
     rubric: list = field(default_factory=list)
     env: EnvSection = field(default_factory=EnvSection)
     engine: EngineSection = field(default_factory=EngineSection)
-    train: dict = field(default_factory=dict)  # settings of GRPO
-    sft: dict = field(default_factory=dict)  # settings of SFT, for `posttrain sft`
-    dpo: dict = field(default_factory=dict)  # settings of DPO, for `posttrain dpo`
-    kto: dict = field(default_factory=dict)  # of KTO,
-    orpo: dict = field(default_factory=dict)  # of ORPO,
-    cpo: dict = field(default_factory=dict)  # of CPO and SimPO
-    reward: dict = field(default_factory=dict)  # of a reward model, for `posttrain reward-model`
-    ppo: dict = field(default_factory=dict)  # of PPO,
-    rloo: dict = field(default_factory=dict)  # of RLOO
     eval: EvalSection = field(default_factory=EvalSection)
 
     def to_yaml(self) -> str:
         """What reads back as the same recipe, without its secrets: a run's directory is passed on."""
         written = redacted(asdict(self))
+        written["eval"] = written.pop("eval")  # the last, as digests of finished stages have it
+        for section in METHODS.outside_sections():  # so that installing a package changes no digest
+            if not written[section]:
+                del written[section]
         written["data"]["columns"] = self.data.columns  # names of columns and their templates: a column `secret` is data
         return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
 
 
+_WithMethods = make_dataclass("Recipe", [(section, dict, field(default_factory=dict)) for section in METHODS.sections().values()], bases=(Recipe,))
 SECTIONS: dict[str, type] = {
-    "recipe": Recipe, "model": ModelSection, "model.lora": Lora, "model.tokenizer": TokenizerSection,
+    "recipe": _WithMethods, "model": ModelSection, "model.lora": Lora, "model.tokenizer": TokenizerSection,
     "data": DataSection, "env": EnvSection, "engine": EngineSection, "eval": EvalSection,
 }  # fmt: skip
+
+SECTION_NAMES = tuple(known.name for known in fields(_WithMethods))
 
 
 def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -184,7 +185,7 @@ def lay_over(values: dict[str, Any], override: str) -> None:
 def load_yaml(path: Path) -> dict[str, Any]:
     values = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections ({', '.join(Recipe.__dataclass_fields__)}), not {type(values).__name__}")
+        raise UserError(f"{path} must hold sections ({', '.join(SECTION_NAMES)}), not {type(values).__name__}")
     return values
 
 

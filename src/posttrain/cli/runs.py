@@ -138,7 +138,7 @@ def model_of(target: str) -> str:
 
 
 def method_of(run: str) -> str | None:
-    """What the run was trained with, as in `Kind.method`; None: no record says."""
+    """What the run was trained with, as in `Method.method`; None: no record says."""
     from posttrain.tracking.reader import RunReader
 
     try:

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cli import runs
-from posttrain.cli.kinds import KINDS, Kind
 from posttrain.cli.recipe import Recipe, find_recipe, lay_over, load_yaml, recipe_of
 from posttrain.cli.values import nearest, read_settings
 from posttrain.errors import UserError
 from posttrain.io import read_json, write_whole
+from posttrain.methods import METHODS, Method
 
 DONE, START, MARK = "stage.json", "start", "stage:"
-LEAVES_A_SCORER = "reward-model"  # the kind whose model is no policy, so no later stage starts from it by itself
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Stage:
     """One training of a recipe. `values` are its sections, with "stage:NAME" where a model is that does not exist yet."""
 
     name: str
-    kind: Kind
+    kind: Method
     directory: Path
     start: str  # the stage whose model it starts from, or START
     values: dict[str, Any]
@@ -43,7 +42,7 @@ class Stage:
 
     @property
     def is_policy(self) -> bool:
-        return self.kind is not KINDS[LEAVES_A_SCORER]
+        return not self.kind.leaves_scorer
 
     def recipe(self, models: dict[str, str]) -> Recipe:
         """`models`: the directory of every stage that is done. Raises UserError for sections that cannot be read."""
@@ -92,7 +91,7 @@ def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list
     listed = values.pop("stages", None)
     if not isinstance(listed, list) or not listed:
         raise UserError(
-            f"{path} has no list of stages; a single training is started with its own command: {', '.join(f'posttrain {k}' for k in KINDS)}"
+            f"{path} has no list of stages; a single training is started with its own command: {', '.join(f'posttrain {k}' for k in METHODS)}"
         )
     folder = Path(output or f"runs/{path.stem}")
     stages: list[Stage] = []
@@ -104,10 +103,10 @@ def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list
         stage_values = _laid_over(values, own, ("from",))
         for override in overrides:
             section = override.partition("=")[0].partition(".")[0]
-            if section == KINDS[kind].section or section not in {other.section for other in KINDS.values()}:
+            if section == METHODS[kind].section or section not in METHODS.sections().values():
                 lay_over(stage_values, override)
         start = own.get("from") or next((stage.name for stage in reversed(stages) if stage.is_policy), START)
-        stages.append(Stage(stage_name, KINDS[kind], folder / f"{number}-{stage_name}", str(start), stage_values, path))
+        stages.append(Stage(stage_name, METHODS[kind], folder / f"{number}-{stage_name}", str(start), stage_values, path))
     _check(stages)
     return stages
 
@@ -120,7 +119,7 @@ def named(stages: list[Stage], wanted: str) -> Stage:
     raise UserError(f"there is no stage '{wanted}'; there are: {', '.join(names)}.{nearest(wanted, names)}")
 
 
-def data_of(stage: Stage, stages: list[Stage]) -> tuple[Recipe, Kind, list[dict[str, Any]]]:
+def data_of(stage: Stage, stages: list[Stage]) -> tuple[Recipe, Method, list[dict[str, Any]]]:
     """What `preview` needs to see a stage's data before the stages before it were trained: its recipe with the model that the first of them starts
     from, its kind, and the settings that this model will have gone through."""
     recipe = stage.recipe({})
@@ -139,8 +138,8 @@ def _read_stage(given: Any, number: int) -> tuple[str, dict[str, Any]]:
     if not isinstance(given, dict) or len(given) != 1:
         raise UserError(f"stages: number {number} must be a trainer with its sections, such as {{sft: {{data: ...}}}}, not {given!r}"[:300])
     ((kind, own),) = given.items()
-    if kind not in KINDS:
-        raise UserError(f"stages: {kind} is no trainer; use one of {', '.join(KINDS)}.{nearest(str(kind), KINDS)}")
+    if kind not in METHODS:
+        raise UserError(f"stages: {kind} is no trainer; use one of {', '.join(METHODS)}.{nearest(str(kind), METHODS)}")
     if not isinstance(own, dict | None):
         raise UserError(f"stages: {kind} must have sections such as data, not {own!r}"[:300])
     return kind, dict(own or {})

@@ -9,10 +9,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.cli import runs
-from posttrain.cli.kinds import Kind
 from posttrain.cli.options import say
 from posttrain.cli.recipe import Recipe
 from posttrain.io import write_whole
+from posttrain.methods import Method
 from posttrain.trainers.core import checkpoints
 
 
@@ -32,7 +32,7 @@ class _Beginning(TrainerCallback):
             checkpoints.remove(model)
 
 
-def dry_run(kind: Kind, recipe: Recipe) -> str:
+def dry_run(kind: Method, recipe: Recipe) -> str:
     """Build everything and train nothing; the plan of a step and the rubric's table. Raises UserError for whatever cannot work."""
     from posttrain.cli import build
     from posttrain.trainers.core.switches import memory_line
@@ -45,7 +45,7 @@ def dry_run(kind: Kind, recipe: Recipe) -> str:
         return "\n".join(line for line in lines if line is not None)
 
 
-def train_run(kind: Kind, recipe: Recipe, output_dir: str, *, resume: bool, overwrite: bool) -> Path:
+def train_run(kind: Method, recipe: Recipe, output_dir: str, *, resume: bool, overwrite: bool) -> Path:
     """Train into `output_dir`, from its last checkpoint where `resume` finds one. Returns the directory of the model."""
     from posttrain.cli import build
 

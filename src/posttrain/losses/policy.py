@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Literal
 
 from torch import Tensor
@@ -21,6 +22,8 @@ from posttrain.losses.surrogates import Surrogate, capped, clipped, soft_gated, 
 from posttrain.losses.tally import Tally
 
 __all__ = ["OBJECTIVES", "PPO", "RLOO", "Objective", "PolicyOptions", "Tally", "Terms", "find_objective", "policy_terms"]
+
+GROUP = "posttrain.objectives"  # entry points with which other packages add to OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,12 @@ def near_policy(ratio: Ratio, rollout_logps: Tensor | None, advantages: Tensor, 
 
 
 def find_objective(loss_type: str) -> Objective:
-    """The table's row for a name. Raises UserError for an unknown one."""
-    if loss_type not in OBJECTIVES:
-        raise UserError(f"loss_type {loss_type!r} is unknown; there are: {', '.join(OBJECTIVES)}.{did_you_mean(loss_type, OBJECTIVES)}")
-    return OBJECTIVES[loss_type]
+    """The table's row for a name, or the Objective of a package's entry point. Raises UserError for an unknown one."""
+    if loss_type in OBJECTIVES:
+        return OBJECTIVES[loss_type]
+    outside = entry_points(group=GROUP)
+    if loss_type in outside.names:
+        found: Objective = outside[loss_type].load()
+        return found
+    known = [*OBJECTIVES, *outside.names]
+    raise UserError(f"loss_type {loss_type!r} is unknown; there are: {', '.join(known)}.{did_you_mean(loss_type, known)}")

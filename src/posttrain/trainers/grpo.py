@@ -180,7 +180,7 @@ class GRPOTrainer(OnlineTrainer):
             reward_processing_classes=reward_processing_classes,
         )
         args = self.args
-        self.objective: Objective = OBJECTIVES[args.loss_type]
+        self.objective: Objective = find_objective(args.loss_type)
         self.options = PolicyOptions(
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,

@@ -50,6 +50,7 @@ MAY_CHANGE = {
 BEGAN_WITH = {
     "data": "other training rows",
     "eval_data": "other evaluation rows",
+    "rubric": "another rubric",
     "model_weights": "other weights at its start",
     "value_weights": "other weights of the value model at its start",
 }
@@ -225,12 +226,26 @@ def check_same(saved: Manifest, now: Mapping[str, Any], began_with: Mapping[str,
     if changed:
         listed = ", ".join(f"{name}: {_short(held[name])} -> {_short(now[name])}" for name in sorted(changed - BEGAN_WITH.keys()))
         parts = [f"other settings ({listed})"] if listed else []
-        parts += [f"{words} ('{name}')" for name, words in BEGAN_WITH.items() if name in changed]
+        parts += [
+            f"{words} ({_other_rewards(held[name], now[name]) if name == 'rubric' else repr(name)})"
+            for name, words in BEGAN_WITH.items()
+            if name in changed
+        ]
         raise UserError(
             f"cannot resume: this run was started with {' and with '.join(parts)}. Put them back, or start a new run in another output_dir."
         )
     unknown = sorted((held.keys() ^ now.keys()) - {"eval_data"})
     return [f"not compared with the checkpoint, which another version wrote: {', '.join(unknown)}"] if unknown else []
+
+
+def _other_rewards(before: str, now: str) -> str:
+    """Which rewards, weights, functions or settings differ, in words."""
+    old, new = json.loads(before), json.loads(now)
+    parts = [f"without the reward '{name}'" for name in old if name not in new] + [f"the reward '{name}' is new" for name in new if name not in old]
+    for name in (name for name in old if name in new):
+        for what, was, then in zip(("weight", "function", "settings"), old[name], new[name], strict=True):
+            parts += [f"{what} of '{name}': {_short(was)} -> {_short(then)}"] if was != then else []
+    return ", ".join(parts) or "in another order"
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from transformers import SchedulerType
 
 from posttrain.errors import UserError, did_you_mean
 from posttrain.rewards.failures import ON_ERROR, FailurePolicy
+from posttrain.rollout.engines import check_engine
 from posttrain.rollout.stopping import check_sampling
 from posttrain.trainers.core.config import AUTOMATIC, SWITCHED_OFF, BaseConfig, setting, settings
 from posttrain.trainers.core.unused import EVERYWHERE, ONLINE, Table
@@ -140,8 +141,7 @@ class OnlineConfig(BaseConfig):
         self._resolve_turns()
         if self.max_concurrent_completions != AUTOMATIC and not isinstance(self.max_concurrent_completions, int):
             raise UserError(f"max_concurrent_completions={self.max_concurrent_completions!r}: use a number, 1 or more, or 'auto'")
-        if self.engine not in ("local", "hf"):
-            raise UserError(f"engine={self.engine!r}: use 'local' or 'hf'")
+        check_engine(self.engine)
         if self.zero_signal_groups not in ("keep", "drop", "resample"):
             raise UserError(f"zero_signal_groups={self.zero_signal_groups!r}: use 'keep', 'drop' or 'resample'")
         _ = self.reward_policy  # which checks its values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from posttrain.data.given import rows_of
 from posttrain.envs.environment import Environment
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
+from posttrain.trainers.core.fingerprint import Fingerprint
 from posttrain.trainers.online.environment import with_pay
 from posttrain.trainers.online.reward_model import ModelReward, with_reward_models
 
@@ -28,6 +31,18 @@ def check_trains(rubric: Rubric) -> None:
     """Raises UserError for a rubric of monitors, which an evaluation may have."""
     if not any(rubric.weights):
         raise UserError(f"every reward has weight 0 ({', '.join(rubric.names)}), so that nothing would be trained; give one of them another weight")
+
+
+def rubric_fingerprint(rubric: Rubric) -> Fingerprint:
+    """Each reward's weight, and the place and settings of its function as far as they can be named, for a resumed run to be compared with.
+
+    A function may be mended and the run go on, so its text is not part of it; nor is the folder of its file.
+    """
+    told: dict[str, Any] = {}
+    for name, reward, weight in zip(rubric.names, rubric.rewards, rubric.weights, strict=True):
+        source = reward.source if reward.source is not None and reward.source.folder is not None else None  # what a recipe names
+        told[name] = [weight, None if source is None else PurePath(source.name).name, None if source is None else source.settings]
+    return Fingerprint(json.dumps(told, sort_keys=True, default=str), "")
 
 
 def _own_rubric(reward_funcs: Any, weights: list[float] | None) -> Rubric:

@@ -33,7 +33,7 @@ from posttrain.trainers.core.metrics import Metrics
 from posttrain.trainers.core.ranks import gather_json
 from posttrain.trainers.online.config import OnlineConfig
 from posttrain.trainers.online.environment import first_prompts, stage_for
-from posttrain.trainers.online.inputs import as_rubric, check_trains, place_reward_models, sized
+from posttrain.trainers.online.inputs import as_rubric, check_trains, place_reward_models, rubric_fingerprint, sized
 from posttrain.trainers.online.reward_log import RewardLog
 from posttrain.trainers.online.rollout_log import note_groups
 from posttrain.types import Group, Task
@@ -83,6 +83,7 @@ class RolloutTrainer(BaseTrainer):
             quantization_config=quantization_config,
         )
         if self.rubric is not None:
+            self.rows_fingerprints["rubric"] = rubric_fingerprint(self.rubric)
             place_reward_models(self.rubric, self.args.device)
         self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
         self.stage = stage_for(self.environment, self.tokenizer, self.sampling.stop_token_ids, args)
