@@ -374,3 +374,19 @@ def test_the_program_exits_with_the_sentence_on_stderr():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no recipe no-such-recipe; packaged ones are: align, arithmetic")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("rubric", "said"),
+    [
+        ("[{reward: mine.py:is_short, weight: 2.0}]", "weight of 'is_short': 1.0 -> 2.0"),
+        ("[mine.py:breaks_in_step_4]", "without the reward 'is_short'"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_rubric(folder, rubric, said):
+    began = ("grpo", folder / "recipe.yaml", "--rubric=[mine.py:is_short]")
+    assert call(*began, "--train.max_steps=2").exit_code == 0
+    refused = call("grpo", folder / "recipe.yaml", f"--rubric={rubric}", "--resume", "--train.max_steps=3")
+    assert "another rubric" in sentence(refused)
+    assert said in sentence(refused)
+    assert call(*began, "--resume", "--train.max_steps=3").exit_code == 0
