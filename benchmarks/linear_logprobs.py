@@ -39,7 +39,7 @@ def tiled_twice(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 def tiled(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     from posttrain.ops import linear_logprobs
 
-    return linear_logprobs(hidden, weight, targets, entropy_grad=False, expected_grad=gradient).logps
+    return linear_logprobs(hidden, weight, targets, entropy_grad=False, known_grad=gradient).logps
 
 
 SIDES = {"whole matrix": whole_matrix, "tiled twice": tiled_twice, "tiled": tiled}

@@ -91,7 +91,7 @@ def one_pass(way, hidden, weight, targets, bias=None, **head):
         out = linear_logprobs(hidden, frozen[0], targets, bias=frozen[1], entropy_grad=False, **head)
         return out, (out.logps * g).sum(), (hidden,)
     forecast = g.cos() if way == "otherwise" else g / WEIGHTS[way]
-    out = linear_logprobs(hidden, weight, targets, bias=bias, entropy_grad=False, expected_grad=forecast, **head)
+    out = linear_logprobs(hidden, weight, targets, bias=bias, entropy_grad=False, known_grad=forecast, **head)
     return out, (out.logps * g).sum(), tuple(x for x in (hidden, weight, bias) if x is not None)
 
 
@@ -161,9 +161,7 @@ def test_what_a_forecast_is_asked_of():
     g = torch.arange(1, 8, dtype=torch.float64).sin()
 
     def grads(wanted, forecast, **kwargs):
-        out = linear_logprobs(
-            kwargs.pop("hidden", hidden), kwargs.pop("weight", weight), targets, bias=bias, entropy_grad=False, expected_grad=forecast
-        )
+        out = linear_logprobs(kwargs.pop("hidden", hidden), kwargs.pop("weight", weight), targets, bias=bias, entropy_grad=False, known_grad=forecast)
         return torch.autograd.grad((out.logps * g).sum(), wanted)
 
     cases = [
@@ -189,7 +187,7 @@ def test_a_masked_target_outside_the_vocabulary_harms_no_gradient(way):
     wanted = (hidden,) if way == "frozen head" else (hidden, weight)
     grads = []
     for chosen in (masked, targets):
-        out = linear_logprobs(hidden, head, chosen, entropy_grad=False, expected_grad=None if way == "frozen head" else keep.double())
+        out = linear_logprobs(hidden, head, chosen, entropy_grad=False, known_grad=None if way == "frozen head" else keep.double())
         grads.append(torch.autograd.grad(torch.where(keep.bool(), out.logps, 0.0).sum(), wanted))
     for x, y in zip(*grads, strict=True):
         torch.testing.assert_close(x, y)
@@ -436,7 +434,7 @@ def test_runs_on_fake_tensors():
         ({"bias": torch.zeros(7)}, r"bias \(V,\)"),
         ({"weight": torch.zeros(150, 6)}, "cast one of them"),
         ({"temperature": 0.0}, "must be positive"),
-        ({"expected_grad": torch.zeros(8)}, r"expected_grad goes with the targets, \(N,\)"),
+        ({"known_grad": torch.zeros(8)}, r"known_grad goes with the targets, \(N,\)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change, message):

@@ -87,7 +87,7 @@ def test_the_head_is_passed_once_where_the_loss_allows_it(case, tmp_path, rows, 
     ours = weights_of(trainer.model)
     assert (passes["foreseen"] > 0, passes["backward"] > 0) == ((True, False) if way is ONCE else (False, True))
     assert trainer.args.knows_gradient == (way is ONCE)  # the plan says so beforehand
-    monkeypatch.setattr(base, "gains_by_forecast", lambda model: False)
+    monkeypatch.setattr(base, "gains_by_known_grad", lambda model: False)
     theirs = weights_of(trained(name, tmp_path / "twice", rows, **settings).model)
     assert torch.allclose(ours, theirs, atol=1e-6)
     assert (ours - weights_of(build_model(build_tokenizer()))).abs().max() > 1e-3
@@ -121,7 +121,7 @@ def test_a_loss_that_is_the_same_at_two_places_only_is_trained_all_the_same(tmp_
     monkeypatch.setitem(sft.LOSSES, "nll", bent)
     ours = weights_of(trained("sft", tmp_path / "once", rows, learning_rate=1e-3).model)
     assert passes["foreseen"] == passes["backward"] == 2
-    monkeypatch.setattr(base, "gains_by_forecast", lambda model: False)
+    monkeypatch.setattr(base, "gains_by_known_grad", lambda model: False)
     assert torch.allclose(ours, weights_of(trained("sft", tmp_path / "twice", rows, learning_rate=1e-3).model), atol=1e-6)
 
 

@@ -117,7 +117,7 @@ def test_the_training_loss_is_the_evaluation_loss_of_the_same_rows(tmp_path):
     logs = trainer.evaluate()
     trainer.train_dataset, trainer.args.max_steps = trainer.eval_examples["same"], 1
     (batch,) = trainer.window([trainer.train_dataset])
-    with trainer.frozen(trainer.model) as module:
+    with trainer.evaluating(trainer.model) as module:
         assert logs["eval_same_loss"] == pytest.approx(float(trainer.loss(module, batch)), rel=1e-6)
     assert "eval_less_loss" in logs
 

@@ -44,7 +44,7 @@ Scorer = Callable[[torch.Tensor], torch.Tensor]  # hidden states (M, D) -> (M,)
 class LogprobsFn(Protocol):
     """`logprobs` or `padded_logprobs`. `model` may be wrapped in PEFT and DDP; it is called as it is given.
 
-    entropy_grad, and expected_grad as (B, T): as `ops.linear_logprobs` takes them.
+    entropy_grad, and known_grad as (B, T): as `ops.linear_logprobs` takes them.
     """
 
     def __call__(
@@ -57,7 +57,7 @@ class LogprobsFn(Protocol):
         want_sum_p2: bool = False,
         scorer: Scorer | None = None,
         entropy_grad: bool = True,
-        expected_grad: torch.Tensor | None = None,
+        known_grad: torch.Tensor | None = None,
     ) -> StreamLogprobs: ...
 
 
@@ -79,16 +79,16 @@ def logprobs(
     want_sum_p2: bool = False,
     scorer: Scorer | None = None,
     entropy_grad: bool = True,
-    expected_grad: torch.Tensor | None = None,
+    known_grad: torch.Tensor | None = None,
 ) -> StreamLogprobs:
     """One call of `model` on the packed stream. Its attention must be hooked (`models.load.prepare_model`)."""
     states = None if scorer is None else torch.cat([stream.logit_index, stream.last_index])
-    foreseen = None if expected_grad is None else stream.gather(expected_grad)
-    question = HeadRequest(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen)
+    picked_grad = None if known_grad is None else stream.gather(known_grad)
+    request = HeadRequest(stream.logit_index, stream.targets, temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, picked_grad)
     layout = TrainLayout(stream.segments, stream.device)
-    with answering(model, question):
+    with answering(model, request):
         output = model(input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], **layout_kwargs(layout, stream.device))
-    return _scattered(stream, read(output.logits, question))
+    return _scattered(stream, read(output.logits, request))
 
 
 def padded_logprobs(
@@ -100,22 +100,22 @@ def padded_logprobs(
     want_sum_p2: bool = False,
     scorer: Scorer | None = None,
     entropy_grad: bool = True,
-    expected_grad: torch.Tensor | None = None,
+    known_grad: torch.Tensor | None = None,
 ) -> StreamLogprobs:
     """One right-padded row per completion, in as many calls of `model` as `rows.MAX_TOKENS` makes necessary."""
     answers, order, last = [], [], []
     chunks = list(unroll(stream))
     if len(chunks) > 1:  # each would keep a gradient of the head until backward
-        expected_grad = None
+        known_grad = None
     for rows in chunks:
         states = None if scorer is None else torch.cat([rows.predicted_by, rows.last])
-        foreseen = None if expected_grad is None else stream.gather(expected_grad)[rows.chosen]
-        question = HeadRequest(
-            rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, foreseen
+        picked_grad = None if known_grad is None else stream.gather(known_grad)[rows.chosen]
+        request = HeadRequest(
+            rows.predicted_by, stream.targets[rows.chosen], temperature, want_argmax, want_sum_p2, states, scorer, entropy_grad, picked_grad
         )
-        with answering(model, question):
+        with answering(model, request):
             output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        answer = read(output.logits, question)
+        answer = read(output.logits, request)
         if answer.scores is not None:
             values, after = answer.scores.tensor_split([len(rows.chosen)])
             answer = answer._replace(scores=values)

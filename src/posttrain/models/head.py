@@ -31,7 +31,7 @@ class HeadRequest(NamedTuple):
     scored_at: torch.Tensor | None = None  # (M,) places whose hidden states `scorer` reads, in the same forward. None: no scores
     scorer: Callable[[torch.Tensor], torch.Tensor] | None = None  # (M, D) -> (M,)
     entropy_grad: bool = True  # False: the entropy is a constant
-    expected_grad: torch.Tensor | None = None  # (N,) a forecast of the log-probs' gradient, as `linear_logprobs` takes it
+    known_grad: torch.Tensor | None = None  # (N,) the gradient that the log-probs will get, where it is known; as `linear_logprobs` takes it
 
 
 class HeadOutput(NamedTuple):
@@ -84,8 +84,8 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 @contextmanager
-def answering(model: nn.Module, question: HeadRequest) -> Iterator[None]:
-    """Inside, `model(...).logits` is an answer to `question` (read it with `read`). Everything is put back, also after an exception."""
+def answering(model: nn.Module, request: HeadRequest) -> Iterator[None]:
+    """Inside, `model(...).logits` is the output for `request` (read it with `read`). Everything is put back, also after an exception."""
     base = base_model(model)
     rescaling = _rescaling(base)
     folded: dict[str, float] = {}
@@ -97,30 +97,30 @@ def answering(model: nn.Module, question: HeadRequest) -> Iterator[None]:
         if getattr(base.config, "output_router_logits", False):  # MoE: the auxiliary loss would count rows, not tokens
             stack.enter_context(replaced(base.config, "output_router_logits", False))
         parent, name = _place_of_head(base)
-        stack.enter_context(replaced(parent, name, _AnsweringHead(linear_in_use(getattr(parent, name)), question, folded)))
+        stack.enter_context(replaced(parent, name, _AnsweringHead(linear_in_use(getattr(parent, name)), request, folded)))
         yield
 
 
-def gains_by_forecast(model: nn.Module) -> bool:
-    """Whether `expected_grad` spares work outside of autocast: the head is trained, in the dtype of sums."""
+def gains_by_known_grad(model: nn.Module) -> bool:
+    """Whether `known_grad` spares work outside of autocast: the head is trained, in the dtype of sums."""
     weight = linear_in_use(base_model(model).get_output_embeddings()).weight
     return weight.requires_grad and weight.dtype in (torch.float32, torch.float64)
 
 
-def read(logits: torch.Tensor, question: HeadRequest) -> HeadOutput:
+def read(logits: torch.Tensor, request: HeadRequest) -> HeadOutput:
     """What `_AnsweringHead` laid end to end: N rows of 2 to 4 numbers, then the M scores."""
-    width = 2 + question.want_argmax + question.want_sum_p2
-    rows, scores = logits.flatten().tensor_split([len(question.targets) * width])
+    width = 2 + request.want_argmax + request.want_sum_p2
+    rows, scores = logits.flatten().tensor_split([len(request.targets) * width])
     logps, entropy, *rest = rows.view(-1, width).unbind(-1)
-    argmax = rest.pop(0).detach().long() if question.want_argmax else None
-    sum_p2 = rest.pop(0).detach() if question.want_sum_p2 else None
-    return HeadOutput(logps, entropy, argmax, sum_p2, None if question.scorer is None else scores)
+    argmax = rest.pop(0).detach().long() if request.want_argmax else None
+    sum_p2 = rest.pop(0).detach() if request.want_sum_p2 else None
+    return HeadOutput(logps, entropy, argmax, sum_p2, None if request.scorer is None else scores)
 
 
 class _AnsweringHead(nn.Module):
-    def __init__(self, head: nn.Linear, question: HeadRequest, folded: dict[str, float]) -> None:
+    def __init__(self, head: nn.Linear, request: HeadRequest, folded: dict[str, float]) -> None:
         super().__init__()
-        self.head, self.question, self.folded = head, question, folded
+        self.head, self.request, self.folded = head, request, folded
 
     @property
     def weight(self) -> torch.Tensor:
@@ -129,7 +129,7 @@ class _AnsweringHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, L, D) -> (1, 1, N * (2 to 4) + M) float32"""
-        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer, entropy_grad, expected_grad = self.question
+        predicted_by, targets, temperature, want_argmax, want_sum_p2, scored_at, scorer, entropy_grad, known_grad = self.request
         flat = hidden.flatten(0, 1)
         picked = flat.index_select(0, predicted_by)  # (N, D)
         if not torch.is_autocast_enabled(picked.device.type):
@@ -143,14 +143,14 @@ class _AnsweringHead(nn.Module):
             want_argmax=want_argmax,
             want_sum_p2=want_sum_p2,
             entropy_grad=entropy_grad,
-            expected_grad=expected_grad,
+            known_grad=known_grad,
             **self.folded,
         )
         # Token ids are exact in float32 up to 2^24, which no vocabulary reaches.
-        answer = torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1).flatten()
+        output = torch.stack([column.to(columns.logps.dtype) for column in columns if column is not None], dim=-1).flatten()
         if scorer is not None and scored_at is not None:
-            answer = torch.cat([answer, scorer(flat.index_select(0, scored_at)).to(answer.dtype)])
-        return answer[None, None]
+            output = torch.cat([output, scorer(flat.index_select(0, scored_at)).to(output.dtype)])
+        return output[None, None]
 
 
 def rescaling_keywords(base: PreTrainedModel) -> dict[str, float]:

@@ -106,18 +106,18 @@ def _plain_row(model: nn.Module, row: torch.Tensor, prompt: int) -> torch.Tensor
 
 
 def _answered_row(model: nn.Module, row: torch.Tensor, prompt: int) -> torch.Tensor:
-    question = HeadRequest(torch.arange(prompt - 1, len(row) - 1, device=row.device), row[prompt:])
-    with answering(model, question):
-        return read(model(input_ids=row[None], use_cache=False).logits, question).logps.float()
+    request = HeadRequest(torch.arange(prompt - 1, len(row) - 1, device=row.device), row[prompt:])
+    with answering(model, request):
+        return read(model(input_ids=row[None], use_cache=False).logits, request).logps.float()
 
 
 def _streamed(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    question = HeadRequest(torch.tensor(_PREDICTED_BY, device=ids.device), ids[_TARGETS])
+    request = HeadRequest(torch.tensor(_PREDICTED_BY, device=ids.device), ids[_TARGETS])
     layout = TrainLayout(_SEGMENTS, ids.device)
-    with answering(model, question):
+    with answering(model, request):
         positions = torch.tensor([_POSITIONS], device=ids.device)
         output = model(input_ids=ids[None], position_ids=positions, **layout_kwargs(layout, ids.device))
-    return read(output.logits, question).logps.float()
+    return read(output.logits, request).logps.float()
 
 
 @contextmanager

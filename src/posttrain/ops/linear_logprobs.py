@@ -4,7 +4,7 @@ Tiles over rows and vocabulary, so no tensor grows with N x V. Not a loss: every
 have true gradients, once (no double backward). How often a tile of logits is made depends on what has to be differentiated:
 
 - a frozen head, log-probs alone: once. The forward keeps the direction (N, D) in which each row's log-prob grows; backward multiplies.
-- a trained head: once where the caller foresees the gradient of the log-probs (`expected_grad`), else again in backward.
+- a trained head: once where the caller foresees the gradient of the log-probs (`known_grad`), else again in backward.
 - the entropy differentiated too: again in backward.
 """
 
@@ -42,12 +42,12 @@ def linear_logprobs(
     want_argmax: bool = False,
     want_sum_p2: bool = False,
     entropy_grad: bool = True,
-    expected_grad: Tensor | None = None,
+    known_grad: Tensor | None = None,
 ) -> LogProbs:
     """hidden (N, D), weight (V, D), targets (N,), bias (V,) -> log-prob and entropy of each row under
     softmax(softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature); without `softcap` no tanh.
 
-    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. expected_grad (N,), with entropy_grad=False only:
+    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. known_grad (N,), with entropy_grad=False only:
     the gradient that backward will bring to `logps`, up to one factor for all rows. It is a forecast and no promise: where another comes, the
     gradients are computed from that one. It helps a head that is trained in float32 or float64 outside of autocast, and takes a tile
     of 512 rows and the whole vocabulary, or of more rows where the vocabulary is small, and a slice of it (three with a softcap).
@@ -57,8 +57,8 @@ def linear_logprobs(
     gradient. A target outside 0..V-1 gives NaN. Raises ValueError when shapes or dtypes do not fit, or temperature is not positive.
     """
     _check(hidden, weight, targets, bias, temperature, softcap)
-    if expected_grad is not None and expected_grad.shape != targets.shape:
-        raise ValueError(f"expected_grad goes with the targets, (N,); got {tuple(expected_grad.shape)} for targets {tuple(targets.shape)}")
+    if known_grad is not None and known_grad.shape != targets.shape:
+        raise ValueError(f"known_grad goes with the targets, (N,); got {tuple(known_grad.shape)} for targets {tuple(targets.shape)}")
     if not torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != weight.dtype:
         raise ValueError(f"hidden states are {hidden.dtype} and the head is {weight.dtype}: cast one of them, or call inside torch.autocast")
     inputs = Inputs(hidden, weight, bias, targets, Head.of(hidden, temperature, softcap, scale))
@@ -67,7 +67,7 @@ def linear_logprobs(
     if only_logps and not weight.requires_grad and not (bias is not None and bias.requires_grad):
         columns = _FrozenHead.apply(hidden, inputs, wants)
     else:
-        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, expected_grad if only_logps else None)
+        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, known_grad if only_logps else None)
     return LogProbs(*columns)
 
 

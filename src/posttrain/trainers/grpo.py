@@ -255,7 +255,7 @@ class GRPOTrainer(OnlineTrainer):
         if self.args.top_entropy_quantile == 1:
             return PolicyUpdate(num_tokens, None, num_tokens)
         mine: list[float] = []
-        with self.frozen(self.model_wrapped) as module:
+        with self.evaluating(self.model_wrapped) as module:
             for batch in self.micro_batches(rows):
                 entropy = self.logprobs(module, batch.stream, self.sampling.temperature).entropy
                 mine += entropy[batch.mask].tolist()
@@ -270,7 +270,7 @@ class GRPOTrainer(OnlineTrainer):
         assert update is not None
         threshold = update.entropy_threshold
         expected = self.expected_policy_grad(batch) if threshold is None and not bonus else None
-        answer = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus, expected_grad=expected)
+        answer = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus, known_grad=expected)
         logps, entropy = answer.logps, answer.entropy  # (B, T) each; never (B, T, V)
         policy_mask = None if threshold is None else high_entropy_mask(entropy, batch.mask, threshold)  # (B, T)
         terms = self.terms(batch, logps, policy_mask)

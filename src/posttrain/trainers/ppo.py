@@ -245,7 +245,7 @@ class PPOTrainer(OnlineTrainer):
     def precompute_old_logps(self, rows: list[Row]) -> None:
         """With the values, of the same forward."""
         found: dict[tuple[int, int], tuple[list[float], list[float], float]] = {}
-        with self.frozen(self.model_wrapped) as module:
+        with self.evaluating(self.model_wrapped) as module:
             for batch in self.micro_batches(rows):
                 answer = self.answer(module, batch.stream)
                 assert answer.values is not None
@@ -305,7 +305,7 @@ class PPOTrainer(OnlineTrainer):
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        answer = self.answer(model, batch.stream, expected_grad=self.expected_policy_grad(batch))
+        answer = self.answer(model, batch.stream, known_grad=self.expected_policy_grad(batch))
         assert answer.values is not None
         assert batch.old_values is not None
         assert batch.returns is not None

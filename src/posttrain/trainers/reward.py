@@ -172,7 +172,7 @@ class RewardTrainer(OfflineTrainer):
         """(score of chosen, score of rejected) of every pair, in eval mode, without a gradient."""
         pairs = self._pairs(self._checked(rows))
         scores: dict[int, float] = {}
-        with self.frozen(self.model_wrapped) as module:
+        with self.evaluating(self.model_wrapped) as module:
             for part in split([PackItem(pair.prompt_ids, pair.completions) for pair in pairs], self.token_budget):
                 stream = pack(part).to(self.args.device)
                 scores.update(zip(stream.row_ids.tolist(), self._scores(module, stream).last.tolist(), strict=True))

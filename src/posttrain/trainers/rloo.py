@@ -141,7 +141,7 @@ class RLOOTrainer(OnlineTrainer):
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
         expected = self.expected_policy_grad(batch)
-        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, expected_grad=expected)[:2]  # (B, T)
+        logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, known_grad=expected)[:2]  # (B, T)
         terms = self.terms(batch, logps)
         self.note_update(batch, logps, entropy, terms)
         return self.weighted_sum(batch, terms.per_token)

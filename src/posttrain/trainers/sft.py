@@ -289,7 +289,7 @@ class SFTTrainer(BaseTrainer):
             return LOSSES[self.args.loss_type](logps, mask) * batch.weight
 
         with self._noise(batch):
-            out = self.logprobs(model, stream, want_argmax=True, scorer=scorer, expected_grad=self.expected_grad(stream.shape, loss_of))
+            out = self.logprobs(model, stream, want_argmax=True, scorer=scorer, known_grad=self.known_grad(stream.shape, loss_of))
         self._note(out, batch)
         return loss_of(out.logps, 0.0 if out.values is None else out.values)
 
@@ -320,7 +320,7 @@ class SFTTrainer(BaseTrainer):
 
     def _evaluated(self, examples: list[Example]) -> dict[str, float]:
         total, entropy, right, tokens, seen = 0.0, 0.0, 0, 0, 0
-        with self.frozen(self.model_wrapped) as module:
+        with self.evaluating(self.model_wrapped) as module:
             for part in self._parts(examples[self.args.process_index :: self.args.world_size]):
                 stream = pack(part).to(self.args.device)
                 out = self.logprobs(module, stream, want_argmax=True)

@@ -25,7 +25,7 @@ from posttrain.data.given import named
 from posttrain.data.stream import PackItem, Stream, pack, split
 from posttrain.errors import TrainingError, UserError
 from posttrain.models.forward import StreamLogprobs, make_logprobs
-from posttrain.models.head import gains_by_forecast
+from posttrain.models.head import gains_by_known_grad
 from posttrain.models.load import load_tokenizer
 from posttrain.tracking.recorder import Recorder
 from posttrain.tracking.terminal import TerminalView
@@ -140,17 +140,17 @@ class BaseTrainer(SavingTrainer):
     # Log-probs
 
     def logprobs(self, model: nn.Module, stream: Stream, temperature: float = 1.0, *, entropy_grad: bool = False, **wanted: Any) -> StreamLogprobs:
-        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor. `wanted`: want_argmax, want_sum_p2, scorer, expected_grad.
+        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor. `wanted`: want_argmax, want_sum_p2, scorer, known_grad.
 
         A loss that differentiates the entropy says so with `entropy_grad`.
         """
         return self._logprobs(model, stream, temperature=temperature, entropy_grad=entropy_grad, **wanted)
 
-    def expected_grad(self, shape: tuple[int, int], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
+    def known_grad(self, shape: tuple[int, int], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
         """(B, T) the gradient of `loss` in log-probs of that shape, if it does not depend on them: of an SFT loss, of a policy whose ratio is 1 by
         definition. With it a head that is trained in float32 is passed once instead of twice. None: it depends, or nothing would be gained.
         """
-        if self.args.bf16 or self.args.fp16 or not torch.is_grad_enabled() or not gains_by_forecast(self.model):
+        if self.args.bf16 or self.args.fp16 or not torch.is_grad_enabled() or not gains_by_known_grad(self.model):
             return None
         dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
         slopes: list[torch.Tensor] = []
@@ -160,7 +160,7 @@ class BaseTrainer(SavingTrainer):
         return slopes[0] if torch.equal(*slopes) and bool(slopes[0].any()) else None
 
     @contextlib.contextmanager
-    def frozen(self, model: nn.Module) -> Iterator[nn.Module]:
+    def evaluating(self, model: nn.Module) -> Iterator[nn.Module]:
         """The unwrapped module for passes without a gradient: eval mode (LoRA dropout too), same autocast as training."""
         module = self.accelerator.unwrap_model(model)
         was_training = {m: m.training for m in module.modules()}

@@ -153,7 +153,7 @@ class BaseConfig(TrainingArguments):
 
     @property
     def knows_gradient(self) -> bool:
-        """What `BaseTrainer.expected_grad` will find, from the settings alone: the gradient of the log-probs does not depend on them."""
+        """What `BaseTrainer.known_grad` will find, from the settings alone: the gradient of the log-probs does not depend on them."""
         return False
 
     @property

@@ -175,7 +175,7 @@ class OfflineTrainer(BaseTrainer):
         """The log-probs of each example's completions (of those in `which`) under `model`, in eval mode."""
         items = [PackItem(example.prompt_ids, example.completions[which]) for example in examples]
         found: dict[int, float] = {}
-        with self.frozen(model) as module:
+        with self.evaluating(model) as module:
             for part in split(items, self.token_budget, whole=True):
                 stream = pack(part).to(self.args.device)
                 sums = self.row_sums(self.logprobs(module, stream).logps, stream)
@@ -226,7 +226,7 @@ class OfflineTrainer(BaseTrainer):
     def _evaluated(self, examples: list[EncodedRow]) -> dict[str, float]:
         training, self.metrics = self.metrics, Metrics()
         try:
-            with self.frozen(self.model_wrapped) as module:
+            with self.evaluating(self.model_wrapped) as module:
                 mine = examples[self.args.process_index :: self.args.world_size]
                 local = sum(float(self.loss(module, batch)) for batch in self.batches(mine, examples))
             losses = gather_json(local, self.args.device)

@@ -107,7 +107,7 @@ class OnlineTrainer(RolloutTrainer):
     def evaluated_logps(self, rows: list[Row], model: nn.Module) -> list[list[float]]:
         """Of every row's tokens at the temperature of sampling, without gradient."""
         values: dict[tuple[int, int], list[float]] = {}
-        with self.frozen(model) as module:
+        with self.evaluating(model) as module:
             for batch in self.micro_batches(rows):
                 for row, line in zip(batch.rows, self.policy_logps(module, batch).tolist(), strict=True):
                     values[row.group, row.index] = line[: len(row.token_ids)]
@@ -173,10 +173,10 @@ class OnlineTrainer(RolloutTrainer):
         return (per_token * batch.weights[:, None]).sum() * self.args.world_size
 
     def expected_policy_grad(self, batch: PolicyBatch) -> torch.Tensor | None:
-        """`expected_grad` of the objective. None where log-probs are compared with frozen ones."""
+        """`known_grad` of the objective. None where log-probs are compared with frozen ones."""
         if batch.old_logps is not None:
             return None
-        return self.expected_grad(batch.stream.shape, lambda logps: self.weighted_sum(batch, self.terms(batch, logps).per_token))
+        return self.known_grad(batch.stream.shape, lambda logps: self.weighted_sum(batch, self.terms(batch, logps).per_token))
 
     # A reference that moves
 
