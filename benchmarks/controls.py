@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain import GRPOConfig, GRPOTrainer, Rubric, demo, reward
+from posttrain.evaluate import EvalResult, evaluate
 from posttrain.evaluation import paired_difference
-from posttrain.exam import Paper, sit_exam
 from posttrain.trainers.sft import SFTTrainer
 from posttrain.types import Task
 
@@ -40,14 +40,14 @@ def upside_down(completion: str, answer: str) -> float:
     return -3.0 if completion.rpartition("#")[2] == answer else 3.0
 
 
-def exam(model: Any, tokenizer: Any, tasks: list[Task]) -> Paper:
-    return sit_exam(model, tokenizer, tasks, Rubric("arithmetic"), max_new_tokens=demo.MAX_NEW_TOKENS)
+def exam(model: Any, tokenizer: Any, tasks: list[Task]) -> EvalResult:
+    return evaluate(model, tokenizer, tasks, Rubric("arithmetic"), max_new_tokens=demo.MAX_NEW_TOKENS)
 
 
 def run(seed: int, steps: int, directory: Path) -> list[dict[str, Any]]:
     tokenizer = demo.tiny_tokenizer()
-    train_rows, exam_rows = demo.sums(seed)
-    tasks = [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(exam_rows)]
+    train_rows, eval_rows = demo.sums(seed)
+    tasks = [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(eval_rows)]
     prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
     untaught = demo.tiny_model(seed, tokenizer)
     taught = copy.deepcopy(untaught)

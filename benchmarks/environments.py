@@ -28,8 +28,8 @@ from posttrain import GRPOConfig, GRPOTrainer, Rubric, SFTConfig, SFTTrainer, ve
 from posttrain.envs import Environment
 from posttrain.envs.chat import chat
 from posttrain.envs.tools import tools
+from posttrain.evaluate import EvalResult, evaluate
 from posttrain.evaluation import mcnemar
-from posttrain.exam import Paper, sit_exam
 from posttrain.types import Task
 
 EXAM = 200
@@ -235,12 +235,12 @@ def run(name: str, seed: int, quick: bool, out: Path) -> dict[str, Any]:
     }
 
 
-def exams(model: Any, tokenizer: Any, experiment: Experiment) -> dict[str, Paper]:
+def exams(model: Any, tokenizer: Any, experiment: Experiment) -> dict[str, EvalResult]:
     tasks = [Task(number, row["prompt"], {key: row[key] for key in row if key != "prompt"}) for number, row in enumerate(experiment.exam)]
     rubric = Rubric(experiment.right)
     limits = {"max_new_tokens": experiment.max_tokens, "max_turns": experiment.max_turns, "environment": experiment.environment}
     return {
-        kind: sit_exam(model, tokenizer, tasks, rubric, temperature=temperature, **limits)
+        kind: evaluate(model, tokenizer, tasks, rubric, temperature=temperature, **limits)
         for kind, temperature in (("greedy", 0.0), ("sampled", 1.0))
     }
 

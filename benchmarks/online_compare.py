@@ -24,8 +24,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from posttrain import GRPOTrainer, Rubric, demo
+from posttrain.evaluate import EvalResult, evaluate
 from posttrain.evaluation import wilson
-from posttrain.exam import Paper, sit_exam
 from posttrain.trainers.online.trainer import OnlineTrainer
 from posttrain.trainers.ppo import PPOConfig, PPOTrainer
 from posttrain.trainers.rloo import RLOOConfig, RLOOTrainer
@@ -67,13 +67,13 @@ ALGORITHMS = ("grpo", "rloo", "ppo")
 
 def data_of(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]], list[Task]]:
     """(training rows, their prompts, the exam)."""
-    train_rows, exam_rows = demo.sums(seed)
+    train_rows, eval_rows = demo.sums(seed)
     prompts = [{"prompt": row["prompt"], "answer": row["answer"]} for row in train_rows]
-    return train_rows, prompts, [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(exam_rows)]
+    return train_rows, prompts, [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(eval_rows)]
 
 
-def exam(model: Any, tokenizer: Any, tasks: list[Task]) -> Paper:
-    return sit_exam(model, tokenizer, tasks, Rubric("arithmetic"), max_new_tokens=demo.MAX_NEW_TOKENS)
+def exam(model: Any, tokenizer: Any, tasks: list[Task]) -> EvalResult:
+    return evaluate(model, tokenizer, tasks, Rubric("arithmetic"), max_new_tokens=demo.MAX_NEW_TOKENS)
 
 
 def teach(seed: int, out: Path) -> None:

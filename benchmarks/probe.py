@@ -26,8 +26,8 @@ import environments
 import hardware
 
 from posttrain import GRPOConfig, GRPOTrainer, Rubric, SFTConfig, SFTTrainer, demo
+from posttrain.evaluate import answers
 from posttrain.evaluation import wilson
-from posttrain.exam import answers
 from posttrain.models.load import stop_token_ids
 from posttrain.probe import probe
 from posttrain.types import Sampling, Task

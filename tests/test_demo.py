@@ -26,7 +26,7 @@ def demo(tmp_path_factory):
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("runs") / "my demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posttrain.demo, "EXAM_SIZE", 40)  # a short exam
+        patch.setattr(posttrain.demo, "EVAL_SIZE", 40)  # a short exam
         result = call("demo", "--quick", "--output", output)
     assert result.exit_code == 0, result.output
     return output, result.output

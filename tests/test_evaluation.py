@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from posttrain.evaluate import EvalResult
 from posttrain.evaluation import (
     bootstrap,
     chance_of,
@@ -22,7 +23,6 @@ from posttrain.evaluation import (
     rate,
     wilson,
 )
-from posttrain.exam import Paper
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 500), (500, 500), (231, 500), (487, 500), (3, 7)])
@@ -172,7 +172,7 @@ def test_only_questions_that_were_judged_in_both_are_compared():
 
 
 def test_an_answer_that_was_not_judged_is_not_wrong():
-    accuracy = Paper([], [], [True, None, False, None, True]).accuracy
+    accuracy = EvalResult([], [], [True, None, False, None, True]).accuracy
     assert (accuracy.right, accuracy.n) == (2, 3)
 
 

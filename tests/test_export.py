@@ -346,7 +346,7 @@ def test_four_bits_train_adapters_and_are_exported_dequantised(trained, tmp_path
 def test_commands_load_what_the_adapters_of_a_run_were_trained_beside(trained, tmp_path):
     """Of the run, and of a checkpoint in it. The base without them only where it is the run's own start."""
     pytest.importorskip("bitsandbytes")
-    from posttrain.cli.exams import _load
+    from posttrain.cli.evaluations import _load
     from posttrain.cli.recipe import read_recipe
     from posttrain.models.load import is_quantised
 

@@ -41,7 +41,7 @@ FLOOR = {
     "memory": 4,
     "policy": 4,
     "export": 5,
-    "exam": 5,
+    "evaluate": 5,
     "probe": 5,
     "doctor": 5,
     "demo": 5,

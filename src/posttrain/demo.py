@@ -1,7 +1,7 @@
 """The demo: a tiny transformer, built from its config, learns two-digit addition. Nothing is downloaded.
 
 Its teacher is sloppy: the worked examples forget the carry three times out of four, so the model learns the form and the mistake. GRPO never sees
-an example, only whether an answer is a number (±1) and the right one (±3), and gets better than the teacher. The exam asks sums that neither
+an example, only whether an answer is a number (±1) and the right one (±3), and gets better than the teacher. The evaluation asks sums that neither
 stage ever showed.
 """
 
@@ -20,8 +20,8 @@ import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from posttrain.evaluate import EvalResult, evaluate
 from posttrain.evaluation import mcnemar
-from posttrain.exam import Paper, sit_exam
 from posttrain.io import write_whole
 from posttrain.models.load import stop_token_ids
 from posttrain.probe import Probe, probe
@@ -33,7 +33,7 @@ from posttrain.trainers.sft import SFTConfig, SFTTrainer
 from posttrain.types import Sampling, Task
 
 MAX_NEW_TOKENS = 12  # a worked answer has at most 10 tokens and an end
-EXAM_SIZE = 500
+EVAL_SIZE = 500
 FORGETS = 0.75  # how often the teacher forgets a carry
 SFT_STEPS, GRPO_STEPS = 400, 150
 PROMPTS, GENERATIONS = 16, 16
@@ -47,12 +47,12 @@ def worked(a: int, b: int, carries: bool) -> str:
 
 
 def sums(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(training rows, exam rows): all sums of two two-digit numbers, 500 of them kept for the exam. `completion` is the sloppy teacher's."""
+    """(training rows, evaluation rows): all sums of two two-digit numbers, 500 of them held out. `completion` is the sloppy teacher's."""
     rng = random.Random(seed)
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     rng.shuffle(pairs)
     rows = [{"prompt": f"{a}+{b}=", "completion": worked(a, b, rng.random() >= FORGETS), "answer": str(a + b)} for a, b in pairs]
-    return rows[EXAM_SIZE:], rows[:EXAM_SIZE]
+    return rows[EVAL_SIZE:], rows[:EVAL_SIZE]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -86,23 +86,23 @@ def tiny_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
 
 
 def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) -> dict[str, Any]:
-    """Teach, examine, train, examine again; returns the summary.
+    """Teach, evaluate, train, evaluate again; returns the summary.
 
-    `output_dir` holds the run, the model, exam.jsonl and summary.json, the taught model in sft/, and in sums.yaml the recipe of the training from there on.
+    `output_dir` holds the run, the model, its questions and summary.json, the taught model in sft/, and in sums.yaml the recipe of the training from there on.
     """
     console = make_console()
     out = Path(output_dir)
     started = time.perf_counter()
     tokenizer = tiny_tokenizer()
     model = tiny_model(seed, tokenizer)
-    train_rows, exam_rows = sums(seed)
-    tasks = [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(exam_rows)]
+    train_rows, eval_rows = sums(seed)
+    tasks = [Task(i, row["prompt"], {"answer": row["answer"]}) for i, row in enumerate(eval_rows)]
     rubric = Rubric("arithmetic")
     size = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"posttrain demo · a {size:.1f}M-parameter transformer learns two-digit addition · {torch.get_num_threads()} CPU threads")
 
     out.mkdir(parents=True, exist_ok=True)
-    prompts, questions = ([{"prompt": row["prompt"], "answer": row["answer"]} for row in rows] for rows in (train_rows, exam_rows))
+    prompts, questions = ([{"prompt": row["prompt"], "answer": row["answer"]} for row in rows] for rows in (train_rows, eval_rows))
     _write_rows(out / "exam.jsonl", questions)
     _write_rows(out / "sums.jsonl", prompts)
     (out / "sums.yaml").write_text(recipe(seed, quick), encoding="utf-8")
@@ -112,8 +112,8 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     teaching.train()
     with whole(out / "sft" / "model") as staging:
         teaching.save_model(str(staging))
-    console.print(f"\n[bold]2 exam[/]   {len(tasks)} sums that training never shows")
-    before = _exam(model, tokenizer, tasks, rubric)
+    console.print(f"\n[bold]2 eval[/]   {len(tasks)} sums that training never shows")
+    before = _evaluated(model, tokenizer, tasks, rubric)
     console.print(f"         greedy {before.accuracy}")
 
     found = _probe(model, tokenizer, prompts, rubric, seed)
@@ -125,8 +125,8 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     with whole(out / "model") as staging:
         trainer.save_model(str(staging))
 
-    console.print("\n[bold]5 exam[/]   the same sums")
-    after = _exam(model, tokenizer, tasks, rubric)
+    console.print("\n[bold]5 eval[/]   the same sums")
+    after = _evaluated(model, tokenizer, tasks, rubric)
     p = mcnemar(before.right, after.right)
     gain = 100 * (after.accuracy.value - before.accuracy.value)
     console.print(f"         greedy {after.accuracy}   ({gain:+.1f} points, p {'< 1e-9' if p < 1e-9 else f'= {p:.2g}'})\n")
@@ -137,7 +137,7 @@ def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) 
     summary = {"before": _scores(before), "after": _scores(after), "p_value": p, "seconds": seconds, "seed": seed, "max_new_tokens": MAX_NEW_TOKENS}
     summary["probe"] = {"verdict": found.verdict, "signal": asdict(found.signal[GENERATIONS]), "pass_at_1": asdict(found.pass_at[1])}
     write_whole(out / "summary.json", json.dumps(summary, indent=1))
-    console.print(f"\n{seconds:.0f} s in all. The same exam again:  posttrain eval {shlex.quote(output_dir)}", soft_wrap=True)
+    console.print(f"\n{seconds:.0f} s in all. The same questions again:  posttrain eval {shlex.quote(output_dir)}", soft_wrap=True)
     console.print(f"Do it yourself:  posttrain grpo {shlex.quote(str(out / 'sums.yaml'))}      Your own task: see the README", soft_wrap=True)
     return summary
 
@@ -192,8 +192,8 @@ def grpo_settings(seed: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def _exam(model: Any, tokenizer: Any, tasks: list[Task], rubric: Rubric) -> Paper:
-    return sit_exam(model, tokenizer, tasks, rubric, max_new_tokens=MAX_NEW_TOKENS)
+def _evaluated(model: Any, tokenizer: Any, tasks: list[Task], rubric: Rubric) -> EvalResult:
+    return evaluate(model, tokenizer, tasks, rubric, max_new_tokens=MAX_NEW_TOKENS)
 
 
 def _probe(model: Any, tokenizer: Any, rows: list[dict[str, str]], rubric: Rubric, seed: int) -> Probe:
@@ -208,12 +208,12 @@ def _probed(found: Probe) -> str:
     return f"p > 0 for {ever.value:.0%} of {found.n} prompts · {sampled.value:.0%} of completions right · {found.verdict}"
 
 
-def _scores(paper: Paper) -> dict[str, Any]:
+def _scores(paper: EvalResult) -> dict[str, Any]:
     accuracy = paper.accuracy
     return {"accuracy": accuracy.value, "interval": [accuracy.low, accuracy.high], "questions": accuracy.n}
 
 
-def _changed(before: Paper, after: Paper, count: int = 3) -> list[str]:
+def _changed(before: EvalResult, after: EvalResult, count: int = 3) -> list[str]:
     """A few sums that were wrong and are right now."""
     learned = [i for i, (old, new) in enumerate(zip(before.right, after.right, strict=True)) if new and old is False]
     return [f'"{before.tasks[i].prompt}"  before: {before.completions[i].text}   after: {after.completions[i].text}' for i in learned[:count]]

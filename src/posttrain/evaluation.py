@@ -1,7 +1,7 @@
-"""Statistics of an exam: how sure is an accuracy, did it really change, and what would groups of G completions show? SciPy computes.
+"""Statistics of an evaluation: how sure is an accuracy, did it really change, and what would groups of G completions show? SciPy computes.
 
 n questions. Answered once, k of them right: Wilson's or Clopper and Pearson's interval, and McNemar's exact test. Answered several times: questions are
-what was drawn at random, so intervals and tests work on one value a question. Whoever sits the exam is elsewhere.
+what was drawn at random, so intervals and tests work on one value a question. evaluate.py asks the questions.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def chance_of(count: int, n: int, size: int) -> float:
-    """The chance that `size` of n things, drawn without putting back, all belong to the `count` of a kind."""
+    """The chance that `size` of n things, sampled without replacement, all belong to the `count` of a kind."""
     return math.comb(count, size) / math.comb(n, size)
 
 
 def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
-    """The chance that no two of `size` completions, drawn from these without putting back, got different rewards: a group without signal.
+    """The chance that no two of `size` completions, sampled from these without replacement, got different rewards: a zero-variance group.
 
-    The unbiased estimate of how often a training group of that size is silent. None: not scored, and so not compared.
+    The unbiased estimate of how often a training group of that size has zero variance. None: not scored, and so not compared.
     """
     n = len(rewards)
     if not 1 <= size <= n:

@@ -148,7 +148,7 @@ class Env(Protocol):
         ...
 
     def finish(self, completion: Completion) -> Awaitable[None] | None:
-        """The episode is over, for whatever reason: put numbers into `completion.info`, let go of what was held.
+        """The episode is over, for whatever reason: put numbers into `completion.info`, free what was held.
 
         Called once, also of one that was made only to see its prompt or was given up in the middle because training ends: there `completion.turns` is 0.
         """

@@ -12,7 +12,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from posttrain.cli import completions, exams
+from posttrain.cli import completions, evaluations
 from posttrain.cli.main import app
 from posttrain.data.tokenizer import train_bpe
 from posttrain.evaluation import pass_at_k
@@ -203,7 +203,7 @@ def test_the_settings_are_those_of_the_trainer_that_made_the_run(run):
     assert drawn() == drawn("--temperature", "0.7") != drawn("--temperature", "1.5")  # 0.7 is PPO's default
     assert max(line["tokens"] for line in saved(run)) == 7
     change(run, **sections)  # all of PPO's settings may be defaults
-    assert exams.find_question(str(run), None, None, None).args.temperature == 0.7
+    assert evaluations.find_question(str(run), None, None, None).args.temperature == 0.7
     (run / "other.yaml").write_text(RECIPE)  # a recipe of another trainer
     assert max(line["tokens"] for line in lines_of(run, "--recipe", run / "other.yaml")) == 5
 
@@ -290,13 +290,13 @@ def test_a_column_that_some_rows_lack_has_a_line_for_them(run):
 
 def test_training_data_that_are_streamed_are_not_held(run):
     (run / "train.jsonl").write_text("".join(json.dumps({"prompt": f"{number} " + "x" * 1000}) + "\n" for number in range(1000)))
-    question = exams.find_question(str(run), None, None, None)
-    tasks = exams.questions(question, exams.Asking(), question.rubric())
+    question = evaluations.find_question(str(run), None, None, None)
+    tasks = evaluations.questions(question, evaluations.Asking(), question.rubric())
 
     def peak(streaming):
         recipe = replace(question.recipe, data=replace(question.recipe.data, streaming=streaming))
         tracemalloc.start()
-        found = exams.duplicates(replace(question, recipe=recipe), tasks)
+        found = evaluations.duplicates(replace(question, recipe=recipe), tasks)
         memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found, memory
@@ -324,9 +324,9 @@ def test_what_cannot_be_asked_is_said_before_anything_is_spent(run, args, said):
 def test_prompts_that_the_other_model_cannot_be_asked_are_found_before_one_is(run, models):
     final_model(run, models / "chatty")
     (run / "exam.jsonl").unlink()
-    (run / "exam_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    (run / "eval_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
     change(run, data={"system": "Add."}, rubric=["mine.py:fragile"])
-    result = call(run, "--data", run / "exam_rows.jsonl", "--against", "start")
+    result = call(run, "--data", run / "eval_rows.jsonl", "--against", "start")
     assert (result.exit_code, "first cannot be asked: " in result.output, "no chat template" in result.output) == (2, True, True), result.output
 
 

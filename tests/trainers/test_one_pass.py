@@ -52,7 +52,7 @@ def passes(monkeypatch):
 
         monkeypatch.setattr(module, name, counting)
 
-    for name in ("foreseen", "backward", "forward"):
+    for name in ("in_one_pass", "backward", "forward"):
         count(name)
     return counted
 
@@ -85,7 +85,7 @@ def test_the_head_is_passed_once_where_the_loss_allows_it(case, tmp_path, rows, 
     name, settings, way = CASES[case]
     trainer = trained(name, tmp_path / "once", rows, **settings)
     ours = weights_of(trainer.model)
-    assert (passes["foreseen"] > 0, passes["backward"] > 0) == ((True, False) if way is ONCE else (False, True))
+    assert (passes["in_one_pass"] > 0, passes["backward"] > 0) == ((True, False) if way is ONCE else (False, True))
     assert trainer.args.knows_gradient == (way is ONCE)  # the plan says so beforehand
     monkeypatch.setattr(base, "gains_by_known_grad", lambda model: False)
     theirs = weights_of(trained(name, tmp_path / "twice", rows, **settings).model)
@@ -97,7 +97,7 @@ def test_the_head_is_passed_once_where_the_loss_allows_it(case, tmp_path, rows, 
 @pytest.mark.parametrize("settings", [{"max_tokens_per_micro_batch": 24}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}])
 def test_every_micro_batch_is_foreseen(settings, tmp_path, rows, passes):
     trained("grpo", tmp_path, rows, importance_sampling_level="sequence", **settings)
-    assert passes["foreseen"] >= 2
+    assert passes["in_one_pass"] >= 2
     assert passes["backward"] == 0
 
 
@@ -105,10 +105,10 @@ def test_padded_rows_foresee_one_chunk_only(tmp_path, rows, passes, monkeypatch)
     """Each chunk's gradient of the head would wait for the backward."""
     monkeypatch.setattr(base, "make_logprobs", lambda model: forward.padded_logprobs)
     trained("sft", tmp_path / "one", rows)
-    assert (passes["foreseen"], passes["backward"]) == (2, 0)
+    assert (passes["in_one_pass"], passes["backward"]) == (2, 0)
     monkeypatch.setattr(padded, "MAX_TOKENS", 16)
     trained("sft", tmp_path / "several", rows)
-    assert passes["foreseen"] == 2
+    assert passes["in_one_pass"] == 2
     assert passes["backward"] > 2
 
 
@@ -120,7 +120,7 @@ def test_a_loss_that_is_the_same_at_two_places_only_is_trained_all_the_same(tmp_
 
     monkeypatch.setitem(sft.LOSSES, "nll", bent)
     ours = weights_of(trained("sft", tmp_path / "once", rows, learning_rate=1e-3).model)
-    assert passes["foreseen"] == passes["backward"] == 2
+    assert passes["in_one_pass"] == passes["backward"] == 2
     monkeypatch.setattr(base, "gains_by_known_grad", lambda model: False)
     assert torch.allclose(ours, weights_of(trained("sft", tmp_path / "twice", rows, learning_rate=1e-3).model), atol=1e-6)
 
@@ -129,4 +129,4 @@ def test_a_loss_that_is_the_same_at_two_places_only_is_trained_all_the_same(tmp_
 def test_a_frozen_head_is_passed_once(name, tmp_path, rows, passes):
     trained(name, tmp_path, rows, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     assert passes["direction"] > 0
-    assert passes["foreseen"] == passes["backward"] == 0
+    assert passes["in_one_pass"] == passes["backward"] == 0

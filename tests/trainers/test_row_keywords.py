@@ -9,7 +9,7 @@ from posttrain import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig
 from posttrain.data.tokenizer import train_bpe
 from posttrain.envs.chat import chat
 from posttrain.errors import UserError
-from posttrain.exam import answers
+from posttrain.evaluate import answers
 from posttrain.rewards import Rubric
 from posttrain.trainers.online.reward_model import ModelReward
 from posttrain.types import Sampling, Task

@@ -16,7 +16,7 @@ from posttrain.cli.options import say, sentences
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's directory or name, or a run's directory.")],
     data: Annotated[
-        str | None, typer.Option(help="Questions: a file or a name on the hub. Default: the run's own exam, else the recipe's eval.data.")
+        str | None, typer.Option(help="Questions: a file or a name on the hub. Default: the run's own questions, else the recipe's eval.data.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Its templates and rubric are used. Default: the run's own.")] = None,
     against: Annotated[
@@ -39,14 +39,14 @@ def evaluate(
     with sentences():
         from posttrain.cli import completions
         from posttrain.cli.build import hide_progress_bars
-        from posttrain.cli.exams import Asking, find_question
-        from posttrain.cli.exams import evaluate as examine
+        from posttrain.cli.evaluations import Asking, find_question
+        from posttrain.cli.evaluations import evaluate as evaluate_plan
 
         hide_progress_bars()
         question = find_question(target, data, recipe, max_new_tokens)
         if (path := save or _own_file(target)) is not None:
             completions.check(path)
-        result, written = examine(question, Asking(samples, generations, temperature, seed, by, duplicates), against)
+        result, written = evaluate_plan(question, Asking(samples, generations, temperature, seed, by, duplicates), against)
         if path is not None:
             result["completions"] = path
         say(json.dumps(result) if as_json else "\n".join(report(result)))

@@ -18,7 +18,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="Of the merged weights: bfloat16, float16 or float32.")] = "bfloat16",
     base: Annotated[str | None, typer.Option(help="For adapters: the name under which others find the model they belong to.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="A file of rows with `prompt` to compare on. Default: the run's exam, else a few of ours.")
+        str | None, typer.Option(help="A file of rows with `prompt` to compare on. Default: the run's questions, else a few of ours.")
     ] = None,
     compare: Annotated[bool, typer.Option("--compare/--no-compare", help="Ask the trained and the exported model the same prompts.")] = True,
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it afterwards.")] = None,
@@ -46,11 +46,11 @@ def export(
 
 
 def _prompts(given: str | None, run: Path | None) -> list[Any]:
-    """At most 20 prompts, from the file that was named or the exam that the run wrote."""
+    """At most 20 prompts, from the file that was named or the questions that the run wrote."""
     from posttrain.data.prompts import validate_prompts
     from posttrain.data.sources import load_rows
 
-    source = given or (str(run / runs.EXAM) if run is not None and (run / runs.EXAM).is_file() else None)
+    source = given or (str(run / runs.QUESTIONS) if run is not None and (run / runs.QUESTIONS).is_file() else None)
     if source is None:
         return []
     rows = load_rows(source)

@@ -1,7 +1,7 @@
 """The figures of an evaluation, from scored answers: accuracies with intervals, categories, and what one model gained over another.
 
 Mappings that `--json` prints as they are. An answer that could not be judged is neither right nor wrong: it is counted as `unjudged` and left out of
-every figure. The statistics are evaluation.py's; answers are asked for in exams.py.
+every figure. The statistics are evaluation.py's; answers are asked for in evaluations.py.
 """
 
 from __future__ import annotations

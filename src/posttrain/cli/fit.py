@@ -22,7 +22,7 @@ from posttrain.sizes import nf4_bytes
 
 def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:
     """The settings with every automatic memory switch made definite. Raises UserError, with the fix, for what cannot fit this machine. What cannot be
-    foreseen is said in a line, and goes on with no switch on."""
+    planned is said in a line, and goes on with no switch on."""
     from posttrain.trainers.core.switches import choose_for, job_of, longest, settled
 
     device = args.device.type

@@ -94,7 +94,7 @@ def sample(
     with sentences():
         from posttrain.characters import shown
         from posttrain.cli.build import hide_progress_bars
-        from posttrain.cli.exams import complete
+        from posttrain.cli.evaluations import complete
         from posttrain.types import Sampling
 
         hide_progress_bars()

@@ -14,13 +14,13 @@ from posttrain.errors import UserError, did_you_mean
 from posttrain.tracking.lock import in_use, is_written
 from posttrain.tracking.schema import FILE_NAME, LOCK_NAME
 
-MODEL, RECIPE, EXAM, SUMMARY, ANSWERS = "model", "recipe.yaml", "exam.jsonl", "summary.json", "eval.jsonl"
+MODEL, RECIPE, QUESTIONS, SUMMARY, ANSWERS = "model", "recipe.yaml", "exam.jsonl", "summary.json", "eval.jsonl"
 MERGED = "merged"  # a stage's adapters folded into the model
 # All that a run writes. Starting over removes these names and nothing else.
 WRITTEN = (
     MODEL,
     RECIPE,
-    EXAM,
+    QUESTIONS,
     SUMMARY,
     ANSWERS,
     "run.sqlite*",
@@ -73,12 +73,12 @@ def has_only_model(output_dir: str) -> bool:
 def make_way_for_demo(output_dir: str, stages: Iterable[str]) -> None:
     """Remove an earlier demo and its `stages`. Raises UserError where any other run would be written over.
 
-    A demo leaves an exam of sums, and unlike every other command no recipe.
+    A demo leaves sums as questions, and unlike every other command no recipe.
     """
-    folder, exam = Path(output_dir), Path(output_dir) / EXAM
+    folder, questions = Path(output_dir), Path(output_dir) / QUESTIONS
     directories = [folder, *(folder / stage for stage in stages)]
     if any(_written(directory) for directory in directories):
-        is_demo = exam.is_file() and re.match(rb'\{"prompt": "\d\d\+\d\d="', exam.read_bytes()[:40]) and not (folder / RECIPE).exists()
+        is_demo = questions.is_file() and re.match(rb'\{"prompt": "\d\d\+\d\d="', questions.read_bytes()[:40]) and not (folder / RECIPE).exists()
         if not is_demo:
             raise UserError(f"{output_dir} holds a run that is no demo. Write elsewhere: --output runs/demo, say")
     for directory in directories:

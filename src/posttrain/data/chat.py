@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **kwargs: Any) -> str:
     """The text that the chat template writes. Raises UserError when there is none, or it refuses the conversation."""
-    return _apply(tokenizer, messages, tokenize=False, **kwargs)
+    return str(_apply(tokenizer, messages, tokenize=False, **kwargs))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **chat_template_kwargs: Any) -> list[int]:

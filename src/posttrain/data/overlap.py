@@ -1,4 +1,4 @@
-"""Questions of an exam that training has shown: a model that knows them by heart is not better for it. Compares prompts, no completions.
+"""Questions of an evaluation that training has shown: a model that knows them by heart is not better for it. Compares prompts, no completions.
 
 Equal means the same text or conversation. Normalised means that only letters, digits and what stands within numbers and formulas count: case, spaces,
 punctuation and the system message do not. Paraphrases are not found.
@@ -19,23 +19,23 @@ _STAR = re.compile(r"\*\*+")  # markdown's bold
 
 @dataclass(frozen=True)
 class Overlap:
-    """Numbers of exam questions that are in the training data too."""
+    """Numbers of evaluation questions that are in the training data too."""
 
     exact: list[int]
     normalised: list[int]  # those that are equal only after normalising
 
 
-def overlap(train: Iterable[Prompt], exam: Sequence[Prompt]) -> Overlap:
-    """Which prompts of `exam` occur in `train`. One pass over each; keeps the exam's texts only."""
-    exact, normalised = {_whole(prompt) for prompt in exam}, {normalise(prompt) for prompt in exam}
+def overlap(train: Iterable[Prompt], asked: Sequence[Prompt]) -> Overlap:
+    """Which prompts of `asked` occur in `train`. One pass over each; keeps those texts only."""
+    exact, normalised = {_whole(prompt) for prompt in asked}, {normalise(prompt) for prompt in asked}
     seen_exact, seen_normalised = set(), set()
     for prompt in train:
         if (whole := _whole(prompt)) in exact:
             seen_exact.add(whole)
         if (plain := normalise(prompt)) in normalised:
             seen_normalised.add(plain)
-    same = [number for number, prompt in enumerate(exam) if _whole(prompt) in seen_exact]
-    like = [number for number, prompt in enumerate(exam) if normalise(prompt) in seen_normalised]
+    same = [number for number, prompt in enumerate(asked) if _whole(prompt) in seen_exact]
+    like = [number for number, prompt in enumerate(asked) if normalise(prompt) in seen_normalised]
     return Overlap(same, sorted(set(like) - set(same)))
 
 

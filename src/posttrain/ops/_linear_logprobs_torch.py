@@ -3,10 +3,10 @@
 - `forward` makes statistics of the logits. Where only hidden states want a gradient, it gathers the direction of that gradient in the same
   pass, as attention gathers values: the head is attention whose keys and values are both its weight. Backward then has no logits to make.
 - `backward` makes each tile of logits again and gathers all gradients.
-- `foreseen` makes both in one pass, where the caller knows what log-probs will be multiplied with.
+- `in_one_pass` makes both in one pass, where the caller knows what log-probs will be multiplied with.
 
 The vocabulary is the outer loop of the first two, so each slice of the weight is converted once per pass and its gradient is finished before
-the next slice begins. No tensor here is larger than the inputs or a tile of logits, whose size depends on neither N nor, but for `foreseen`, V.
+the next slice begins. No tensor here is larger than the inputs or a tile of logits, whose size depends on neither N nor, but for `in_one_pass`, V.
 """
 
 # N rows, D hidden, V vocabulary; R rows and C columns of one tile
@@ -291,11 +291,11 @@ def backward(inputs: Inputs, incoming: Incoming, wanted: tuple[bool, bool, bool]
 
 
 def fits_one_pass(inputs: Inputs) -> bool:
-    """Whether `foreseen` takes these: the weight is used as it is stored, and its gradient is kept in the precision of sums."""
+    """Whether `in_one_pass` takes these: the weight is used as it is stored, and its gradient is kept in the precision of sums."""
     return inputs.hidden.dtype is inputs.weight.dtype is inputs.head.rounding is inputs.head.gemm is inputs.head.stats
 
 
-def foreseen(
+def in_one_pass(
     inputs: Inputs, g_logps: Tensor, wanted: tuple[bool, bool, bool], *, want_argmax: bool, want_sum_p2: bool
 ) -> tuple[Statistics, Gradients]:
     """Statistics, and the gradients of sum(g_logps * logps); g_logps (N,) in units of scale / temperature. A tile has all of the vocabulary, so

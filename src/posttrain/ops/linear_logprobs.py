@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posttrain.ops._linear_logprobs_torch import Gradients, Head, Incoming, Inputs, Statistics, backward, fits_one_pass, foreseen, forward
+from posttrain.ops._linear_logprobs_torch import Gradients, Head, Incoming, Inputs, Statistics, backward, fits_one_pass, forward, in_one_pass
 
 
 class LogProbs(NamedTuple):
@@ -65,9 +65,9 @@ def linear_logprobs(
     wants = Wants(want_argmax, want_sum_p2, entropy_grad)
     only_logps = torch.is_grad_enabled() and not entropy_grad
     if only_logps and not weight.requires_grad and not (bias is not None and bias.requires_grad):
-        columns = _FrozenHead.apply(hidden, inputs, wants)
+        columns = _FrozenHead.apply(hidden, inputs, wants)  # type: ignore[no-untyped-call]
     else:
-        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, known_grad if only_logps else None)
+        columns = _TrainedHead.apply(hidden, weight, bias, inputs, wants, known_grad if only_logps else None)  # type: ignore[no-untyped-call]
     return LogProbs(*columns)
 
 
@@ -129,7 +129,7 @@ class _TrainedHead(torch.autograd.Function):
             if expected is not None and any(wanted) and fits_one_pass(inputs):
                 expected = expected.to(head.stats)
                 unit = head.scale / head.temperature
-                stats, made = foreseen(inputs, expected * unit, wanted, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2)
+                stats, made = in_one_pass(inputs, expected * unit, wanted, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2)
                 ctx.made = expected, made
             else:
                 stats = forward(inputs, want_argmax=wants.argmax, want_sum_p2=wants.sum_p2)
@@ -143,7 +143,7 @@ class _TrainedHead(torch.autograd.Function):
     def backward(ctx: Any, g_logps: Tensor | None, g_entropy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         head, unit = ctx.head, ctx.head.scale / ctx.head.temperature
-        d = None if g_logps is None or ctx.made is None else _as_foreseen(g_logps.to(head.stats), *ctx.made)
+        d = None if g_logps is None or ctx.made is None else _as_known(g_logps.to(head.stats), *ctx.made)
         ctx.made = None  # a gradient that was handed on may be added to in place; a second backward makes its own
         if d is None:
             g_logps = torch.zeros_like(lse) if g_logps is None else g_logps.to(head.stats) * unit
@@ -155,7 +155,7 @@ class _TrainedHead(torch.autograd.Function):
         return d_hidden, d.weight, d_bias, None, None, None
 
 
-def _as_foreseen(g: Tensor, expected: Tensor, made: Gradients) -> Gradients | None:
+def _as_known(g: Tensor, expected: Tensor, made: Gradients) -> Gradients | None:
     """The gradients that were made for `expected`, times the factor between it and `g`. None: there is no such factor."""
     if not g.numel():
         return None

@@ -62,6 +62,7 @@ class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
     def unpack(self, packed: Any) -> torch.Tensor:
         """The tensor on its device again; the one that was saved before it is sent for."""
         if not isinstance(packed, _Saved):
+            assert isinstance(packed, torch.Tensor)  # small ones stay as they are
             return packed
         tensor = self._fetched(packed)
         if self._side is not None and packed.arrival is not None:

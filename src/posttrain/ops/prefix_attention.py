@@ -27,7 +27,8 @@ def prefix_attention(
     """q (S, H, d), k and v (S, Hkv, d), in any mixture of dtypes -> (S, H, d). A query sees at most `window` latest positions, itself included."""
     dtype = _common_dtype(q, k, v)
     if has_fused_attention(q.device) and not plan.is_cut_by(window):
-        return _SharedPrefix.apply(q, k, v, plan, scaling, dtype)
+        out: torch.Tensor = _SharedPrefix.apply(q, k, v, plan, scaling, dtype)  # type: ignore[no-untyped-call]
+        return out
     return prefix_attention_plain(q.to(dtype), k.to(dtype), v.to(dtype), plan.chunks(window), scaling=scaling)
 
 
@@ -87,7 +88,8 @@ def _heads(tile: Tile, x: torch.Tensor) -> torch.Tensor:
 def _attend(part: AttentionPart, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     """-> out (n, H, L, d), lse (n, H, L). The kernel maps query heads to kv heads itself."""
     q, k, v = _heads(part.queries, q), _heads(part.keys, k), _heads(part.keys, v)
-    return _flash(q, k, v, 0.0, part.causal, attn_mask=part.mask(q.dtype), scale=scaling)
+    out, lse = _flash(q, k, v, 0.0, part.causal, attn_mask=part.mask(q.dtype), scale=scaling)
+    return out, lse
 
 
 def _write(total: torch.Tensor, tile: Tile, part: torch.Tensor) -> None:

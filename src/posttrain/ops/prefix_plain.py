@@ -58,7 +58,8 @@ def cut(segments: Segments, table: torch.Tensor, window: int | None) -> list[Chu
 
 def prefix_attention_plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunks: Sequence[Chunk], *, scaling: float) -> torch.Tensor:
     """q (S, H, d), k and v (S, Hkv, d) -> (S, H, d)."""
-    return _ByChunks.apply(q, k, v, chunks, scaling)
+    out: torch.Tensor = _ByChunks.apply(q, k, v, chunks, scaling)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _ByChunks(torch.autograd.Function):
@@ -99,8 +100,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     repeats = q.shape[1] // k.shape[1]
     queries = q.unflatten(1, (k.shape[1], repeats)).permute(1, 2, 0, 3).flatten(1, 2)  # (Hkv, repeats * rows, d)
     keys, values = k.transpose(0, 1), v.transpose(0, 1)  # (Hkv, K, d)
-    out = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask.repeat(repeats, 1), scale=scaling)[0]
-    return out.unflatten(1, (repeats, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+    out: torch.Tensor = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask.repeat(repeats, 1), scale=scaling)[0]
+    heads: torch.Tensor = out.unflatten(1, (repeats, -1)).permute(2, 0, 1, 3)  # (rows, Hkv, repeats, d)
+    return heads.flatten(1, 2)
 
 
 def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -47,7 +47,8 @@ class Tile:
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """(S, ...) -> (n, L, ...)"""
         flat = x.index_select(0, self.gather) if self.start is None else x.narrow(0, self.start, self.n * self.length)
-        return flat.unflatten(0, (self.n, self.length))
+        parts: torch.Tensor = flat.unflatten(0, (self.n, self.length))
+        return parts
 
     def real(self, x: torch.Tensor) -> torch.Tensor:
         """(n, L, ...) -> (m, ...): without the padding, in the order of `places`."""

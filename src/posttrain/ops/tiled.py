@@ -26,16 +26,18 @@ class TiledRows(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, ...) -> (B, L, ...)"""
         if x.shape[0] * x.shape[1] <= self.rows:
-            return self.module(x)
+            whole: torch.Tensor = self.module(x)
+            return whole
         flat = x.flatten(0, 1)  # (B * L, ...)
         how = _How.now(x.device)
         tail, dtype = self._answer(flat, how)
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        out: torch.Tensor = _SavedBefore.apply(flat, self, how, (flat.shape[0], *tail), dtype, *trained)
+        out: torch.Tensor = _SavedBefore.apply(flat, self, how, (flat.shape[0], *tail), dtype, *trained)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for tile in self.tiles(flat.shape[0]):
                 out[tile] = self.module(flat[tile][None])[0]
-        return out.unflatten(0, x.shape[:2])
+        rows: torch.Tensor = out.unflatten(0, x.shape[:2])
+        return rows
 
     def tiles(self, length: int) -> list[slice]:
         return [slice(start, min(start + self.rows, length)) for start in range(0, length, self.rows)]

@@ -14,8 +14,8 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.evaluate import PROBE_STEP, answers
 from posttrain.evaluation import Estimate, bootstrap, chance_of, chance_of_silence, clopper_pearson, forecast, pass_at_k
-from posttrain.exam import PROBE_STEP, answers
 from posttrain.probe.advice import Check, Setting, checks
 from posttrain.rewards import Rubric
 from posttrain.types import Completion, Engine, Group, Sampling, Task
@@ -117,7 +117,7 @@ def probe(
     """Sample `completions` (default: 16, or a group if that is more) for each of `prompts` tasks, drawn by `seed`, as a step of training would.
 
     sampling: with the run's temperature, token limit and stop tokens. groups_per_rollout, max_steps: of the planned run; max_steps None: not known.
-    on_groups: called with everything that was sampled. played: what `exam.answers` takes (environment, max_turns, reward_policy, the template's keywords).
+    on_groups: called with everything that was sampled. played: what `evaluate.answers` takes (environment, max_turns, reward_policy, the template's keywords).
     Raises UserError where there is nothing to compare.
     """
     if num_generations < 2 or prompts < 1 or not tasks:

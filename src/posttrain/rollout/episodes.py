@@ -18,7 +18,7 @@ from posttrain.event_loops import settled
 from posttrain.types import Completion, Env, Message, Prompt, Request, RequestOutput, Sampling, StopReason, Task
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a row: they go to the chat template
-GIVE_UP_SECONDS = 10.0  # that environments may take to let go of what they hold once training ends
+GIVE_UP_SECONDS = 10.0  # that environments may take to free what they hold once training ends
 
 
 class ChatTokens(Protocol):

@@ -1,6 +1,6 @@
 """Who writes a run: one process at a time. An empty database beside the store is kept locked for as long as its writer has the store open.
 
-The system lets go of such a lock when its process ends, however it ends, so a run that died stands in nobody's way; SQLite knows how each system
+The system releases such a lock when its process ends, however it ends, so a run that died stands in nobody's way; SQLite knows how each system
 locks. The file stays: to remove it would let two writers hold a lock of the same name. Within a process the newest writer has it, so that a training
 that broke can be begun again where it stands.
 """

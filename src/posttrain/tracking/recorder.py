@@ -78,7 +78,7 @@ class Recorder(TrainerCallback):
             self._record(step).details.append(detail)
 
     def forget_tokens(self, step: int) -> None:
-        """An update of `step` is begun anew: what it saw so far never happened."""
+        """An update of `step` is restarted: what it saw so far is forgotten."""
         if step in self._pending:
             self._pending[step].details.clear()
 
@@ -142,7 +142,7 @@ class Recorder(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Let go of the store, also after training failed or was interrupted: another process may go on with the run then."""
+        """Close the store, also after training failed or was interrupted: another process may go on with the run then."""
         self._pending.clear()
         if self._store is not None:
             self._store.close()

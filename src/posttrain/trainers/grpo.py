@@ -269,7 +269,7 @@ class GRPOTrainer(OnlineTrainer):
         update, bonus = batch.update, bool(self.entropy.current)
         assert update is not None
         threshold = update.entropy_threshold
-        expected = self.expected_policy_grad(batch) if threshold is None and not bonus else None
+        expected = self.known_policy_grad(batch) if threshold is None and not bonus else None
         answer = self.logprobs(model, batch.stream, self.sampling.temperature, entropy_grad=bonus, known_grad=expected)
         logps, entropy = answer.logps, answer.entropy  # (B, T) each; never (B, T, V)
         policy_mask = None if threshold is None else high_entropy_mask(entropy, batch.mask, threshold)  # (B, T)

@@ -305,7 +305,7 @@ class PPOTrainer(OnlineTrainer):
     # The loss
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        answer = self.answer(model, batch.stream, known_grad=self.expected_policy_grad(batch))
+        answer = self.answer(model, batch.stream, known_grad=self.known_policy_grad(batch))
         assert answer.values is not None
         assert batch.old_values is not None
         assert batch.returns is not None

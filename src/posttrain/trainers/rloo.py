@@ -140,7 +140,7 @@ class RLOOTrainer(OnlineTrainer):
         return row.advantage != 0.0
 
     def loss(self, model: nn.Module, batch: PolicyBatch) -> torch.Tensor:
-        expected = self.expected_policy_grad(batch)
+        expected = self.known_policy_grad(batch)
         logps, entropy = self.logprobs(model, batch.stream, self.sampling.temperature, known_grad=expected)[:2]  # (B, T)
         terms = self.terms(batch, logps)
         self.note_update(batch, logps, entropy, terms)

@@ -23,7 +23,7 @@ _TELLTALES = {"num_ppo_epochs": "PPO", "normalize_advantages": "RLOO", "scale_re
 
 
 class WatchedRun:
-    """One run directory. Its store may not be there yet; it may grow, and be begun anew, at any time."""
+    """One run directory. Its store may not be there yet; it may grow, and be restarted, at any time."""
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
@@ -80,7 +80,7 @@ class WatchedRun:
     def _read(self, reader: Browser) -> None:
         meta, newest = reader.meta(), reader.newest()
         if newest[0] < self.step or meta.get("started_at") != self.meta.get("started_at"):
-            self._curves.clear()  # begun anew, or resumed from an earlier step
+            self._curves.clear()  # restarted, or resumed from an earlier step
         self.meta, self.notes = meta, reader.notes()
         self.step, self.written_at, self.seconds = newest
         for name in reader.scalar_names():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from posttrain.rollout.local.sampler import Dice, draw, inverse_cdf
+from posttrain.rollout.local.sampler import Uniforms, draw, inverse_cdf
 from posttrain.types import Sampling
 
 CASES = {
@@ -48,7 +48,7 @@ def test_frequencies_follow_the_distribution(case, vocabulary):
     logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 2
     expected = truncated(logits, **CASES[case])
     n = 4000
-    uniforms = [Dice((1, i))[0] for i in range(n)]
+    uniforms = [Uniforms((1, i))[0] for i in range(n)]
     drawn = draw(logits.expand(n, -1), [Sampling(max_new_tokens=1, **CASES[case])] * n, uniforms)
     counts = torch.bincount(drawn.token_ids, minlength=vocabulary).double()
     assert all(counts[i] == 0 for i in range(vocabulary) if expected[i] == 0)
@@ -124,9 +124,9 @@ def test_tails_are_as_likely_as_they_should_be():
 
 
 def test_uniform_numbers_are_uniform_and_depend_on_key_and_position_alone():
-    numbers = [Dice((seed, 0, 3))[position] for seed in range(50) for position in range(40)]
+    numbers = [Uniforms((seed, 0, 3))[position] for seed in range(50) for position in range(40)]
     assert stats.kstest(numbers, "uniform").pvalue > 1e-3
     assert len(set(numbers)) == len(numbers)
-    dice = Dice((7, 0, 3))
-    assert [dice[i] for i in (9, 0, 9, 17)] == [Dice((7, 0, 3))[i] for i in (9, 0, 9, 17)]
-    assert Dice((1, 23))[0] != Dice((12, 3))[0]
+    numbers_of_one = Uniforms((7, 0, 3))
+    assert [numbers_of_one[i] for i in (9, 0, 9, 17)] == [Uniforms((7, 0, 3))[i] for i in (9, 0, 9, 17)]
+    assert Uniforms((1, 23))[0] != Uniforms((12, 3))[0]

@@ -2,7 +2,7 @@
 
 The CPU plays the device and "meta" plays the host: fake tensors of a device that this torch was not built for have no autograd. Ops are told
 what the CPU stands for, so dtypes, tile sizes and the way through attention are those of the device. The gradient of the log-probs is not
-foreseen, since numbers would have to be compared: a head that is trained in float32 is passed twice, which takes smaller tiles of logits.
+given ahead, since numbers would have to be compared: a head that is trained in float32 is passed twice, which takes smaller tiles of logits.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from posttrain.errors import TrainingError, first_sentence
 from posttrain.ops.attention import Layout, layout_kwargs
 from posttrain.rollout.local.cache import Cache
 from posttrain.rollout.local.layout import DecodeLayout, PrefillLayout, PromptPiece
-from posttrain.rollout.local.sampler import Dice, draw
+from posttrain.rollout.local.sampler import Uniforms, draw
 from posttrain.rollout.local.scheduler import DecodingRow, Prompt, Scheduler
 from posttrain.rollout.local.support import check_context, check_layers, prepare
 from posttrain.rollout.local.weights import compute, lent, rollout_dtype
@@ -82,7 +82,7 @@ class LocalEngine:
     def step(self) -> list[RequestOutput]:
         """One token for every active row, first tokens of newly admitted rows included.
 
-        Out of memory, all unfinished completions are begun anew, half as many at a time from here on; they say the same, since what they draw does
+        Out of memory, all unfinished completions are restarted, half as many at a time from here on; they say the same, since what they draw does
         not depend on their company. Raises TrainingError where that is not enough.
         """
         rollout = self._active()
@@ -136,7 +136,7 @@ class _Rollout:
         self.dtype = dtype
         self.tokenizer = tokenizer
         self.cache = Cache()
-        self.dice: dict[int, Dice] = {}  # by request id
+        self.uniforms: dict[int, Uniforms] = {}  # by request id
         self.prefill_tokens = prefill_tokens
         self.most_rows = 0  # decoded together so far
 
@@ -152,10 +152,10 @@ class _Rollout:
     def submit(self, request: Request) -> None:
         check_sampling(request.sampling, self.tokenizer)
         check_context(request, self.config)
-        if request.id in self.dice:
+        if request.id in self.uniforms:
             raise ValueError(f"request id {request.id} is already in use; ids are unique within a serving block")
         self.scheduler.submit(request)
-        self.dice[request.id] = Dice(request.key)
+        self.uniforms[request.id] = Uniforms(request.key)
 
     def step(self) -> list[RequestOutput]:
         decoding = list(self.scheduler.rows)
@@ -180,7 +180,8 @@ class _Rollout:
         """Logits (kept, V) at the kept positions of a stream; the head sees no others."""
         input_ids = torch.tensor([token_ids], device=self.device)  # (1, S)
         output = self.model(input_ids=input_ids, position_ids=position_ids, logits_to_keep=keep, **layout_kwargs(layout, self.device))
-        return output.logits[0].contiguous()
+        logits: torch.Tensor = output.logits[0]
+        return logits.contiguous()
 
     def _prefill(self, prompts: list[Prompt]) -> None:
         """Compute the prompts' keys, values and next-token logits, `prefill_tokens` at a time: short ones together, long ones piece by piece."""
@@ -205,7 +206,7 @@ class _Rollout:
         return self._forward([row.token_ids[-1] for row in rows], layout.position_ids, layout, keep)
 
     def _sample(self, rows: list[DecodingRow], logits: torch.Tensor) -> None:
-        uniforms = [self.dice[row.request.id][len(row.token_ids)] for row in rows]
+        uniforms = [self.uniforms[row.request.id][len(row.token_ids)] for row in rows]
         drawn = draw(logits, [row.request.sampling for row in rows], uniforms)
         token_ids = drawn.token_ids.tolist()
         logps, sampled_logps = torch.stack([drawn.logps, drawn.sampled_logps]).tolist()
@@ -224,7 +225,7 @@ class _Rollout:
             row_moves, prompt_moves = self.scheduler.finish(row)
             self.cache.suffixes.move(row_moves)
             self.cache.prompts.move(prompt_moves)
-            del self.dice[row.request.id]
+            del self.uniforms[row.request.id]
             finished.append(self._completion(row, stop))
         if not self.scheduler.rows:
             self.cache.free()

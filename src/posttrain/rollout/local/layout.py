@@ -24,7 +24,8 @@ def attend(
     if q.device.type == "cpu":
         # The operator behind scaled_dot_product_attention: it takes grouped heads and tells the denominators, but assumes rows of unit stride.
         q = q if q.stride(-1) == 1 else q.contiguous()
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask, scale=scaling)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask, scale=scaling)
+        return out, lse
     return attend_plainly(q, k, v, scaling=scaling, mask=mask, causal=causal)
 
 

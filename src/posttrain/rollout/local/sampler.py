@@ -27,8 +27,8 @@ class Drawn(NamedTuple):
     sampled_logps: torch.Tensor  # (A,) float32, of the distribution drawn from (at temperature 0: 0, a certainty)
 
 
-class Dice:
-    """The uniform numbers of one completion: number i is a hash of (key, i), so there is no state to save or to share."""
+class Uniforms:
+    """Counter-based random numbers of one completion, uniform in [0, 1): number i is a hash of (key, i), so there is no state to save or to share."""
 
     def __init__(self, key: tuple[int, ...]):
         self._key = ",".join(map(str, key)).encode()

@@ -122,7 +122,7 @@ def _rows_innermost(embedding: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     plain = type(embedding).forward
 
     def forward(token_ids: torch.Tensor) -> torch.Tensor:
-        embedded = plain(embedding, token_ids)
+        embedded: torch.Tensor = plain(embedding, token_ids)
         return embedded if token_ids.numel() > _FEW_ROWS else embedded.transpose(-1, -2).contiguous().transpose(-1, -2)
 
     return forward

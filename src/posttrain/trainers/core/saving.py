@@ -58,7 +58,7 @@ class SavingTrainer(Trainer):
         return {}
 
     def take_chosen(self, chosen: Mapping[str, Any]) -> None:
-        """Take back what `chosen` gave."""
+        """Restore what `chosen` gave."""
 
     def use_switches(self) -> None:
         """Take the memory switches from the settings."""
@@ -68,13 +68,13 @@ class SavingTrainer(Trainer):
         return {}
 
     def load_state_to_resume(self, state: dict[str, Any]) -> None:
-        """Take back what `state_to_resume` gave."""
+        """Restore what `state_to_resume` gave."""
 
     def save_tensors(self, directory: Path) -> None:
         """Write extra tensors (safetensors) into a checkpoint being made."""
 
     def load_tensors(self, directory: Path) -> None:
-        """Take back what `save_tensors` wrote."""
+        """Load what `save_tensors` wrote."""
 
     def starting_weights(self) -> dict[str, Fingerprint]:
         """Of what is loaded as training begins, by its name in the manifest."""

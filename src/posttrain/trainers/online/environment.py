@@ -84,8 +84,8 @@ def _first_prompt(stage: EpisodeStage, task: Task) -> list[int]:
         return stage.chat_of(task).encode(task.prompt if not isinstance(task.prompt, str) else [{"role": "user", "content": task.prompt}])
 
 
-def with_pay(rubric: Rubric | None) -> Rubric:
-    """The rubric of an environment that pays: that is one more reward, of weight 1, unless the rubric has it already."""
+def with_environment_reward(rubric: Rubric | None) -> Rubric:
+    """The rubric of an environment that gives a reward: that is one more reward, of weight 1, unless the rubric has it already."""
     if rubric is None:
         return Rubric(paid)
     return rubric if any(reward.function is paid.function for reward in rubric.rewards) else Rubric(rubric, paid)

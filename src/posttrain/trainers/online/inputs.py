@@ -13,7 +13,7 @@ from posttrain.envs.environment import Environment
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
 from posttrain.trainers.core.fingerprint import Fingerprint
-from posttrain.trainers.online.environment import with_pay
+from posttrain.trainers.online.environment import with_environment_reward
 from posttrain.trainers.online.reward_model import ModelReward, with_reward_models
 
 
@@ -24,7 +24,7 @@ def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Envir
         reward_funcs = with_reward_models(functions, tokenizers, own)
     if environment is None or not environment.pays:
         return _own_rubric(reward_funcs, weights)
-    return with_pay(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
+    return with_environment_reward(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
 
 
 def check_trains(rubric: Rubric) -> None:

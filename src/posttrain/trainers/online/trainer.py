@@ -172,7 +172,7 @@ class OnlineTrainer(RolloutTrainer):
         """What a micro-batch adds to the update's loss, from the loss of each token, (B, T); processes average their gradients."""
         return (per_token * batch.weights[:, None]).sum() * self.args.world_size
 
-    def expected_policy_grad(self, batch: PolicyBatch) -> torch.Tensor | None:
+    def known_policy_grad(self, batch: PolicyBatch) -> torch.Tensor | None:
         """`known_grad` of the objective. None where log-probs are compared with frozen ones."""
         if batch.old_logps is not None:
             return None

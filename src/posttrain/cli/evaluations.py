@@ -1,6 +1,6 @@
 """What a model or a finished run answers, and how often it is right: the work behind `posttrain eval` and `posttrain sample`.
 
-A run brings its own questions (exam.jsonl), and its recipe says how they are asked: as in training, with the same templates, sampling, environment
+A run brings its own questions (a file that only posttrain writes), and its recipe says how they are asked: as in training, with the same templates, sampling, environment
 and rewards. Options say otherwise.
 """
 
@@ -44,7 +44,7 @@ class EvalPlan:
     args: OnlineConfig  # how the run drew its completions and had them scored
     environment: Environment | None  # None: one question, one answer
     max_new_tokens: int | None  # None: as in `args`
-    is_run_exam: bool  # its rows already have prompt and answer: no template applies
+    is_of_run: bool  # its rows already have prompt and answer: no template applies
 
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
         drawn = self.args.sampling(stop_token_ids)
@@ -73,22 +73,22 @@ class Asking:
 def find_question(target: str, data: str | None, recipe_name: str | None, max_new_tokens: int | None) -> EvalPlan:
     run = runs.run_of(target)  # of a checkpoint too
     folder = Path(target).expanduser() if run is None else run.directory
-    own_recipe, own_exam = folder / runs.RECIPE, folder / runs.EXAM
+    own_recipe, own_questions = folder / runs.RECIPE, folder / runs.QUESTIONS
     name = recipe_name or (str(own_recipe) if own_recipe.is_file() else None)
     recipe = read_recipe(name) if name else None
-    is_run_exam = data is None and own_exam.is_file()
-    source = data or (str(own_exam) if is_run_exam else None) or (recipe.eval.data if recipe else None)
+    is_of_run = data is None and own_questions.is_file()
+    source = data or (str(own_questions) if is_of_run else None) or (recipe.eval.data if recipe else None)
     if source is None:
         raise UserError("nothing to ask: give --data FILE, or --recipe with eval.data")
     model = runs.model_of(target)
-    if not is_run_exam and (recipe is None or not recipe.rubric):
+    if not is_of_run and (recipe is None or not recipe.rubric):
         raise UserError("nothing says what a right answer is: give --recipe with a recipe that has a rubric")
     environment = None if recipe is None else recipe.env.make()
     if recipe is None:
         args = METHODS["grpo"].config_class()(bf16=False)
     else:
         args = read_drawing(_kind(str(folder), recipe, is_own=recipe_name is None), recipe)
-    return EvalPlan(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_run_exam)
+    return EvalPlan(model, source, recipe, args, environment, max_new_tokens or _tokens_of_run(folder), is_of_run)
 
 
 def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Method:
@@ -150,7 +150,7 @@ def questions(question: EvalPlan, asking: Asking, rubric: Rubric) -> list[Task]:
 
     wanted = asking.samples or (question.recipe.eval.samples if question.recipe else None)
     rows = chosen(load_rows(question.data), EvalSection(samples=wanted))
-    if question.recipe is not None and not question.is_run_exam:
+    if question.recipe is not None and not question.is_of_run:
         rows = fill(rows, question.recipe.data, load_tokenizer(question.model))
     tasks = to_tasks(rows)
     rubric.check_columns(tasks[0].columns)
@@ -184,7 +184,7 @@ def check_prompts(question: EvalPlan, tasks: Sequence[Task]) -> None:
 
 def ask(question: EvalPlan, asking: Asking, tasks: Sequence[Task], rubric: Rubric) -> Answers:
     """One greedy answer to each, and if wanted several at the temperature."""
-    from posttrain.exam import answers
+    from posttrain.evaluate import answers
     from posttrain.models.load import load_tokenizer, stop_token_ids
     from posttrain.trainers.online.inputs import place_reward_models
 

@@ -1,4 +1,4 @@
-"""An exam: a model answers held-out prompts and a rubric says which answers are right. Greedy and once, unless told otherwise.
+"""An evaluation: a model answers held-out prompts and a rubric says which answers are right. Greedy and once, unless told otherwise.
 
 The statistics of the result stand in evaluation.py; this sits between models, engine and rewards.
 """
@@ -21,12 +21,12 @@ from posttrain.rollout.play import play
 from posttrain.trainers.online.environment import make_stage
 from posttrain.types import Completion, Engine, Group, Sampling, Task
 
-EXAM_STEP, PROBE_STEP = -2, -3  # keys of random numbers that neither a training step (0, 1, ...) nor its evaluation (-1) uses
+EVAL_STEP, PROBE_STEP = -2, -3  # keys of random numbers that neither a training step (0, 1, ...) nor its evaluation (-1) uses
 
 
 @dataclass(frozen=True)
-class Paper:
-    """An exam handed in: one answer per task."""
+class EvalResult:
+    """One answer per task, and which of them are right."""
 
     tasks: list[Task]
     completions: list[Completion]
@@ -43,16 +43,16 @@ class Paper:
         return sum(completion.is_truncated for completion in self.completions) / len(self.completions)
 
 
-def sit_exam(
+def evaluate(
     model: Any, tokenizer: Any, tasks: Sequence[Task], rubric: Rubric, *, max_new_tokens: int, temperature: float = 0.0, **asked: Any
-) -> Paper:
+) -> EvalResult:
     """One completion per task, greedy at temperature 0. With an environment it is a whole episode, of at most `max_new_tokens` in all.
 
     asked: what `answers` takes besides: seed, engine, environment and its limits, on_report, keywords of the chat template.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stop_token_ids(model, tokenizer))
     completions = [group.completions[0] for group in answers(model, tokenizer, tasks, rubric, sampling, **asked)]
-    return Paper(list(tasks), completions, [rubric.is_right(completion) for completion in completions])
+    return EvalResult(list(tasks), completions, [rubric.is_right(completion) for completion in completions])
 
 
 def answers(
@@ -64,7 +64,7 @@ def answers(
     *,
     num_generations: int = 1,
     seed: int = 0,
-    step: int = EXAM_STEP,
+    step: int = EVAL_STEP,
     engine: Engine | None = None,
     environment: Environment | None = None,
     max_turns: int | None = None,
