@@ -78,7 +78,7 @@ def test_the_tested_versions_are_those_of_the_constraints_and_of_this_environmen
     lowest = dict(re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
     for name in lowest.keys() & doctor.KNOWN_BAD.keys():  # the range must not allow what is known to be bad
         assert Version(lowest[name]) >= Version(doctor.KNOWN_BAD[name][0])
-    assert {"torch", "transformers", "vllm"} <= lowest.keys()
+    assert {"torch", "transformers", "nicegui"} <= lowest.keys()
 
 
 @pytest.mark.parametrize(

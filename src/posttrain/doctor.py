@@ -30,7 +30,6 @@ KNOWN_BAD = {
 }
 USES = {
     "gpu": "load_in_4bit (QLoRA)",
-    "vllm": "an engine that is not built yet: rollouts run on the model itself",
     "watch": "posttrain watch",
     "math": "the reward math_answer",
     "json": "the reward json_schema",
