@@ -132,7 +132,7 @@ def test_a_page_tells_the_fault_of_a_store_and_looks_again_later(tmp_path, monke
     from posttrain.watch.page import Watched
 
     directory = build(tmp_path, "missing tables")
-    watched = Watched([curves.Run("r", directory)])
+    watched = Watched([curves.WatchedRun("r", directory)])
     watched.refresh()
     assert "has no table 'rollouts'" in status(watched.runs[0])
     version = watched.version
