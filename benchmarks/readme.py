@@ -1,4 +1,5 @@
-"""The measured block of README.md, made from results/*.json: `python benchmarks/readme.py` after `make bench` or benchmarks/demo.py.
+"""The measured blocks of README.md (the demo, and GRPO beside TRL) and of docs/benchmarks.md (everything), made from results/*.json:
+`python benchmarks/readme.py` after `make bench` or benchmarks/demo.py.
 
 Nothing is typed by hand: without a result its table is absent, and without any result the block says that nothing is claimed.
 """
@@ -8,13 +9,15 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import hardware
 
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "benchmarks.md"
+IN_README = ("demo", "grpo_vs_trl")
 sys.path.append(str(README.parent / "docs"))
 NOTHING = "Nothing is claimed yet: no benchmark has written its results on this machine. `make bench` does."
 
@@ -199,10 +202,11 @@ def _machine(result: dict[str, Any]) -> str:
     return hardware.line(result["hardware"])
 
 
-def filled(text: str, results: dict[str, Any]) -> str:
+def filled(text: str, results: dict[str, Any], names: Iterable[str] = IN_README) -> str:
+    """A page's text with the tables of `names`."""
     import marked
 
-    return marked.filled(README.name, text, "measured", block(results))
+    return marked.filled("the page", text, "measured", block({name: results[name] for name in names if name in results}))
 
 
 def read_results(directory: Path = hardware.RESULTS) -> dict[str, Any]:
@@ -212,4 +216,5 @@ def read_results(directory: Path = hardware.RESULTS) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8"), read_results()), encoding="utf-8")
+    for page, names in ((README, IN_README), (PAGE, tuple(TABLES))):
+        page.write_text(filled(page.read_text(encoding="utf-8"), read_results(), names), encoding="utf-8")

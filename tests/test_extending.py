@@ -1,64 +1,22 @@
 """Another package adds a training method, a loss, a reward and an engine, and the command line knows them. No file of posttrain is touched.
 
-The package is written into a folder with the metadata that an installer would write; what is asked of it is asked in a process of its own.
+The package is the code of docs/extending.md, written into a folder with the metadata that an installer would write; what is asked of it is asked in a process of its own.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-PACKAGE = '''
-from dataclasses import dataclass, replace
-
-from posttrain import LocalEngine, SFTConfig, SFTTrainer, reward
-from posttrain.losses.policy import OBJECTIVES
-from posttrain.methods import Method
-from posttrain.trainers.core.config import setting, settings
-
-
-@settings
-@dataclass
-class FocalConfig(SFTConfig):
-    gamma: float = setting(2.0, "How much less a token counts that is likely already.")
-
-
-class FocalTrainer(SFTTrainer):
-    """SFT by the focal loss (Lin et al. 2017): tokens weigh (1 - p)^gamma."""
-
-    method = Method(title="focal fine-tuning", config=FocalConfig, data="texts")
-    args: FocalConfig
-
-    def loss(self, model, batch):
-        logps = self.logprobs(model, batch.stream).logps  # (B, T)
-        focal = (1 - logps.exp()) ** self.args.gamma * -logps
-        self.metrics.note("focal", focal.detach().sum(), batch.stream.targets.numel())
-        return focal.sum() * batch.weight
-
-
-sequence_wise = replace(OBJECTIVES["grpo"], per_sequence=True)
-
-
-@reward
-def ones(completion):
-    return completion.count("1") / 4 + len(completion) / 100
-
-
-def counting(tokenizer, autocast_dtype=None):
-    """The local engine, which says how often it was asked."""
-    print("the engine of another package")
-    return LocalEngine(tokenizer, autocast_dtype=autocast_dtype)
-'''
-ENTRY_POINTS = """
-[posttrain.methods]
-focal = extras:FocalTrainer
-[posttrain.objectives]
-sequence-wise = extras:sequence_wise
-[posttrain.engines]
-counting = extras:counting
-"""
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+PACKAGE = "\n\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+ENTRY_POINTS = re.sub(r'\[project\.entry-points\."(.*?)"\]', r"[\1]", re.findall(r"^```toml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)[0]).replace(
+    '"', ""
+)
 RECIPE = """
 model: {from_scratch: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8},
         tokenizer: {vocab_size: 290}}
@@ -162,3 +120,14 @@ def test_a_name_that_is_nearly_right_is_told_the_nearest_one(answers, given, nea
     refused = answers[1][f"grpo grpo.yaml --train.output_dir=other {given}"]
     assert refused["code"] == 2
     assert near in refused["output"]
+
+
+def test_the_page_tells_which_models_take_streams(answers, monkeypatch):
+    from transformers import GPT2Config, Qwen3Config
+
+    monkeypatch.syspath_prepend(str(answers[0]))
+    import extras
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    assert extras.can_stream(Qwen3Config(vocab_size=50, **small)) is None
+    assert "dropout" in extras.can_stream(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4))

@@ -140,6 +140,8 @@ def test_its_measured_block_is_what_the_script_writes(monkeypatch):
     import readme
 
     assert readme.filled(TEXT, readme.read_results()) == TEXT, "run: python benchmarks/readme.py"
+    page = readme.PAGE.read_text(encoding="utf-8")
+    assert readme.filled(page, readme.read_results(), readme.TABLES) == page, "run: python benchmarks/readme.py"
 
 
 def test_its_measured_block_shows_what_was_measured(monkeypatch):
