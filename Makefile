@@ -73,11 +73,13 @@ format: $(VENV)/.ready
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# The API reference, made from docstrings, in build/docs.
-PUBLIC = posttrain $(addprefix posttrain., types data.formats data.convert data.mixture export policy losses.policy losses.preference losses.sft ops evaluation)
+# The site, from docs/*.md and docstrings, in build/docs: no network once its libraries are there. Fails for a link that leads nowhere.
+PUBLIC = posttrain $(addprefix posttrain., types methods evaluate evaluation policy export memory data.formats data.convert data.mixture losses.policy losses.preference losses.sft ops)
 docs: $(VENV)/.ready
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[docs]'
-	$(VENV)/bin/pdoc $(PUBLIC) -o build/docs
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
+	$(VENV)/bin/pdoc $(PUBLIC) -o build/docs/reference
+	$(VENV)/bin/python docs/links.py build/docs
 
 bench: $(VENV)/.ready $(VENV_TRL)/.ready
 	$(VENV)/bin/python benchmarks/grpo_vs_trl.py --trl-python $(VENV_TRL)/bin/python

@@ -70,3 +70,15 @@ def test_the_recipes_of_a_page_have_sections_that_exist(page):
 def test_the_page_of_the_doctor_shows_all_that_is_required():
     shown = re.findall(r"^  ok +(\S+)", (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {requirement.name for requirement in _requirements("posttrain")} <= set(shown)
+
+
+def test_the_site_has_every_page_and_finds_links_that_lead_nowhere(tmp_path, monkeypatch):
+    """`make docs` builds it; the check of its links is tried on a site of two pages."""
+    listed = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    links = load(ROOT / "docs" / "links.py")
+    (tmp_path / "index.html").write_text(
+        '<a href="more.html#here">1</a> <a href="more.html#there">2</a> <a href="none.html">3</a> <a href="https://x.y">4</a>'
+    )
+    (tmp_path / "more.html").write_text('<h1 id="here"></h1> <a href="/index.html">5</a>')
+    assert links.broken(tmp_path) == ["index.html -> more.html#there", "index.html -> none.html"]

@@ -36,7 +36,7 @@ USES = {
     "envs": "reasoning-gym's tasks, Gymnasium's environments",
     "judge": "rewards by a language model over HTTP",
     "bench": "benchmarks",
-    "docs": "the API reference",
+    "docs": "the documentation site (make docs)",
 }
 NOT_FOR_USERS = {"dev"}
 
