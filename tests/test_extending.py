@@ -75,6 +75,17 @@ def answers(tmp_path_factory):
     return folder, {" ".join(one["words"]): one for one in told}
 
 
+def test_a_method_with_the_name_of_a_command_is_left_out_and_named(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from posttrain import methods
+
+    points = [EntryPoint("plan", "extras:FocalTrainer", methods.GROUP), EntryPoint("focal", "extras:FocalTrainer", methods.GROUP)]
+    monkeypatch.setattr(methods, "entry_points", lambda group: points)
+    with pytest.warns(UserWarning, match="'plan' .* has the name of a command or a section"):
+        assert list(methods.Methods()) == [*methods._BUILT_IN, "focal"]
+
+
 def said(answers, words):
     answer = answers[1][words]
     assert answer["code"] == 0, answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -131,6 +132,13 @@ _BUILT_IN = {
 }
 
 
+# Names that a method of another package cannot have: other commands, and sections of a recipe.
+TAKEN = {
+    *_BUILT_IN, *(method.section for method in _BUILT_IN.values()), "sample", "eval", "probe", "run", "plan", "doctor", "data", "export", "watch", "report",
+    "demo", "model", "rubric", "env", "engine", "stages",
+}  # fmt: skip
+
+
 class Methods(Mapping[str, Method]):
     """By name. Iterating, `sections` and `helps` load no package; looking a method of another package up loads it."""
 
@@ -159,7 +167,12 @@ class Methods(Mapping[str, Method]):
 
     @functools.cached_property
     def _outside(self) -> dict[str, EntryPoint]:
-        return {found.name: found for found in entry_points(group=GROUP) if found.name not in _BUILT_IN}
+        named = {found.name: found for found in entry_points(group=GROUP)}
+        for name in named.keys() & TAKEN:
+            warnings.warn(
+                f"the method '{name}' of the package {_package(named[name])} has the name of a command or a section: it is left out", stacklevel=2
+            )
+        return {name: found for name, found in named.items() if name not in TAKEN}
 
 
 def _of_package(found: EntryPoint) -> Method:

@@ -24,6 +24,7 @@ from posttrain.losses.advantages import advantages
 from posttrain.losses.entropy import EntropyController, entropy_bonus, entropy_threshold, high_entropy_mask
 from posttrain.losses.kl import k1_penalty
 from posttrain.losses.policy import OBJECTIVES, Objective, PolicyOptions, find_objective
+from posttrain.losses.surrogates import capped, clipped
 from posttrain.trainers.core.base import MicroBatch
 from posttrain.trainers.core.config import as_config, refuse, setting, settings
 from posttrain.trainers.core.ranks import gather_json
@@ -111,14 +112,16 @@ class GRPOConfig(OnlineConfig):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r}: use one of {', '.join(map(repr, known))}")
-        if self.loss_type == "gspo" and self.importance_sampling_level == "token":
+        if objective.per_sequence and self.importance_sampling_level == "token":
             raise UserError(
-                "loss_type='gspo' means importance_sampling_level='sequence'; leave the level out, or use loss_type='grpo' for token ratios"
+                f"loss_type={self.loss_type!r} means importance_sampling_level='sequence'; leave the level out, or use loss_type='grpo' for token ratios"
             )
-        if self.loss_type in ("sapo", "vespo", "cispo") and self.delta is not None:
+        if objective.surrogate is not clipped and self.delta is not None:
             raise UserError(f"delta has no meaning for loss_type={self.loss_type!r}, which does not clip that way; leave it out")
-        if self.loss_type == "cispo" and self.epsilon_high is None:
-            logger.warning("loss_type='cispo' without epsilon_high: weights are capped at epsilon=%g, as in TRL; 5.0 is usual", self.epsilon)
+        if objective.surrogate is capped and self.epsilon_high is None:
+            logger.warning(
+                "loss_type=%r without epsilon_high: weights are capped at epsilon=%g, as in TRL; 5.0 is usual", self.loss_type, self.epsilon
+            )
         if not 0 < self.top_entropy_quantile <= 1:
             raise UserError(f"top_entropy_quantile={self.top_entropy_quantile}: a fraction of tokens, above 0 and at most 1")
         if self.use_adaptive_entropy and not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
