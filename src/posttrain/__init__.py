@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Asks torch to hold its CPU tensors in huge pages where Linux allows that (fewer misses when weights are read). torch reads this once, when
-# the first tensor is made; a value of the user's own stays.
+# Asks torch to hold its CPU tensors in huge pages where Linux allows that (fewer misses when weights are read). torch
+# reads this once, when the first tensor is made; a value of the user's own stays.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOME = {

@@ -1,8 +1,8 @@
 """The demo: a tiny transformer, built from its config, learns two-digit addition. Nothing is downloaded.
 
-Its teacher is sloppy: the worked examples forget the carry three times out of four, so the model learns the form and the mistake. GRPO never sees
-an example, only whether an answer is a number (±1) and the right one (±3), and gets better than the teacher. The evaluation asks sums that neither
-stage ever showed.
+Its teacher is sloppy: the worked examples forget the carry three times out of four, so the model learns the form and
+the mistake. GRPO never sees an example, only whether an answer is a number (±1) and the right one (±3), and gets better
+than the teacher. The evaluation asks sums that neither stage ever showed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def worked(a: int, b: int, carries: bool) -> str:
 
 
 def sums(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(training rows, evaluation rows): all sums of two two-digit numbers, 500 of them held out. `completion` is the sloppy teacher's."""
+    """(training rows, evaluation rows): all sums of two two-digit numbers, 500 of them held out. `completion` is the
+    sloppy teacher's."""
     rng = random.Random(seed)
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     rng.shuffle(pairs)
@@ -88,7 +89,8 @@ def tiny_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
 def run_demo(seed: int = 0, output_dir: str = "runs/demo", quick: bool = False) -> dict[str, Any]:
     """Teach, evaluate, train, evaluate again; returns the summary.
 
-    `output_dir` holds the run, the model, its questions and summary.json, the taught model in sft/, and in sums.yaml the recipe of the training from there on.
+    `output_dir` holds the run, the model, its questions and summary.json, the taught model in sft/, and in sums.yaml
+    the recipe of the training from there on.
     """
     console = make_console()
     out = Path(output_dir)

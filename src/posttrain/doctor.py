@@ -1,6 +1,8 @@
-"""Is this installation sound, and what will a run use here? Versions, device, precision, kernels, the sandbox, and what is not installed.
+"""Is this installation sound, and what will a run use here? Versions, device, precision, kernels, the sandbox, and what
+is not installed.
 
-Everything is asked of the installation itself: ranges from posttrain's own metadata, paths by trying them. Nothing is changed, nothing is sent anywhere.
+Everything is asked of the installation itself: ranges from posttrain's own metadata, paths by trying them. Nothing is
+changed, nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ NOT_FOR_USERS = {"dev"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. state: ok, note (works, but worth knowing) or broken (a run will fail, or must not start)."""
+    """One line of the report. state: ok, note (works, but worth knowing) or broken (a run will fail, or must not
+    start)."""
 
     topic: str
     name: str
@@ -62,7 +65,8 @@ def is_sound(findings: list[Finding]) -> bool:
 
 
 def versions() -> Iterator[Finding]:
-    """Python, what posttrain requires, versions with known faults, and installed packages that contradict each other."""
+    """Python, what posttrain requires, versions with known faults, and installed packages that contradict each
+    other."""
     try:
         ours = metadata.metadata("posttrain")
     except metadata.PackageNotFoundError:
@@ -84,7 +88,8 @@ def versions() -> Iterator[Finding]:
 
 
 def version_of(requirement: Requirement, here: str | None) -> Finding:
-    """Whether the installed version (None: none is) is in the range, and whether it is newer than any that was tested."""
+    """Whether the installed version (None: none is) is in the range, and whether it is newer than any that was
+    tested."""
     name, command = requirement.name, f"pip install '{_plain(requirement)}'"
     if here is None:
         return Finding("versions", name, BROKEN, "is not installed", command)
@@ -164,7 +169,8 @@ def device() -> Iterator[Finding]:
 
 
 def waiting(environ: Mapping[str, str]) -> Finding:
-    """How OpenMP's threads wait for each other: the command line lets them sleep, a Python program gets the library's default, which spins."""
+    """How OpenMP's threads wait for each other: the command line lets them sleep, a Python program gets the library's
+    default, which spins."""
     said = ", ".join(f"{name}={environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME") if name in environ)
     if said:
         return Finding("device", "threads", OK, f"wait for each other as set: {said}")

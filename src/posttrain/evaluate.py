@@ -1,4 +1,5 @@
-"""An evaluation: a model answers held-out prompts and a rubric says which answers are right. Greedy and once, unless told otherwise.
+"""An evaluation: a model answers held-out prompts and a rubric says which answers are right. Greedy and once, unless
+told otherwise.
 
 The statistics of the result stand in evaluation.py; this sits between models, engine and rewards.
 """
@@ -46,9 +47,11 @@ class EvalResult:
 def evaluate(
     model: Any, tokenizer: Any, tasks: Sequence[Task], rubric: Rubric, *, max_new_tokens: int, temperature: float = 0.0, **asked: Any
 ) -> EvalResult:
-    """One completion per task, greedy at temperature 0. With an environment it is a whole episode, of at most `max_new_tokens` in all.
+    """One completion per task, greedy at temperature 0. With an environment it is a whole episode, of at most
+    `max_new_tokens` in all.
 
-    asked: what `answers` takes besides: seed, engine, environment and its limits, on_report, keywords of the chat template.
+    asked: what `answers` takes besides: seed, engine, environment and its limits, on_report, keywords of the chat
+    template.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stop_token_ids(model, tokenizer))
     completions = [group.completions[0] for group in answers(model, tokenizer, tasks, rubric, sampling, **asked)]
@@ -75,10 +78,11 @@ def answers(
     on_report: Callable[[Report], None] | None = None,
     **chat_template_kwargs: Any,
 ) -> list[Group]:
-    """`num_generations` completions of each task, scored while others are still drawn: what a rollout of training is, without training.
+    """`num_generations` completions of each task, scored while others are still drawn: what a rollout of training is,
+    without training.
 
-    reward_policy: what happens when a reward breaks that does not say so itself. env_on_error: "drop" leaves episodes of a broken environment unscored.
-    on_report: called with what the rewards logged and how they broke.
+    reward_policy: what happens when a reward breaks that does not say so itself. env_on_error: "drop" leaves episodes
+    of a broken environment unscored. on_report: called with what the rewards logged and how they broke.
     """
     engine = engine or LocalEngine(tokenizer)
     stage, prompt_ids = None, []

@@ -1,7 +1,9 @@
-"""Statistics of an evaluation: how sure is an accuracy, did it really change, and what would groups of G completions show? SciPy computes.
+"""Statistics of an evaluation: how sure is an accuracy, did it really change, and what would groups of G completions
+show? SciPy computes.
 
-n questions. Answered once, k of them right: Wilson's or Clopper and Pearson's interval, and McNemar's exact test. Answered several times: questions are
-what was drawn at random, so intervals and tests work on one value a question. evaluate.py asks the questions.
+n questions. Answered once, k of them right: Wilson's or Clopper and Pearson's interval, and McNemar's exact test.
+Answered several times: questions are what was drawn at random, so intervals and tests work on one value a question.
+evaluate.py asks the questions.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Proportion:
 
 
 def wilson(right: int, n: int, confidence: float = 0.95) -> Proportion:
-    """Wilson's score interval (1927, eq. 6): unlike p +- 2 standard errors it stays within 0 and 1 and is not empty at 0 of n."""
+    """Wilson's score interval (1927, eq. 6): unlike p +- 2 standard errors it stays within 0 and 1 and is not empty at
+    0 of n."""
     _check_count(right, n)
     low, high = _score_interval(right / n, n, confidence)
     return Proportion(right, n, low, high)
@@ -79,7 +82,8 @@ def _check_count(right: int, n: int) -> None:
 def pass_at_k(n: int, right: int, k: int) -> float:
     """The chance that k of n answers, `right` of which are right, hold a right one: 1 - C(n - right, k) / C(n, k).
 
-    The unbiased estimate of pass@k from n answers to a question (Chen et al. 2021, arXiv:2107.03374, eq. 1). Raises ValueError for k above n.
+    The unbiased estimate of pass@k from n answers to a question (Chen et al. 2021, arXiv:2107.03374, eq. 1). Raises
+    ValueError for k above n.
     """
     _check_count(right, n)
     if not 1 <= k <= n:
@@ -93,9 +97,11 @@ def chance_of(count: int, n: int, size: int) -> float:
 
 
 def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
-    """The chance that no two of `size` completions, sampled from these without replacement, got different rewards: a zero-variance group.
+    """The chance that no two of `size` completions, sampled from these without replacement, got different rewards: a
+    zero-variance group.
 
-    The unbiased estimate of how often a training group of that size has zero variance. None: not scored, and so not compared.
+    The unbiased estimate of how often a training group of that size has zero variance. None: not scored, and so not
+    compared.
     """
     n = len(rewards)
     if not 1 <= size <= n:
@@ -110,8 +116,9 @@ def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
 def rate(values: Sequence[float], draws: float, confidence: float = 0.95) -> Estimate:
     """The mean of a value in [0, 1] a question, each from `draws` independent draws (on average, where that varies).
 
-    Of n answers these are n for pass@1 and n // k for pass@k. Wilson's interval for as many independent draws as would scatter like these means do
-    (the effective sample size of cluster samples; Korn and Graubard 1998): never fewer than there are questions, never more than were drawn.
+    Of n answers these are n for pass@1 and n // k for pass@k. Wilson's interval for as many independent draws as would
+    scatter like these means do (the effective sample size of cluster samples; Korn and Graubard 1998): never fewer than
+    there are questions, never more than were drawn.
     """
     n, mean = len(values), fmean(values)
     scatter = sum((value - mean) ** 2 for value in values) / ((n - 1) * n) if n > 1 else 0.0  # variance of the mean
@@ -125,8 +132,9 @@ def rate(values: Sequence[float], draws: float, confidence: float = 0.95) -> Est
 def bootstrap(values: Sequence[float], *, bounds: tuple[float, float] = (0.0, 1.0), confidence: float = 0.95, rounds: int = 2000) -> Estimate:
     """The mean of one value a question, whatever its distribution; `bounds`: the least and most a value can be.
 
-    Questions are drawn again; the percentiles are widened to those of Student's t for so few questions (Hesterberg 2015, section 5). Where all values
-    are equal the sample says nothing of their scatter: then the exact bound on the share of other values holds, each as far away as it can be.
+    Questions are drawn again; the percentiles are widened to those of Student's t for so few questions (Hesterberg
+    2015, section 5). Where all values are equal the sample says nothing of their scatter: then the exact bound on the
+    share of other values holds, each as far away as it can be.
     """
     n, mean = len(values), fmean(values)
     if min(values) == max(values):
@@ -146,7 +154,8 @@ def _redrawn(values: Sequence[float], rounds: int) -> np.ndarray:
 def forecast(chances: Sequence[float], count: int, confidence: float = 0.95, rounds: int = 2000) -> Estimate:
     """The share of `count` new questions that will show something which questions like these show with these chances.
 
-    It holds both uncertainties: of the chance (questions drawn again, as in `bootstrap`) and of the `count` coins that are thrown with it.
+    It holds both uncertainties: of the chance (questions drawn again, as in `bootstrap`) and of the `count` coins that
+    are thrown with it.
     """
     mean = fmean(chances)
     certain = min(chances) == max(chances) and mean in (0.0, 1.0)
@@ -166,9 +175,11 @@ def judged_in_both(before: Sequence[bool | None], after: Sequence[bool | None]) 
 
 
 def mcnemar(before: Sequence[bool | None], after: Sequence[bool | None]) -> float:
-    """Two-sided exact p-value that `before` and `after`, on the same questions, are equally often right; of the questions that both were judged on.
+    """Two-sided exact p-value that `before` and `after`, on the same questions, are equally often right; of the
+    questions that both were judged on.
 
-    Only questions that changed count: under the null hypothesis each went either way with probability 1/2 (McNemar 1947, exact binomial form).
+    Only questions that changed count: under the null hypothesis each went either way with probability 1/2 (McNemar
+    1947, exact binomial form).
     """
     pairs = judged_in_both(before, after)
     gained, lost = pairs.count((False, True)), pairs.count((True, False))
@@ -176,10 +187,11 @@ def mcnemar(before: Sequence[bool | None], after: Sequence[bool | None]) -> floa
 
 
 def paired_difference(before: Sequence[bool | None], after: Sequence[bool | None], confidence: float = 0.95) -> Estimate:
-    """How much oftener `after` is right, on the same questions: Wilson's intervals of the two, put together with their correlation.
+    """How much oftener `after` is right, on the same questions: Wilson's intervals of the two, put together with their
+    correlation.
 
-    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10. Like Wilson's it is not empty where few changed. Of the questions that both were
-    judged on; raises ValueError where there are none.
+    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10. Like Wilson's it is not empty where few changed. Of
+    the questions that both were judged on; raises ValueError where there are none.
     """
     pairs = judged_in_both(before, after)
     old, new = (wilson(sum(pair[side] for pair in pairs), len(pairs), confidence) for side in (0, 1))
@@ -198,10 +210,11 @@ def paired_difference(before: Sequence[bool | None], after: Sequence[bool | None
 
 
 def permutation(before: Sequence[float], after: Sequence[float], rounds: int = 20_000) -> float:
-    """Two-sided p-value that the values of the two, one a question, have the same mean: the signs of the differences are drawn anew.
+    """Two-sided p-value that the values of the two, one a question, have the same mean: the signs of the differences
+    are drawn anew.
 
-    Exact where they can be signed in at most `rounds` ways. Else of so many draws; the data count as one more, so that it is never 0 and never too
-    small (Phipson and Smyth 2010).
+    Exact where they can be signed in at most `rounds` ways. Else of so many draws; the data count as one more, so that
+    it is never 0 and never too small (Phipson and Smyth 2010).
     """
     _check_pairs(before, after)
     differences = [new - old for old, new in zip(before, after, strict=True) if new != old]

@@ -1,7 +1,8 @@
-"""A trained model leaves: merged weights or adapters, a model card, and a report whether the exported model says what the trained one says.
+"""A trained model leaves: merged weights or adapters, a model card, and a report whether the exported model says what
+the trained one says.
 
-The exported directory is loaded with plain transformers and asked the same prompts, greedily. Rounding to 16 bits may change a token where
-two were nearly equal; that is counted, and more than `MOST_DISAGREEMENT` of it is an error.
+The exported directory is loaded with plain transformers and asked the same prompts, greedily. Rounding to 16 bits may
+change a token where two were nearly equal; that is counted, and more than `MOST_DISAGREEMENT` of it is an error.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from posttrain.types import Prompt
 logger = logging.getLogger(__name__)
 
 FORMATS = ("merged", "adapter")
-# What belongs to adapters and their tokenizer. A checkpoint's other files (pending rollouts, settings, optimizer) are nobody else's business.
+# What belongs to adapters and their tokenizer. A checkpoint's other files (pending rollouts, settings, optimizer) are
+# nobody else's business.
 ADAPTER_FILES = (
     ADAPTER, "adapter_model.safetensors", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*",
 )  # fmt: skip
@@ -76,11 +78,13 @@ def export_model(
     prompts: Sequence[Prompt] | None = None,
     **loading: Any,
 ) -> Parity | None:
-    """Write the model in `source` (weights or adapters) to `directory`, which appears when all of it is there. load_in_4bit: the adapters were
-    trained beside 4-bit weights, except for those that keep_in_16bit (as in `load_policy`) names. `loading`: what else `load_model` takes.
+    """Write the model in `source` (weights or adapters) to `directory`, which appears when all of it is there.
+    load_in_4bit: the adapters were trained beside 4-bit weights, except for those that keep_in_16bit (as in
+    `load_policy`) names. `loading`: what else `load_model` takes.
 
-    base: the name of the model that exported adapters belong to, where it is known elsewhere under another one than here. prompts: ask merged
-    weights as `check_parity` does, before the directory appears. Raises UserError, and TrainingError where the models disagree.
+    base: the name of the model that exported adapters belong to, where it is known elsewhere under another one than
+    here. prompts: ask merged weights as `check_parity` does, before the directory appears. Raises UserError, and
+    TrainingError where the models disagree.
     """
     out = Path(directory).resolve()
     if out == Path.cwd():
@@ -154,7 +158,8 @@ def check_parity(
     keep_in_16bit: int | Sequence[str] | None = None,
     **loading: Any,
 ) -> Parity:
-    """Ask both, on the CPU in float32 (the exported one in its own dtype where it is smaller). Loading is told what `export_model` was.
+    """Ask both, on the CPU in float32 (the exported one in its own dtype where it is smaller). Loading is told what
+    `export_model` was.
 
     Raises TrainingError where they disagree.
     """
@@ -205,8 +210,8 @@ def _choices(model: Any, prompt_ids: list[int], ids: list[int]) -> torch.Tensor:
 
 
 def write_card(directory: str | Path, *, source: str, run: Path | None, parity: Parity | None) -> None:
-    """README.md with what is known: the model it began as, what it was trained with, how its last step looked, and the parity report. Settings that
-    hold secrets are blank, and of a path on this machine its last part stays."""
+    """README.md with what is known: the model it began as, what it was trained with, how its last step looked, and the
+    parity report. Settings that hold secrets are blank, and of a path on this machine its last part stays."""
     from posttrain import __version__
 
     lines = ["---", "library_name: transformers" if not is_adapter(directory) else "library_name: peft"]
@@ -268,7 +273,8 @@ def _impersonal(value: Any) -> Any:
 
 
 def push_to_hub(directory: str | Path, repository: str, *, private: bool = True) -> str:
-    """Upload an exported directory; returns its address. The token is the hub client's own. Raises UserError with what the hub said."""
+    """Upload an exported directory; returns its address. The token is the hub client's own. Raises UserError with what
+    the hub said."""
     from huggingface_hub import HfApi
 
     try:

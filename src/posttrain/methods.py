@@ -1,8 +1,9 @@
-"""The training methods, one row each: command, section of the recipe, trainer, and what the command line and the page ask of it.
+"""The training methods, one row each: command, section of the recipe, trainer, and what the command line and the page
+ask of it.
 
-Names only, so that `posttrain --help` and reading a recipe import nothing heavy: classes are loaded when they are used. Another package adds a method
-by an entry point of the group "posttrain.methods", `NAME = "module:Trainer"`, whose class carries `method = Method(title=..., config=...)`. NAME is its
-command and its section of the recipe.
+Names only, so that `posttrain --help` and reading a recipe import nothing heavy: classes are loaded when they are used.
+Another package adds a method by an entry point of the group "posttrain.methods", `NAME = "module:Trainer"`, whose class
+carries `method = Method(title=..., config=...)`. NAME is its command and its section of the recipe.
 """
 
 from __future__ import annotations

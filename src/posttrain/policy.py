@@ -25,7 +25,8 @@ from posttrain.types import Group, Prompt, Sampling, Task
 
 
 class Policy:
-    """`model, tokenizer = policy` takes it apart; trainers take the two, and `generate` then samples from what they trained."""
+    """`model, tokenizer = policy` takes it apart; trainers take the two, and `generate` then samples from what they
+    trained."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -35,7 +36,8 @@ class Policy:
         return iter((self.model, self.tokenizer))
 
     def generate(self, prompts: Prompt | Sequence[Prompt], *, max_new_tokens: int = 256, temperature: float = 1.0, **sampling: Any) -> list[str]:
-        """One completion of each prompt, as text without special tokens. Prompts are text, taken as it is, or conversations (lists of messages).
+        """One completion of each prompt, as text without special tokens. Prompts are text, taken as it is, or
+        conversations (lists of messages).
 
         temperature=0 is greedy. Further keywords: those of `sample`, and top_k, top_p, min_p, stop_strings.
         """
@@ -51,7 +53,8 @@ class Policy:
         chat_template_kwargs: dict[str, Any] | None = None,
         **sampling: Any,
     ) -> list[Group]:
-        """n completions of each prompt with their tokens, log-probs and why they ended. The same `seed` gives the same completions."""
+        """n completions of each prompt with their tokens, log-probs and why they ended. The same `seed` gives the same
+        completions."""
         if seed is None:
             seed, self._calls = self._calls, self._calls + 1
         tasks = [Task(number, prompt) for number, prompt in enumerate(_listed(prompts))]
@@ -81,12 +84,14 @@ def load_policy(
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
 ) -> Policy:
-    """The model and tokenizer of a directory or hub name; adapters with the model they belong to, ready to be trained on.
+    """The model and tokenizer of a directory or hub name; adapters with the model they belong to, ready to be trained
+    on.
 
-    lora: a peft.LoraConfig for new adapters, in adapter_dtype, drawn from `seed`. load_in_4bit (QLoRA): the weights beside the adapters in 4 bits; needs bitsandbytes,
-    and adapters. keep_in_16bit: of those, linears that stay in `dtype`, by name; or bytes to spend on the ones that lose most.
-    dtype: of the weights. Default: float32, which can be trained; beside adapters the checkpoint's bfloat16 on a GPU that computes in it.
-    device: default the GPU where there is one. Raises UserError for what cannot be loaded.
+    lora: a peft.LoraConfig for new adapters, in adapter_dtype, drawn from `seed`. load_in_4bit (QLoRA): the weights
+    beside the adapters in 4 bits; needs bitsandbytes, and adapters. keep_in_16bit: of those, linears that stay in
+    `dtype`, by name; or bytes to spend on the ones that lose most. dtype: of the weights. Default: float32, which can
+    be trained; beside adapters the checkpoint's bfloat16 on a GPU that computes in it. device: default the GPU where
+    there is one. Raises UserError for what cannot be loaded.
     """
     base = base_of(name) if is_adapter(name) else name
     quantised = in_4bit(base, has_adapters=lora is not None or base != name, keep_in_16bit=keep_in_16bit) if load_in_4bit else {}

@@ -1,4 +1,5 @@
-"""Sizes that kernels, caches and trainers work with, and that the memory plan counts with. No torch here, so that a plan needs none."""
+"""Sizes that kernels, caches and trainers work with, and that the memory plan counts with. No torch here, so that a
+plan needs none."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ DECODE_SCORES = 2**26  # float32 scores of one tile of queries, 256 MiB, where n
 MICRO_BATCH_TOKENS = 4096  # of one forward and backward, unless the settings say otherwise
 AUTO_TILE_ROWS = 2048  # tile_rows="auto"
 
-# NF4 with double quantisation (Dettmers et al. 2023): 64 weights share a scale of one byte, 256 scales share one of four
+# NF4 with double quantisation (Dettmers et al. 2023): 64 weights share a scale of one byte, 256 scales share one of
+# four
 NF4_BLOCK, NF4_SCALES = 64, 256
 NF4_TABLES = 4 * (16 + 256 + 1)  # the 16 levels, the 256 levels of the scales, the scales' mean
 

@@ -57,7 +57,8 @@ class Request:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """What an engine answers to a Request: R sampled tokens (the stop token included) with the log-prob of each under the policy."""
+    """What an engine answers to a Request: R sampled tokens (the stop token included) with the log-prob of each under
+    the policy."""
 
     request_id: int
     token_ids: list[int]  # [R]
@@ -88,7 +89,8 @@ class Completion:
 
     @property
     def sampled_ids(self) -> list[int]:
-        """What the policy itself said, all turns of it: `token_ids` without answers and the template's text between turns."""
+        """What the policy itself said, all turns of it: `token_ids` without answers and the template's text between
+        turns."""
         return [token for token, sampled in zip(self.token_ids, self.sampled, strict=True) if sampled]
 
     @property
@@ -109,7 +111,8 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Whether any two scored completions got different rewards: without that, nothing can be compared. The rounding of sums is no difference."""
+        """Whether any two scored completions got different rewards: without that, nothing can be compared. The rounding
+        of sums is no difference."""
         scored = [reward for reward in self.rewards if reward is not None]
         return bool(scored) and max(scored) - min(scored) > ROUNDING * max(map(abs, scored))
 
@@ -118,7 +121,8 @@ class Engine(Protocol):
     """Draws completions. `local` runs the very module that trains; `hf` is the slow oracle."""
 
     def serving(self, model: Any, version: int) -> AbstractContextManager[None]:
-        """Rollout mode: `model` in eval, KV memory taken on entry and freed on exit. `submit` and `step` work inside it only."""
+        """Rollout mode: `model` in eval, KV memory taken on entry and freed on exit. `submit` and `step` work inside it
+        only."""
         ...
 
     def submit(self, request: Request) -> None:
@@ -126,22 +130,26 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[RequestOutput]:
-        """Decode at least one token for every active request; return the completions that finished, in order of request id."""
+        """Decode at least one token for every active request; return the completions that finished, in order of request
+        id."""
         ...
 
 
 class Env(Protocol):
-    """One episode: what the policy is asked and what it is answered. Made for one rollout and never reset. Inherit from it for `finish`.
+    """One episode: what the policy is asked and what it is answered. Made for one rollout and never reset. Inherit from
+    it for `finish`.
 
     `reply` and `finish` may be coroutines; those of all episodes that wait at the same moment run together.
     """
 
     def start(self) -> Prompt:
-        """The conversation that the policy answers first. Equal for all completions of a task: they are compared with each other."""
+        """The conversation that the policy answers first. Equal for all completions of a task: they are compared with
+        each other."""
         ...
 
     def reply(self, completion: Completion) -> list[Message] | Awaitable[list[Message] | None] | None:
-        """The messages that follow the policy's latest turn (`completion.messages[-1]`, `completion.text`); None ends the episode.
+        """The messages that follow the policy's latest turn (`completion.messages[-1]`, `completion.text`); None ends
+        the episode.
 
         Called after every turn that the policy ended itself, not after one that was cut.
         """
@@ -150,6 +158,7 @@ class Env(Protocol):
     def finish(self, completion: Completion) -> Awaitable[None] | None:
         """The episode is over, for whatever reason: put numbers into `completion.info`, free what was held.
 
-        Called once, also of one that was made only to see its prompt or was given up in the middle because training ends: there `completion.turns` is 0.
+        Called once, also of one that was made only to see its prompt or was given up in the middle because training
+        ends: there `completion.turns` is 0.
         """
         return None

@@ -1,4 +1,5 @@
-"""From a recipe to objects: tokenizer, rows, rubric, model, trainer. In the order of cost, so that a mistake shows before anything is loaded.
+"""From a recipe to objects: tokenizer, rows, rubric, model, trainer. In the order of cost, so that a mistake shows
+before anything is loaded.
 
 Heavy libraries are imported inside functions: `posttrain --help` and a recipe's typing mistakes need none of them.
 """
@@ -44,7 +45,8 @@ def hide_progress_bars() -> None:
 
 
 def make_trainer(kind: Method, recipe: Recipe, *, default_output: str, output_dir: str | None = None) -> Any:
-    """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes nowhere)."""
+    """A trainer ready to train; every input has been checked. `output_dir` overrides the recipe's (a dry run writes
+    nowhere)."""
     args = read_args(kind, recipe, default_output=default_output, output_dir=output_dir)
     rubric = make_rubric(recipe) if kind.is_online else None
     if recipe.data.streaming and kind.is_online:
@@ -76,8 +78,8 @@ def read_args(kind: Method, recipe: Recipe, *, default_output: str, output_dir: 
 
 
 def read_drawing(kind: Method, recipe: Recipe) -> Any:
-    """An online trainer's settings as far as they say how completions are drawn and scored. How it trains, and what its machine could do, is left
-    at the defaults: the completions may be wanted on another one."""
+    """An online trainer's settings as far as they say how completions are drawn and scored. How it trains, and what its
+    machine could do, is left at the defaults: the completions may be wanted on another one."""
     import torch
 
     given = _settings(kind, recipe)
@@ -171,7 +173,8 @@ def make_engine(args: Any, tokenizer: Any) -> Engine:
 
 
 def make_model(section: ModelSection, tokenizer: Any, args: Any) -> str | PreTrainedModel:
-    """The model's name, which the trainer loads; or a model in 4 bits, or one with random weights. `args`: the trainer's settings."""
+    """The model's name, which the trainer loads; or a model in 4 bits, or one with random weights. `args`: the
+    trainer's settings."""
     if section.load_in_4bit:
         from posttrain.models.adapter_files import is_adapter
         from posttrain.models.load import load_model
@@ -207,7 +210,8 @@ def make_model(section: ModelSection, tokenizer: Any, args: Any) -> str | PreTra
 
 
 def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
-    """What `load_model` is told to load the model `name` as the run that left it has it, adapters on what they were trained beside.
+    """What `load_model` is told to load the model `name` as the run that left it has it, adapters on what they were
+    trained beside.
 
     recipe: for what no run left. It says all about the model that it starts from, and of another one the dtype only.
     """

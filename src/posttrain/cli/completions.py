@@ -49,7 +49,8 @@ def check(path: str | Path) -> None:
 
 
 def save(path: str | Path, written: Iterable[dict[str, Any]]) -> None:
-    """The whole file or none of it: until it is written, an older one stays. Raises UserError where that is not possible."""
+    """The whole file or none of it: until it is written, an older one stays. Raises UserError where that is not
+    possible."""
     text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in written)
     with _explained(path):
         write_whole(Path(path).expanduser(), encodable(text))

@@ -33,7 +33,8 @@ def preview(
     rows: Annotated[int, typer.Option("-n", min=0, help="Show so many rows; all are counted.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the rows' token ids as JSON.")] = False,
 ) -> None:
-    """Rows with each token coloured by whether it is trained, and how many are. A row without any is an error. Settings can follow."""
+    """Rows with each token coloured by whether it is trained, and how many are. A row without any is an error. Settings
+    can follow."""
     with sentences():
         from posttrain.cli.build import hide_progress_bars
         from posttrain.cli.preview import kind_of_recipe, report

@@ -17,7 +17,8 @@ _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Versions, device, kernels, sandbox and extras of this installation, with the command that mends what is not right."""
+    """Versions, device, kernels, sandbox and extras of this installation, with the command that mends what is not
+    right."""
     with sentences():
         from posttrain.doctor import examine, is_sound
 

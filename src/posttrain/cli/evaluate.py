@@ -1,4 +1,5 @@
-"""`posttrain eval`: how often is a model right on held-out questions, how sure is that, and is it better than another?"""
+"""`posttrain eval`: how often is a model right on held-out questions, how sure is that, and is it better than
+another?"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a model or a finished run answers, and how often it is right: the work behind `posttrain eval` and `posttrain sample`.
+"""What a model or a finished run answers, and how often it is right: the work behind `posttrain eval` and `posttrain
+sample`.
 
-A run brings its own questions (a file that only posttrain writes), and its recipe says how they are asked: as in training, with the same templates, sampling, environment
-and rewards. Options say otherwise.
+A run brings its own questions (a file that only posttrain writes), and its recipe says how they are asked: as in
+training, with the same templates, sampling, environment and rewards. Options say otherwise.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def find_question(target: str, data: str | None, recipe_name: str | None, max_ne
 
 
 def _kind(folder: str, recipe: Recipe, *, is_own: bool) -> Method:
-    """Whose settings count: those of the run's own training, unless another recipe has no section for it; else the first online section's."""
+    """Whose settings count: those of the run's own training, unless another recipe has no section for it; else the
+    first online section's."""
     online = [kind for kind in METHODS.values() if kind.is_online]
     named = [kind for kind in online if getattr(recipe, kind.section)]
     trained = runs.method_of(folder)
@@ -109,7 +111,8 @@ def _tokens_of_run(folder: Path) -> int | None:
 
 
 def evaluate(question: EvalPlan, asking: Asking, against: str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the result, every completion as a line). What can be wrong with the questions is found before a model is asked."""
+    """(the result, every completion as a line). What can be wrong with the questions is found before a model is
+    asked."""
     rubric = question.rubric()
     try:
         tasks = questions(question, asking, rubric)

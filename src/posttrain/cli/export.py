@@ -24,7 +24,8 @@ def export(
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it afterwards.")] = None,
     public: Annotated[bool, typer.Option(help="With --push-to-hub: everybody may see it.")] = False,
 ) -> None:
-    """Write a model that transformers, vLLM and llama.cpp's converter load, with a card and a report on whether it says the same."""
+    """Write a model that transformers, vLLM and llama.cpp's converter load, with a card and a report on whether it says
+    the same."""
     with sentences():
         from posttrain import export as library
         from posttrain.cli.build import hide_progress_bars, loading

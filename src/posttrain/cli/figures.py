@@ -1,7 +1,8 @@
-"""The figures of an evaluation, from scored answers: accuracies with intervals, categories, and what one model gained over another.
+"""The figures of an evaluation, from scored answers: accuracies with intervals, categories, and what one model gained
+over another.
 
-Mappings that `--json` prints as they are. An answer that could not be judged is neither right nor wrong: it is counted as `unjudged` and left out of
-every figure. The statistics are evaluation.py's; answers are asked for in evaluations.py.
+Mappings that `--json` prints as they are. An answer that could not be judged is neither right nor wrong: it is counted
+as `unjudged` and left out of every figure. The statistics are evaluation.py's; answers are asked for in evaluations.py.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Answers:
 
 
 def summary(given: Answers, rubric: Rubric) -> dict[str, Any]:
-    """The figures of one model. `accuracy`, `interval` and `right` are there only if some reward decides and some answer could be judged."""
+    """The figures of one model. `accuracy`, `interval` and `right` are there only if some reward decides and some
+    answer could be judged."""
     completions = [group.completions[0] for group in given.greedy]
     rewards = [completion.reward for completion in completions if completion.reward is not None]
     result: dict[str, Any] = {
@@ -92,7 +94,8 @@ def as_list(estimate: Estimate | Proportion) -> list[float]:
 
 
 def categories(groups: Sequence[Group], rubric: Rubric, column: str) -> list[dict[str, Any]]:
-    """Greedy accuracy for each value of a column, the commonest value first; the mean reward where nothing decides. A row without it has None."""
+    """Greedy accuracy for each value of a column, the commonest value first; the mean reward where nothing decides. A
+    row without it has None."""
     values = [str(group.task.columns.get(column)) for group in groups]
     table = []
     for value in sorted(set(values), key=lambda value: (-values.count(value), value)):
@@ -102,7 +105,8 @@ def categories(groups: Sequence[Group], rubric: Rubric, column: str) -> list[dic
 
 
 def compared(before: Answers, after: Answers, rubric: Rubric) -> dict[str, Any]:
-    """What `after` gained, on the same questions: differences with their intervals over questions, and exact or permutation p-values.
+    """What `after` gained, on the same questions: differences with their intervals over questions, and exact or
+    permutation p-values.
 
     Of the questions with an answer of both that could be judged (`paired`), or scored.
     """

@@ -1,7 +1,8 @@
-"""From a recipe to a plan: what the settings, the model's config and the longest rows say about memory. No model is loaded.
+"""From a recipe to a plan: what the settings, the model's config and the longest rows say about memory. No model is
+loaded.
 
-`settle` is asked by every training command before the model is loaded: it chooses the memory switches that nobody has set, and refuses what cannot fit
-(`memory_check: false` among the trainer's settings leaves that out).
+`settle` is asked by every training command before the model is loaded: it chooses the memory switches that nobody has
+set, and refuses what cannot fit (`memory_check: false` among the trainer's settings leaves that out).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from posttrain.sizes import nf4_bytes
 
 
 def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:
-    """The settings with every automatic memory switch made definite. Raises UserError, with the fix, for what cannot fit this machine. What cannot be
-    planned is said in a line, and goes on with no switch on."""
+    """The settings with every automatic memory switch made definite. Raises UserError, with the fix, for what cannot
+    fit this machine. What cannot be planned is said in a line, and goes on with no switch on."""
     from posttrain.trainers.core.switches import choose_for, job_of, longest, settled
 
     device = args.device.type
@@ -41,7 +42,8 @@ def settle(recipe: Recipe, args: Any, rows: Any, tokenizer: Any) -> Any:
 
 
 def weights_of(section: ModelSection, args: Any, vocab: int | None = None) -> Any:
-    """What the trainer will load (`trainers.switches.Weights`). vocab: of a model from scratch. Raises UserError for what is not modelled."""
+    """What the trainer will load (`trainers.switches.Weights`). vocab: of a model from scratch. Raises UserError for
+    what is not modelled."""
     from posttrain.trainers.core.switches import Weights
 
     shape = shape_of_model(section, vocab)
@@ -66,7 +68,8 @@ def weights_of(section: ModelSection, args: Any, vocab: int | None = None) -> An
 
 
 def shape_of_model(section: ModelSection, vocab: int | None = None) -> Shape:
-    """Of the model by its name, or of the config in `from_scratch` with a vocabulary of that size. Raises UserError where it is not known."""
+    """Of the model by its name, or of the config in `from_scratch` with a vocabulary of that size. Raises UserError
+    where it is not known."""
     if section.from_scratch is None:
         from posttrain.models.adapter_files import base_of, is_adapter
 
@@ -96,7 +99,8 @@ def _adapters(section: ModelSection) -> tuple[int | None, tuple[str, ...] | None
 
 
 def _leave_their_base(name: str | None) -> bool:
-    """Whether the adapters that are saved there, if any are, let the weights beside them stay in 16 bits (`models.precision.beside_adapters`)."""
+    """Whether the adapters that are saved there, if any are, let the weights beside them stay in 16 bits
+    (`models.precision.beside_adapters`)."""
     from posttrain.models.adapter_files import is_adapter, settings_of
     from posttrain.models.initialisation import changes_the_base
 

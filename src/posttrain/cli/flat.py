@@ -1,4 +1,5 @@
-"""Command lines as TRL's users write them: `posttrain grpo --config flat.yaml --model_name_or_path ... --dataset_name ...`, without a recipe."""
+"""Command lines as TRL's users write them: `posttrain grpo --config flat.yaml --model_name_or_path ... --dataset_name
+...`, without a recipe."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The command line. Each command reads its input, calls the library and prints; whatever can go wrong becomes one sentence on stderr.
+"""The command line. Each command reads its input, calls the library and prints; whatever can go wrong becomes one
+sentence on stderr.
 
-Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input cannot work, 130 Ctrl-C, 143 SIGTERM and 129 SIGHUP (the step is saved);
-what checks something exits with 1 when that fails (`probe` also with 3: nothing to learn). POSTTRAIN_TRACEBACK=1 shows tracebacks.
+Exit codes: 0 done, 1 training stopped (state on disk is whole), 2 the input cannot work, 130 Ctrl-C, 143 SIGTERM and
+129 SIGHUP (the step is saved); what checks something exits with 1 when that fails (`probe` also with 3: nothing to
+learn). POSTTRAIN_TRACEBACK=1 shows tracebacks.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A few steps only: does everything work here?")] = False,
     watch: Watch = False,
 ) -> None:
-    """A tiny transformer learns two-digit addition, on CPU, without a download. An earlier demo there is replaced, any other run is not."""
+    """A tiny transformer learns two-digit addition, on CPU, without a download. An earlier demo there is replaced, any
+    other run is not."""
     with sentences(), watching([output, f"{output}/sft"], watch):
         runs.make_way_for_demo(output, ["sft"])
         from posttrain.demo import run_demo
@@ -122,7 +125,8 @@ def _train(command: str, ctx: typer.Context, name: str, resume: bool, overwrite:
 
 
 def run() -> None:
-    """The console script. An output that is not UTF-8 (a pipe on Windows) gets escapes for what it cannot hold, instead of ending the command."""
+    """The console script. An output that is not UTF-8 (a pipe on Windows) gets escapes for what it cannot hold, instead
+    of ending the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

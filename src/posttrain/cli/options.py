@@ -26,7 +26,8 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def as_utf8(argument: str) -> str:
-    """An argument of the command line, which a locale like C reads as ASCII with surrogates in the place of all other bytes."""
+    """An argument of the command line, which a locale like C reads as ASCII with surrogates in the place of all other
+    bytes."""
     return argument if argument.isascii() else argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,5 @@
-"""`posttrain plan`: what a job will need, term by term, before anything is spent, and what to change where that is too much."""
+"""`posttrain plan`: what a job will need, term by term, before anything is spent, and what to change where that is too
+much."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def plan(
     seeds_table: Annotated[bool, typer.Option("--seeds-table", help="Unsloth's published 510.8 against 54.33 GB, term by term, and ours.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every term in bytes.")] = False,
 ) -> None:
-    """Memory of training and of sampling, what to change to make it fit, and how far a card reaches. A recipe's settings can follow."""
+    """Memory of training and of sampling, what to change to make it fit, and how far a card reaches. A recipe's
+    settings can follow."""
     given: dict[str, Any] = {
         "generations": generations,
         "lora_r": lora_r,
@@ -108,8 +110,8 @@ Cards = list[tuple[int, Choice]]  # sizes in GB, and what is chosen for each
 
 
 def _choose(job: TrainingJob, automatic: tuple[str, ...], limit: int | None) -> tuple[Choice, Cards, str | None]:
-    """The choice for the memory that was named or is found here; where there is neither, for the smallest common card that the job fits, with the choices
-    for the others. The last: what was assumed."""
+    """The choice for the memory that was named or is found here; where there is neither, for the smallest common card
+    that the job fits, with the choices for the others. The last: what was assumed."""
     host = free_memory("cpu") if job.device == "cuda" and has_gpu() and limit is None else None
     if limit is None:
         limit = free_memory(job.device) if job.device == "cpu" or has_gpu() else None
@@ -177,7 +179,8 @@ def _job_of_recipe(recipe: str, settings: list[str], trainer: str | None, length
 
 
 def _lengths(lengths: Lengths, completion: int | None) -> tuple[int, int]:
-    """Prompt and completion, from two of three numbers; what nobody says is the recipe's `completion`, and a short prompt."""
+    """Prompt and completion, from two of three numbers; what nobody says is the recipe's `completion`, and a short
+    prompt."""
     context, prompt, given = lengths
     if context is not None and prompt is not None and given is not None and context != prompt + given:
         raise UserError("--context is the sum of --prompt-length and --completion-length; give two of the three")
@@ -311,7 +314,8 @@ def seeds_lines(rows: list[PublishedTerm]) -> list[str]:
 
 
 def measured(recipe: Recipe, args: Any) -> tuple[Any, int] | None:
-    """`trainers.core.switches.longest` of the data, and the size of the vocabulary. None: data or tokenizer are not on this machine."""
+    """`trainers.core.switches.longest` of the data, and the size of the vocabulary. None: data or tokenizer are not on
+    this machine."""
     from posttrain.cli.build import fill, make_tokenizer
     from posttrain.data.mixture import load_data
     from posttrain.trainers.core.switches import longest

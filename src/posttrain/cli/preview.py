@@ -1,4 +1,5 @@
-"""What a trainer would see of the data: rows as tokens, each read or trained, and what share of them is trained. No model is loaded.
+"""What a trainer would see of the data: rows as tokens, each read or trained, and what share of them is trained. No
+model is loaded.
 
 The rows of a recipe are prepared as the trainer prepares them, and all of them are counted; a few are shown.
 """
@@ -95,7 +96,8 @@ def preview(recipe: Recipe, kind: Method, count: int, before: Sequence[Mapping[s
 
 
 def kind_of_recipe(recipe: Recipe, wanted: str | None) -> Method:
-    """The trainer whose data are asked for: the one named, or the only one that the recipe has settings for; with a rubric alone GRPO."""
+    """The trainer whose data are asked for: the one named, or the only one that the recipe has settings for; with a
+    rubric alone GRPO."""
     if wanted is not None:
         if wanted not in METHODS:
             raise UserError(f"--kind {wanted} is not known; use one of {', '.join(METHODS)}")
@@ -232,7 +234,8 @@ def report(found: Preview) -> list[str]:
 
 
 def stretches(piece: PreviewPiece, tokenizer: Any, stop_ids: Iterable[int]) -> list[tuple[str, str]]:
-    """(text, "read" | "trained" | "stop") of runs of tokens. A character that several tokens share goes with the last of them."""
+    """(text, "read" | "trained" | "stop") of runs of tokens. A character that several tokens share goes with the last
+    of them."""
     stops = set(stop_ids)
     styles = ["stop" if trained and id in stops else "trained" if trained else "read" for id, trained in zip(piece.ids, piece.trained, strict=True)]
     found, at = [], 0

@@ -1,5 +1,5 @@
-"""`posttrain probe RECIPE`: will RL work here? Exit codes: 0 it can, 1 it will not (nothing is right, or no group has a signal), 2 the input cannot work,
-3 there is nothing left to learn.
+"""`posttrain probe RECIPE`: will RL work here? Exit codes: 0 it can, 1 it will not (nothing is right, or no group has a
+signal), 2 the input cannot work, 3 there is nothing left to learn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def probe(
     save: Annotated[str | None, typer.Option(metavar="FILE.jsonl", help="Write every completion with its scores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Before a run: is anything ever right, and do groups carry signal? Any setting can follow: --train.num_generations=16"""
+    """Before a run: is anything ever right, and do groups carry signal? Any setting can follow:
+    --train.num_generations=16"""
     with sentences():
         from posttrain.cli import completions as answers
         from posttrain.cli.build import hide_progress_bars
@@ -57,7 +58,8 @@ def probe(
 
 
 def measure(recipe: Recipe, trainer: str, prompts: int, completions: int | None) -> tuple[Probe, list[Group], Any, int]:
-    """(probe, what was sampled, the rubric, rows of the data), from a recipe as its trainer would read it. In the order of cost."""
+    """(probe, what was sampled, the rubric, rows of the data), from a recipe as its trainer would read it. In the order
+    of cost."""
     from posttrain.cli import build
     from posttrain.data.mixture import load_data
     from posttrain.data.prompts import to_tasks
@@ -192,7 +194,8 @@ def _table(components: list[Component]) -> list[str]:
 
 
 def _shown(groups: list[Group]) -> list[tuple[str, Completion]]:
-    """The best and the worst completion of the group whose rewards differ most; a single one where no group has two different rewards."""
+    """The best and the worst completion of the group whose rewards differ most; a single one where no group has two
+    different rewards."""
     scored = [group for completions in groups if (group := [completion for completion in completions.completions if completion.reward is not None])]
     if not scored:
         return [("one  ", groups[0].completions[0])]

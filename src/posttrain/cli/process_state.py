@@ -1,4 +1,5 @@
-"""What a training sets for its whole process. A stage must not find it in a later one: resumed, that begins in a process without it."""
+"""What a training sets for its whole process. A stage must not find it in a later one: resumed, that begins in a
+process without it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ import torch
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """On leaving, the environment's variables and torch's switches (deterministic algorithms, TF32, cuDNN, default dtype) are as they were.
+    """On leaving, the environment's variables and torch's switches (deterministic algorithms, TF32, cuDNN, default
+    dtype) are as they were.
 
     CUDA reads some variables once, when it is first used: these stay until the process ends.
     """

@@ -1,6 +1,8 @@
-"""A recipe: one YAML file, read into typed sections. Every unknown key is an error that names the nearest one; nothing is skipped.
+"""A recipe: one YAML file, read into typed sections. Every unknown key is an error that names the nearest one; nothing
+is skipped.
 
-Reading only: objects are made from it in `build.py`. Overrides such as `--train.learning_rate=1e-6` are laid over the file before it is read.
+Reading only: objects are made from it in `build.py`. Overrides such as `--train.learning_rate=1e-6` are laid over the
+file before it is read.
 """
 
 from __future__ import annotations
@@ -190,12 +192,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _is_text(section: str, key: str) -> bool:
-    """Whether that setting is text whatever it looks like: on the command line {question} is a template, not a mapping."""
+    """Whether that setting is text whatever it looks like: on the command line {question} is a template, not a
+    mapping."""
     return section in SECTIONS and any(known.name == key and known.type in ("str", "str | None") for known in fields(SECTIONS[section]))
 
 
 def absolute(source: str | None, folder: Path = Path()) -> str | None:
-    """A path that exists, from here or from the recipe's folder, made absolute; anything else (a name on the hub) as it is."""
+    """A path that exists, from here or from the recipe's folder, made absolute; anything else (a name on the hub) as it
+    is."""
     if not isinstance(source, str):
         return source
     for candidate in (Path(source).expanduser(), folder / source):

@@ -1,4 +1,5 @@
-"""`posttrain reward check`: the unit tests of a reward as a table. Exit code 0 when it passed, 1 when a check failed, 2 when it could not be asked."""
+"""`posttrain reward check`: the unit tests of a reward as a table. Exit code 0 when it passed, 1 when a check failed, 2
+when it could not be asked."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Check every stage and its data, train nothing.")] = False,
     watch: Watch = False,
 ) -> None:
-    """Train in stages, such as sft, reward-model, ppo, each on the model before it. Settings can follow: --sft.max_steps=100"""
+    """Train in stages, such as sft, reward-model, ppo, each on the model before it. Settings can follow:
+    --sft.max_steps=100"""
     with sentences():
         from posttrain.cli.build import hide_progress_bars
 
@@ -91,7 +92,8 @@ def _run(stages: list[Stage], resume: bool) -> None:
 
 
 def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
-    """The model that later stages start from: adapters are merged, so that the next stage may have its own. Written by one process."""
+    """The model that later stages start from: adapters are merged, so that the next stage may have its own. Written by
+    one process."""
     from accelerate import PartialState
 
     from posttrain.models.adapter_files import is_adapter
@@ -106,7 +108,8 @@ def _leave(stage: Stage, models: dict[str, str], model: Path) -> str:
 
 
 def _merge(stage: Stage, recipe: Recipe, adapter: Path) -> None:
-    """Written in the dtype of the weights that the adapters were trained beside, so that a next stage with adapters needs no more memory."""
+    """Written in the dtype of the weights that the adapters were trained beside, so that a next stage with adapters
+    needs no more memory."""
     from posttrain.cli.build import loading, read_args
     from posttrain.models.load import load_tokenizer
     from posttrain.models.merge import load_merged, save_rounded

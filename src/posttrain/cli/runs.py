@@ -1,4 +1,5 @@
-"""Run directories as the command line sees them: may a run start here, where is the model of a run, what did its recipe say."""
+"""Run directories as the command line sees them: may a run start here, where is the model of a run, what did its recipe
+say."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Run(NamedTuple):
 
 
 def may_start(output_dir: str, *, section: str, resume: bool, overwrite: bool) -> bool:
-    """Whether to go on from a checkpoint. Raises UserError where an earlier run, or one that is training now, would be written over."""
+    """Whether to go on from a checkpoint. Raises UserError where an earlier run, or one that is training now, would be
+    written over."""
     from posttrain.trainers.core.checkpoints import newest
 
     if resume and overwrite:
@@ -149,7 +151,8 @@ def method_of(run: str) -> str | None:
 
 
 def run_of(target: str) -> Run | None:
-    """The run that `target` is, or whose model or checkpoint it is. Recipes of stages, and those that start from `target`, only lie beside it."""
+    """The run that `target` is, or whose model or checkpoint it is. Recipes of stages, and those that start from
+    `target`, only lie beside it."""
     given = Path(target).expanduser().absolute()
     for path in dict.fromkeys((given, given.resolve())):
         is_part = path.is_dir() and (path.name in (MODEL, MERGED) or path.name.startswith("checkpoint-"))

@@ -1,12 +1,14 @@
-"""A recipe with stages: several trainings in order, each in a run directory of its own and on the model that an earlier one left.
+"""A recipe with stages: several trainings in order, each in a run directory of its own and on the model that an earlier
+one left.
 
     stages:
       - sft: {data: {train: demonstrations.jsonl}}
       - reward-model: {data: {train: pairs.jsonl}}
       - ppo: {rubric: [stage:reward-model]}
 
-A stage is the recipe around it with its own sections laid over. It starts from the last stage that left a policy, unless `from` names another
-(`start`: the recipe's own model). "stage:NAME" stands for the model of a stage. A stage that is done says so in stage.json.
+A stage is the recipe around it with its own sections laid over. It starts from the last stage that left a policy,
+unless `from` names another (`start`: the recipe's own model). "stage:NAME" stands for the model of a stage. A stage
+that is done says so in stage.json.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ DONE, START, MARK = "stage.json", "start", "stage:"
 
 @dataclass
 class Stage:
-    """One training of a recipe. `values` are its sections, with "stage:NAME" where a model is that does not exist yet."""
+    """One training of a recipe. `values` are its sections, with "stage:NAME" where a model is that does not exist
+    yet."""
 
     name: str
     kind: Method
@@ -64,7 +67,8 @@ class Stage:
         return hashlib.sha256(self.recipe(models).to_yaml().encode()).hexdigest()[:16]
 
     def model_if_done(self, models: dict[str, str]) -> str | None:
-        """Its model; None: it is not done, or its model is gone. Raises UserError where it was done with other settings than the recipe has now."""
+        """Its model; None: it is not done, or its model is gone. Raises UserError where it was done with other settings
+        than the recipe has now."""
         path = self.directory / DONE
         if not path.is_file():
             return None
@@ -85,7 +89,8 @@ class Stage:
 
 
 def read_stages(name: str, overrides: Iterable[str], output: str | None) -> list[Stage]:
-    """Every stage, its names and settings checked. An override goes to the stages that have its section. Raises UserError."""
+    """Every stage, its names and settings checked. An override goes to the stages that have its section. Raises
+    UserError."""
     path = find_recipe(name)
     values = load_yaml(path)
     listed = values.pop("stages", None)
@@ -120,8 +125,8 @@ def named(stages: list[Stage], wanted: str) -> Stage:
 
 
 def data_of(stage: Stage, stages: list[Stage]) -> tuple[Recipe, Method, list[dict[str, Any]]]:
-    """What `preview` needs to see a stage's data before the stages before it were trained: its recipe with the model that the first of them starts
-    from, its kind, and the settings that this model will have gone through."""
+    """What `preview` needs to see a stage's data before the stages before it were trained: its recipe with the model
+    that the first of them starts from, its kind, and the settings that this model will have gone through."""
     recipe = stage.recipe({})
     before: list[dict[str, Any]] = []
     at = stage

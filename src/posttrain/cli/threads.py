@@ -1,8 +1,9 @@
-"""How many threads compute and how they wait for each other, decided before torch is loaded. What the user has set is left alone.
+"""How many threads compute and how they wait for each other, decided before torch is loaded. What the user has set is
+left alone.
 
-A thread that waits for the others at the end of a parallel loop can spin or sleep. Spinning for long (the default of OpenMP's libraries) takes
-the core from the very thread that everybody waits for, once other programs run on the machine: a step then takes ten times as long, or more.
-benchmarks/busy_machine.py has the figures.
+A thread that waits for the others at the end of a parallel loop can spin or sleep. Spinning for long (the default of
+OpenMP's libraries) takes the core from the very thread that everybody waits for, once other programs run on the
+machine: a step then takes ten times as long, or more. benchmarks/busy_machine.py has the figures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ SPINS = 1000  # about 2 microseconds: longer than what two cores that are both f
 
 
 def prepare(environ: MutableMapping[str, str] | None = None) -> None:
-    """Set OpenMP's variables for this process and its children, unless torch is loaded already (it would not hear of them)."""
+    """Set OpenMP's variables for this process and its children, unless torch is loaded already (it would not hear of
+    them)."""
     if "torch" in sys.modules:
         return
     environ = os.environ if environ is None else environ
@@ -33,7 +35,8 @@ def prepare(environ: MutableMapping[str, str] | None = None) -> None:
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The cores that a container may use, rounded up, from its cgroup (version 2, then 1); None: no quota is set. torch knows of none."""
+    """The cores that a container may use, rounded up, from its cgroup (version 2, then 1); None: no quota is set. torch
+    knows of none."""
     try:
         if (root / "cpu.max").is_file():
             quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()

@@ -17,8 +17,8 @@ from posttrain.trainers.core import checkpoints
 
 
 class _Beginning(TrainerCallback):
-    """What changes in the directory only once nothing refuses to train: the recipe, and the model with which the run ended before, if there are
-    further steps."""
+    """What changes in the directory only once nothing refuses to train: the recipe, and the model with which the run
+    ended before, if there are further steps."""
 
     def __init__(self, recipe: Recipe, directory: Path) -> None:
         self._recipe, self._directory = recipe, directory
@@ -33,7 +33,8 @@ class _Beginning(TrainerCallback):
 
 
 def dry_run(kind: Method, recipe: Recipe) -> str:
-    """Build everything and train nothing; the plan of a step and the rubric's table. Raises UserError for whatever cannot work."""
+    """Build everything and train nothing; the plan of a step and the rubric's table. Raises UserError for whatever
+    cannot work."""
     from posttrain.cli import build
     from posttrain.trainers.core.switches import memory_line
     from posttrain.trainers.online.trainer import OnlineTrainer
@@ -46,7 +47,8 @@ def dry_run(kind: Method, recipe: Recipe) -> str:
 
 
 def train_run(kind: Method, recipe: Recipe, output_dir: str, *, resume: bool, overwrite: bool) -> Path:
-    """Train into `output_dir`, from its last checkpoint where `resume` finds one. Returns the directory of the model."""
+    """Train into `output_dir`, from its last checkpoint where `resume` finds one. Returns the directory of the
+    model."""
     from posttrain.cli import build
 
     goes_on = runs.may_start(output_dir, section=kind.section, resume=resume, overwrite=overwrite)

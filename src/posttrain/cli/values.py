@@ -1,4 +1,5 @@
-"""From YAML values to dataclass fields: names are checked, and types as far as YAML can get them wrong ("1e-6" is text to YAML).
+"""From YAML values to dataclass fields: names are checked, and types as far as YAML can get them wrong ("1e-6" is text
+to YAML).
 
 No general validator: a mistake in meaning is the dataclass's own `__post_init__` to find.
 """
@@ -33,7 +34,8 @@ def nearest(key: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def read_section(path: str, values: Any, sections: Mapping[str, type]) -> Any:
-    """The dataclass that `sections` names for `path` ("" is the whole recipe), filled from a mapping, sections within it included."""
+    """The dataclass that `sections` names for `path` ("" is the whole recipe), filled from a mapping, sections within
+    it included."""
     cls = sections[path or "recipe"]
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a section with settings such as {{{next(iter(_fields(cls)))}: ...}}, not {values!r}"[:300])
@@ -62,7 +64,8 @@ def read_settings(path: str, values: Mapping[str, Any], cls: Any, title: str) ->
 
 
 def typed(value: Any, annotation: Any, where: str) -> Any:
-    """The value as the annotation wants it: text that is a number becomes one where only a number fits. Raises UserError for a wrong type."""
+    """The value as the annotation wants it: text that is a number becomes one where only a number fits. Raises
+    UserError for a wrong type."""
     kinds = _kinds(annotation)
     named = [kind for kind in _KINDS if kind in kinds]
     if isinstance(value, str) and "float" in kinds:

@@ -1,4 +1,5 @@
-"""`posttrain watch` and `posttrain report`: a run's record as a live page, and as one file. `watching` is what --watch on a training command does."""
+"""`posttrain watch` and `posttrain report`: a run's record as a live page, and as one file. `watching` is what --watch
+on a training command does."""
 
 from __future__ import annotations
 

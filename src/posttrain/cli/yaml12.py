@@ -1,4 +1,5 @@
-"""YAML as people read it: only true and false are booleans (`save_strategy: no` is text), 1e-6 is a number, a doubled key is an error.
+"""YAML as people read it: only true and false are booleans (`save_strategy: no` is text), 1e-6 is a number, a doubled
+key is an error.
 
 PyYAML follows YAML 1.1, where these are traps. Objects are never built from tags: this is the safe loader.
 """

@@ -1,6 +1,8 @@
-"""Unsloth's names, for its notebooks: `FastLanguageModel` on top of `load_policy`'s parts, the local engine and the export.
+"""Unsloth's names, for its notebooks: `FastLanguageModel` on top of `load_policy`'s parts, the local engine and the
+export.
 
-Nothing is patched: a model is transformers', and carries the methods that notebooks call on it (`fast_generate`, `save_lora`, ...).
+Nothing is patched: a model is transformers', and carries the methods that notebooks call on it (`fast_generate`,
+`save_lora`, ...).
 """
 
 from __future__ import annotations
@@ -105,7 +107,8 @@ class FastLanguageModel:
         trust_remote_code: bool = False,
         **others: Any,
     ) -> tuple[Any, Any]:
-        """The model, or the adapters on theirs, and the tokenizer. dtype: None: float32 where all weights are trained, else the checkpoint's."""
+        """The model, or the adapters on theirs, and the tokenizer. dtype: None: float32 where all weights are trained,
+        else the checkpoint's."""
         from posttrain.models.adapter_files import base_of, is_adapter
         from posttrain.models.load import load_tokenizer
         from posttrain.models.merge import load_trainable
@@ -172,7 +175,8 @@ class FastMethods:
         self.model, self.tokenizer = model, tokenizer
 
     def fast_generate(self, prompts: Any, sampling_params: Any = None, lora_request: LoraRequest | None = None, **_: Any) -> list[FastAnswer]:
-        """Completions of one prompt or several, as text with the template in it or as messages. Without a lora_request the adapters are off."""
+        """Completions of one prompt or several, as text with the template in it or as messages. Without a lora_request
+        the adapters are off."""
         from posttrain.policy import Policy
 
         params = SamplingParams() if sampling_params is None else sampling_params
@@ -258,7 +262,8 @@ def _has_adapters(model: Any) -> bool:
 
 @contextlib.contextmanager
 def _adapters(model: Any, request: LoraRequest | None) -> Iterator[None]:
-    """With the weights of the request in the model's adapters, or with these off. They are what they were afterwards."""
+    """With the weights of the request in the model's adapters, or with these off. They are what they were
+    afterwards."""
     if not _has_adapters(model):
         if request is not None:
             raise UserError("the model has no adapters to hold those of lora_request; make them with FastLanguageModel.get_peft_model")

@@ -1,7 +1,8 @@
 """From rows to token ids: text by the tokenizer as it is, conversations through their chat template.
 
-Prompts are encoded on their own, never together with a completion: a merge across the boundary would change the prompt's last token.
-What the model would write itself is found by rendering the beginning of a conversation and comparing, never by knowing a template.
+Prompts are encoded on their own, never together with a completion: a merge across the boundary would change the
+prompt's last token. What the model would write itself is found by rendering the beginning of a conversation and
+comparing, never by knowing a template.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **kwargs
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **chat_template_kwargs: Any) -> list[int]:
-    """[P] ids. Text gets the tokenizer's opening special tokens (`encode_text`); a conversation those of its template and the opening of the reply.
+    """[P] ids. Text gets the tokenizer's opening special tokens (`encode_text`); a conversation those of its template
+    and the opening of the reply.
 
-    A conversation that ends with the assistant is continued instead. Raises UserError when there is no chat template, it refuses, or it drops a part.
+    A conversation that ends with the assistant is continued instead. Raises UserError when there is no chat template,
+    it refuses, or it drops a part.
     """
     if isinstance(prompt, str):
         ids = encode_text(tokenizer, prompt)
@@ -42,7 +45,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **chat_tem
 
 
 def encode_task(tokenizer: PreTrainedTokenizerBase, task: Task, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-    """[P] ids of a task's prompt, with the row's `tools` and `chat_template_kwargs`; those given (a trainer's) count where the row has none.
+    """[P] ids of a task's prompt, with the row's `tools` and `chat_template_kwargs`; those given (a trainer's) count
+    where the row has none.
 
     Raises UserError as `encode_prompt`, with the row.
     """
@@ -52,8 +56,9 @@ def encode_task(tokenizer: PreTrainedTokenizerBase, task: Task, chat_template_kw
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of text that begins a sequence: behind the tokenizer's opening special tokens (BOS), once, also where the text brings them, as text does
-    that a chat template wrote. Closing ones (EOS, of tokenizers that append it) never: what follows says where the end is.
+    """Ids of text that begins a sequence: behind the tokenizer's opening special tokens (BOS), once, also where the
+    text brings them, as text does that a chat template wrote. Closing ones (EOS, of tokenizers that append it) never:
+    what follows says where the end is.
     """
     ids, opening_ids = token_ids(tokenizer, text), _opening_ids(tokenizer)
     return ids if opening_ids and ids[: len(opening_ids)] == opening_ids else [*opening_ids, *ids]
@@ -101,9 +106,10 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], **kwargs
 def split_reply(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], reply: list[Message], **kwargs: Any) -> tuple[str, str]:
     """(prompt, reply) as text. Together they are what the template writes for the whole conversation.
 
-    A prompt normally ends with the opening of the reply ("<|im_start|>assistant\\n"). Some templates open a thought there ("<think>") that the
-    reply of the data does not have; then the prompt ends before it. Others drop a finished thought from a reply; it is put back.
-    Raises UserError where the two cannot be told apart, or a part of the reply is lost.
+    A prompt normally ends with the opening of the reply ("<|im_start|>assistant\\n"). Some templates open a thought
+    there ("<think>") that the reply of the data does not have; then the prompt ends before it. Others drop a finished
+    thought from a reply; it is put back. Raises UserError where the two cannot be told apart, or a part of the reply is
+    lost.
     """
     opened = render(tokenizer, prompt, **(opening(prompt) | kwargs))
     check_whole(tokenizer, [*prompt, *reply], kwargs)
@@ -167,11 +173,13 @@ def encode_example(
     append_eos: bool = False,
     **chat_template_kwargs: Any,
 ) -> tuple[list[int], list[int]]:
-    """([P], [R]) ids of a prompt and the completion to imitate, which ends with a stop token. Text after a conversation is the assistant's reply.
+    """([P], [R]) ids of a prompt and the completion to imitate, which ends with a stop token. Text after a conversation
+    is the assistant's reply.
 
-    In a conversation the completion is what the chat template writes after the prompt, up to its last stop token; text gets the tokenizer's
-    end-of-sequence token. `stop_ids`: the model's (`models.load.stop_token_ids`); None: the tokenizer's. append_eos: where the template writes no
-    stop token, the tokenizer's is appended. Raises UserError when a completion has no tokens or no end.
+    In a conversation the completion is what the chat template writes after the prompt, up to its last stop token; text
+    gets the tokenizer's end-of-sequence token. `stop_ids`: the model's (`models.load.stop_token_ids`); None: the
+    tokenizer's. append_eos: where the template writes no stop token, the tokenizer's is appended. Raises UserError when
+    a completion has no tokens or no end.
     """
     stops = all_stops(tokenizer, stop_ids)
     if isinstance(prompt, str):
@@ -200,7 +208,8 @@ def encode_preference(
 ) -> tuple[list[int], list[int], list[int]]:
     """(prompt, chosen, rejected) ids, each completion as `encode_example` makes it. Raises UserError as it does.
 
-    Where a template opens a thought for one of the two only, the prompt ends before it and the rest belongs to the completion.
+    Where a template opens a thought for one of the two only, the prompt ends before it and the rest belongs to the
+    completion.
     """
     one, better = encode_example(tokenizer, prompt, chosen, stop_ids=stop_ids, **chat_template_kwargs)
     other, worse = encode_example(tokenizer, prompt, rejected, stop_ids=stop_ids, **chat_template_kwargs)
@@ -209,7 +218,8 @@ def encode_preference(
 
 
 def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of text that follows other text: without special tokens, and without the mark of a word's beginning that some tokenizers put first."""
+    """Ids of text that follows other text: without special tokens, and without the mark of a word's beginning that some
+    tokenizers put first."""
     ids = token_ids(tokenizer, text)
     anchor = tokenizer.eos_token
     if anchor is not None and ids:
@@ -220,7 +230,8 @@ def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[i
 
 
 def ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`ids` with the end-of-sequence token behind them, unless they have it. Raises UserError for a tokenizer without one."""
+    """`ids` with the end-of-sequence token behind them, unless they have it. Raises UserError for a tokenizer without
+    one."""
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("the tokenizer has no end-of-sequence token, so a completion could never end; set tokenizer.eos_token")

@@ -1,6 +1,8 @@
-"""Whole conversations as token ids, and which of the tokens the assistant itself would write: "assistant-only" loss for any chat template.
+"""Whole conversations as token ids, and which of the tokens the assistant itself would write: "assistant-only" loss for
+any chat template.
 
-The template is rendered on the beginnings of the conversation, and the texts are compared. No template is known by name, and none needs marks.
+The template is rendered on the beginnings of the conversation, and the texts are compared. No template is known by
+name, and none needs marks.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ def encode_conversation(
     append_eos: bool = False,
     **chat_template_kwargs: Any,
 ) -> tuple[list[int], list[bool]]:
-    """([S], [S]) ids of a whole conversation, and which of them are trained: all, or what the assistant itself would write, stop tokens included.
+    """([S], [S]) ids of a whole conversation, and which of them are trained: all, or what the assistant itself would
+    write, stop tokens included.
 
-    `first_turn`: the messages before it are read only. A reply with `weight` 0 is read only, too. A tokenizer's own stop token and `stop_ids` both end
-    a reply. append_eos: where the template writes no stop token, replies are trained as far as it writes them, and the tokenizer's stop token is appended
-    to the last. Raises UserError where the assistant's part cannot be told apart, or a reply has no end; NothingToLearn where no reply is trained.
+    `first_turn`: the messages before it are read only. A reply with `weight` 0 is read only, too. A tokenizer's own
+    stop token and `stop_ids` both end a reply. append_eos: where the template writes no stop token, replies are trained
+    as far as it writes them, and the tokenizer's stop token is appended to the last. Raises UserError where the
+    assistant's part cannot be told apart, or a reply has no end; NothingToLearn where no reply is trained.
     """
     stops = all_stops(tokenizer, stop_ids)
     if messages[-1]["role"] == "assistant" and len(messages) > 1:
@@ -76,10 +80,12 @@ def assistant_spans(
     needs_end: bool = True,
     **kwargs: Any,
 ) -> list[tuple[int, int]]:
-    """[start, end) in `whole` of what the assistant writes: from the opening of each reply, which is not its own, up to the stop token.
+    """[start, end) in `whole` of what the assistant writes: from the opening of each reply, which is not its own, up to
+    the stop token.
 
-    A reply starts where the conversation before it, rendered with the opening, ends. It ends at the last stop token of the conversation
-    rendered up to it, or without one, unless needs_end, where that conversation ends; where the template writes that differently later on (it drops thoughts), at the first stop token after the start.
+    A reply starts where the conversation before it, rendered with the opening, ends. It ends at the last stop token of
+    the conversation rendered up to it, or without one, unless needs_end, where that conversation ends; where the
+    template writes that differently later on (it drops thoughts), at the first stop token after the start.
     """
     marks = [str(tokenizer.decode([id])) for id in stops]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place >= first_turn]

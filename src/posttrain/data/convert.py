@@ -1,6 +1,8 @@
-"""From one format of data to another, under the names that users of TRL know. Each function takes a row, a list of rows or a `datasets` dataset.
+"""From one format of data to another, under the names that users of TRL know. Each function takes a row, a list of rows
+or a `datasets` dataset.
 
-A row comes back as a new dictionary; columns that a function does not know stay. `apply_chat_template` needs a tokenizer, the others nothing.
+A row comes back as a new dictionary; columns that a function does not know stay. `apply_chat_template` needs a
+tokenizer, the others nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ _CONVERSATIONAL = (PREFERENCE, IMPLICIT_PREFERENCE, PROMPT_COMPLETION, PROMPT_ON
 
 
 def apply_chat_template(data: Any, tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None = None, **template_kwargs: Any) -> Any:
-    """Conversations -> the text that the chat template writes: `messages` becomes `text`, the other columns keep their names.
+    """Conversations -> the text that the chat template writes: `messages` becomes `text`, the other columns keep their
+    names.
 
-    A prompt gets the opening of the reply, a reply what the template writes after it. `tools` and keywords in the row come before those given.
-    Raises UserError for a row that is no conversation or that the template refuses.
+    A prompt gets the opening of the reply, a reply what the template writes after it. `tools` and keywords in the row
+    come before those given. Raises UserError for a row that is no conversation or that the template refuses.
     """
     return each(lambda row: _templated(row, tokenizer, tools, template_kwargs), data)
 
@@ -46,7 +49,8 @@ def maybe_apply_chat_template(data: Any, tokenizer: PreTrainedTokenizerBase, too
 
 
 def extract_prompt(data: Any) -> Any:
-    """Preferences with an implicit prompt -> explicit: what `chosen` and `rejected` share from the beginning becomes `prompt`.
+    """Preferences with an implicit prompt -> explicit: what `chosen` and `rejected` share from the beginning becomes
+    `prompt`.
 
     Messages are compared turn by turn. Text is shared up to the last word boundary, so that no word is cut in two.
     """
@@ -54,7 +58,8 @@ def extract_prompt(data: Any) -> Any:
 
 
 def maybe_extract_prompt(data: Any) -> Any:
-    """As `extract_prompt`; rows that are no preferences, or whose prompt stands apart already, are returned as they are."""
+    """As `extract_prompt`; rows that are no preferences, or whose prompt stands apart already, are returned as they
+    are."""
 
     def extracted(row: Row) -> dict[str, Any]:
         is_pair = "chosen" in row and "rejected" in row
@@ -96,7 +101,8 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "mod
 
 
 def maybe_convert_to_chatml(data: Any) -> Any:
-    """Messages with from/value -> role/content, and a column `conversations` -> `messages`. Everything else is returned as it is."""
+    """Messages with from/value -> role/content, and a column `conversations` -> `messages`. Everything else is returned
+    as it is."""
 
     def converted(row: Row) -> dict[str, Any]:
         names = ("prompt", "completion", "chosen", "rejected", "messages", "conversations")

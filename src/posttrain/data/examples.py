@@ -1,6 +1,8 @@
-"""Rows of supervised fine-tuning -> token ids and which of them are trained. And bins: examples that are counted as one (packing).
+"""Rows of supervised fine-tuning -> token ids and which of them are trained. And bins: examples that are counted as one
+(packing).
 
-One rule decides what is trained: what the model would write itself at that place. What is not trained is read all the same.
+One rule decides what is trained: what the model would write itself at that place. What is not trained is read all the
+same.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ class ExampleMaker:
 
 
 def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Places in `lengths`, in bins of at most `size` tokens: best fit, the longest first. The bins are in the order of their first members."""
+    """Places in `lengths`, in bins of at most `size` tokens: best fit, the longest first. The bins are in the order of
+    their first members."""
     rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
     found: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
@@ -135,7 +138,8 @@ def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def pieces(example: Example, size: int) -> list[Example]:
-    """An example that is too long, as several of at most `size` tokens. Each but the first reads nothing of those before it."""
+    """An example that is too long, as several of at most `size` tokens. Each but the first reads nothing of those
+    before it."""
     parts = []
     for start in range(0, len(example.ids), size):
         trained = bytes([0]) + example.trained[start + 1 : start + size]

@@ -1,4 +1,5 @@
-"""The small language of recipe templates: "Q: {question}" and "{answer|after:####|int}". A column in braces, then pipes; {{ and }} are braces.
+"""The small language of recipe templates: "Q: {question}" and "{answer|after:####|int}". A column in braces, then
+pipes; {{ and }} are braces.
 
 It can take text apart and nothing else: no expressions, no code.
 """

@@ -1,7 +1,8 @@
-"""The formats of training data: which columns a row has and what they hold. Detected, checked row by row, explained when wrong.
+"""The formats of training data: which columns a row has and what they hold. Detected, checked row by row, explained
+when wrong.
 
-Every format comes as text ("standard") or as messages ("conversational"), one of the two in a dataset. Nothing here changes a row: that is
-`convert.py`; nothing tokenizes: that is `chat.py`.
+Every format comes as text ("standard") or as messages ("conversational"), one of the two in a dataset. Nothing here
+changes a row: that is `convert.py`; nothing tokenizes: that is `chat.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """`texts` hold text or messages, of one kind within a row; `replies` are those that must end with the assistant and are trained on."""
+    """`texts` hold text or messages, of one kind within a row; `replies` are those that must end with the assistant and
+    are trained on."""
 
     name: str
     texts: tuple[str, ...]
@@ -65,7 +67,8 @@ def is_conversational(row: Row) -> bool:
 
 
 def detect_format(row: Row, among: Sequence[Format] = FORMATS, needed_by: str = "training") -> Format:
-    """The format of `among` that the row's columns make. Raises UserError with the columns that were found when none does."""
+    """The format of `among` that the row's columns make. Raises UserError with the columns that were found when none
+    does."""
     columns = {name for name, value in row.items() if value is not None}
     for format in among:
         if columns.issuperset(format.columns):
@@ -78,7 +81,8 @@ def detect_format(row: Row, among: Sequence[Format] = FORMATS, needed_by: str = 
 
 
 class FormatCheck:
-    """Checks one row after another against one format, which the first row decides. For streams, whose rows are seen only once."""
+    """Checks one row after another against one format, which the first row decides. For streams, whose rows are seen
+    only once."""
 
     def __init__(self, among: Sequence[Format] = FORMATS, needed_by: str = "training") -> None:
         self.among, self.needed_by = among, needed_by
@@ -158,7 +162,8 @@ class FormatCheck:
 
 
 def validate_rows(rows: Iterable[Row], among: Sequence[Format] = FORMATS, needed_by: str = "training") -> Format:
-    """The format of all `rows`. Raises UserError, with the row, for the first thing that is wrong; for no rows at all too."""
+    """The format of all `rows`. Raises UserError, with the row, for the first thing that is wrong; for no rows at all
+    too."""
     check = FormatCheck(among, needed_by)
     for row in rows:
         check(row)
@@ -168,7 +173,8 @@ def validate_rows(rows: Iterable[Row], among: Sequence[Format] = FORMATS, needed
 
 
 def check_text(value: Any, name: str, where: str, *, is_reply: bool) -> None:
-    """Raises UserError for empty text, and for messages that are no messages or, in a reply, do not end with the assistant."""
+    """Raises UserError for empty text, and for messages that are no messages or, in a reply, do not end with the
+    assistant."""
     if not value:
         raise UserError(f"{where}: its {name} is empty" + ("; there is nothing to learn from it" if is_reply else ""))
     if isinstance(value, str):
@@ -186,7 +192,8 @@ def check_text(value: Any, name: str, where: str, *, is_reply: bool) -> None:
 
 
 def tools_of(row: Row, where: str = "a row") -> list[Any] | None:
-    """The row's `tools`: a list of JSON schemas, or that list as JSON text; None where it has none. Raises UserError for anything else."""
+    """The row's `tools`: a list of JSON schemas, or that list as JSON text; None where it has none. Raises UserError
+    for anything else."""
     tools = row.get("tools")
     if isinstance(tools, str):
         try:
@@ -205,7 +212,8 @@ def tools_of(row: Row, where: str = "a row") -> list[Any] | None:
 
 
 def template_keywords(row: Row, defaults: Mapping[str, Any] | None = None, where: str = "a row") -> dict[str, Any]:
-    """Keywords of the chat template for this row: `defaults` (a trainer's), over them the row's `chat_template_kwargs`, and its `tools`."""
+    """Keywords of the chat template for this row: `defaults` (a trainer's), over them the row's `chat_template_kwargs`,
+    and its `tools`."""
     given = row.get("chat_template_kwargs")
     if isinstance(given, str):
         try:
@@ -220,7 +228,8 @@ def template_keywords(row: Row, defaults: Mapping[str, Any] | None = None, where
 
 
 def check_keywords(row: Row, where: str) -> None:
-    """Raises UserError for `tools` and `chat_template_kwargs` that no chat template can take, or that come with text, which is not rendered."""
+    """Raises UserError for `tools` and `chat_template_kwargs` that no chat template can take, or that come with text,
+    which is not rendered."""
     keywords = template_keywords(row, None, where)
     if keywords and not is_conversational(row):
         name = "tools" if "tools" in keywords else "chat_template_kwargs"

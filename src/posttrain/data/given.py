@@ -14,7 +14,8 @@ from posttrain.errors import UserError
 def rows_of(dataset: Any, name: str = "train_dataset") -> Any:
     """A list of rows; a stream (which has no length) as one that can be iterated anew. None stays None.
 
-    Of a DatasetDict its split `train`. Raises UserError for a mapping that is none, and for whatever `load_rows` refuses.
+    Of a DatasetDict its split `train`. Raises UserError for a mapping that is none, and for whatever `load_rows`
+    refuses.
     """
     if isinstance(dataset, str | Path):
         return load_rows(dataset)

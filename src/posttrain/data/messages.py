@@ -1,4 +1,5 @@
-"""Messages as people write them -> plain messages: text blocks joined, the nulls that tables pad with gone, and what is no message refused.
+"""Messages as people write them -> plain messages: text blocks joined, the nulls that tables pad with gone, and what is
+no message refused.
 
 Plain messages are what everything else works with. How a template wants them spelled is `spelling.py`'s business.
 """
@@ -23,7 +24,8 @@ def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def plain_message(message: Mapping[str, Any]) -> Message:
-    """`message` with its text blocks joined and without `weight` and keys that hold None; a content of None stays, for it means something to templates.
+    """`message` with its text blocks joined and without `weight` and keys that hold None; a content of None stays, for
+    it means something to templates.
 
     An argument of a call that is null is an argument, and stays.
     """
@@ -36,7 +38,8 @@ def plain_message(message: Mapping[str, Any]) -> Message:
 
 
 def text_of(content: Any) -> str | None:
-    """The text of a message's content: itself, or that of its text blocks, joined. None: it has none. Raises UserError for anything else."""
+    """The text of a message's content: itself, or that of its text blocks, joined. None: it has none. Raises UserError
+    for anything else."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -63,7 +66,8 @@ def _plain_call(call: Any) -> Any:
 
 
 def plain_schema(schema: Any) -> Any:
-    """A tool's schema without keys that hold None, which a table that holds several tools pads with. A default of null is a default, and stays."""
+    """A tool's schema without keys that hold None, which a table that holds several tools pads with. A default of null
+    is a default, and stays."""
     if isinstance(schema, Mapping):
         return {key: plain_schema(value) for key, value in schema.items() if value is not None or key in ("default", "const")}
     return [plain_schema(value) for value in schema] if isinstance(schema, list) else schema

@@ -1,6 +1,7 @@
 """Several sources as one: each with a weight, and columns renamed where they are called differently.
 
-A weight of 0.5 takes half of the rows, one of 2 takes each twice. The choice is drawn once from the seed, so a mixture is as fixed as a file.
+A weight of 0.5 takes half of the rows, one of 2 takes each twice. The choice is drawn once from the seed, so a mixture
+is as fixed as a file.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Source:
 
 
 def load_data(given: str | Sequence[Any], *, streaming: bool = False, seed: int = 0) -> Any:
-    """The rows of one source, or of a list of them (a mixture). With `streaming` a RowStream. Raises UserError as `load_rows` and `Source` do."""
+    """The rows of one source, or of a list of them (a mixture). With `streaming` a RowStream. Raises UserError as
+    `load_rows` and `Source` do."""
     if isinstance(given, str):
         return stream_rows(given) if streaming else load_rows(given)
     sources = [Source.read(one) for one in given]

@@ -1,7 +1,8 @@
-"""Questions of an evaluation that training has shown: a model that knows them by heart is not better for it. Compares prompts, no completions.
+"""Questions of an evaluation that training has shown: a model that knows them by heart is not better for it. Compares
+prompts, no completions.
 
-Equal means the same text or conversation. Normalised means that only letters, digits and what stands within numbers and formulas count: case, spaces,
-punctuation and the system message do not. Paraphrases are not found.
+Equal means the same text or conversation. Normalised means that only letters, digits and what stands within numbers and
+formulas count: case, spaces, punctuation and the system message do not. Paraphrases are not found.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def overlap(train: Iterable[Prompt], asked: Sequence[Prompt]) -> Overlap:
 
 
 def normalise(prompt: Prompt) -> str:
-    """What the users of a prompt say, without what writers vary: "What is 2 + 2 ?" and "what is 2+2" are one question, "1.5" and "15" are two."""
+    """What the users of a prompt say, without what writers vary: "What is 2 + 2 ?" and "what is 2+2" are one question,
+    "1.5" and "15" are two."""
     texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt if message["role"] != "system"]
     text = unicodedata.normalize("NFKC", "\n".join(texts)).casefold()
     return " ".join(re.sub(r"\s*([+*/=<>^%-])\s*", r"\1", _STAR.sub("", _PUNCTUATION.sub(" ", text))).split())

@@ -1,6 +1,8 @@
-"""From rows to tasks: templates fill the columns `prompt`, `answer` and others; what is not a prompt is explained before training.
+"""From rows to tasks: templates fill the columns `prompt`, `answer` and others; what is not a prompt is explained
+before training.
 
-A prompt is text or a conversation (a list of messages), one kind in a dataset. Nothing here tokenizes: that is `chat.py`.
+A prompt is text or a conversation (a list of messages), one kind in a dataset. Nothing here tokenizes: that is
+`chat.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Template:
-    """How a row of somebody's dataset becomes a row of ours. Every original column is kept, unless a template has its name."""
+    """How a row of somebody's dataset becomes a row of ours. Every original column is kept, unless a template has its
+    name."""
 
     prompt: str | None = None  # "{question}"; None: the data has a column `prompt`
     columns: Mapping[str, str] = field(default_factory=dict)  # {"answer": "{answer|after:####}"}
@@ -70,7 +73,8 @@ def _with_system(system: str, prompt: Prompt, chat: bool) -> Prompt:
 
 
 def validate_prompts(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Raises UserError, with the row, for an empty dataset, a missing or misnamed column, an empty prompt, or two kinds of prompt."""
+    """Raises UserError, with the row, for an empty dataset, a missing or misnamed column, an empty prompt, or two kinds
+    of prompt."""
     first: type | None = None
     number = -1
     for number, row in enumerate(rows):

@@ -1,4 +1,5 @@
-"""Completions of conversations as trainers want them: behind their prompt, without the prompt's own messages once more."""
+"""Completions of conversations as trainers want them: behind their prompt, without the prompt's own messages once
+more."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ REPLIES = ("completion", "chosen", "rejected")
 
 
 def without_repetition(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`row` with completions that do not begin with the messages of its prompt. A prompt of text that they say becomes those messages,
-    in a pair all that both begin with.
+    """`row` with completions that do not begin with the messages of its prompt. A prompt of text that they say becomes
+    those messages, in a pair all that both begin with.
 
     Rows of anything else are returned as they are; what is wrong with them is said where rows are checked.
     """
@@ -40,7 +41,8 @@ def _asked(question: str, reply: Sequence[Any]) -> Sequence[Any] | None:
 
 
 def _shared(chosen: Sequence[Any], rejected: Sequence[Any], least: int) -> Sequence[Any]:
-    """At least the first `least` messages, and all that both begin with up to the last one that is not the assistant's."""
+    """At least the first `least` messages, and all that both begin with up to the last one that is not the
+    assistant's."""
     turns = min(common_turns(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     while turns > least and chosen[turns - 1].get("role") == "assistant":
         turns -= 1
@@ -63,7 +65,8 @@ def _begins_with(reply: Sequence[Any], prompt: Sequence[Any]) -> bool:
 
 
 def check_spoken_by_the_assistant(row: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a completion of preference data in which somebody else speaks: every token of it would be trained."""
+    """Raises UserError for a completion of preference data in which somebody else speaks: every token of it would be
+    trained."""
     for name in REPLIES:
         if kind_of(row.get(name)) != "messages":
             continue

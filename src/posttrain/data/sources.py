@@ -1,8 +1,8 @@
-"""Rows of data from wherever they lie: JSONL, JSON, CSV or Parquet files, a directory that `datasets` saved, the hub ("name:config:split"), or the
-tasks of reasoning-gym ("reasoning-gym:leg_counting?size=500").
+"""Rows of data from wherever they lie: JSONL, JSON, CSV or Parquet files, a directory that `datasets` saved, the hub
+("name:config:split"), or the tasks of reasoning-gym ("reasoning-gym:leg_counting?size=500").
 
-All at once (`load_rows`) or one after another (`stream_rows`). Only reading and explaining what cannot be read: what the columns mean is
-`prompts.py`'s business, and several sources are `mixture.py`'s.
+All at once (`load_rows`) or one after another (`stream_rows`). Only reading and explaining what cannot be read: what
+the columns mean is `prompts.py`'s business, and several sources are `mixture.py`'s.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _HUB = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?::[\w.-]+){0,2}")
 
 
 def load_rows(source: str | Path) -> Rows | Dataset:
-    """All rows of `source`. Raises UserError for a path that does not exist, a row that cannot be read (with its line), or no rows."""
+    """All rows of `source`. Raises UserError for a path that does not exist, a row that cannot be read (with its line),
+    or no rows."""
     path = Path(source).expanduser()
     if path.is_dir():
         rows: Rows | Dataset = rows_of_table(_saved_directory(path))

@@ -1,7 +1,8 @@
-"""The same conversation, spelled as a chat template wants it: arguments of calls as a mapping or as JSON text, content as text or as blocks.
+"""The same conversation, spelled as a chat template wants it: arguments of calls as a mapping or as JSON text, content
+as text or as blocks.
 
-Templates differ, and none says what it wants, so each is asked once, with a stand-in conversation: the first spelling whose parts all stand in
-what it writes, as JSON and not as Python's repr, is its own. The data's spelling comes first.
+Templates differ, and none says what it wants, so each is asked once, with a stand-in conversation: the first spelling
+whose parts all stand in what it writes, as JSON and not as Python's repr, is its own. The data's spelling comes first.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _tool(tokenizer: PreTrainedTokenizerBase, tool: Any) -> Any:
 
 
 def _with_calls(tokenizer: PreTrainedTokenizerBase, message: Message) -> Message:
-    """A message of the assistant that calls tools. A content that says nothing may be null, empty or missing: they mean the same."""
+    """A message of the assistant that calls tools. A content that says nothing may be null, empty or missing: they mean
+    the same."""
     content = "missing" if "content" not in message else "null" if message["content"] is None else "empty" if message["content"] == "" else "text"
     as_text = all(isinstance(_function(call).get("arguments"), str) for call in message["tool_calls"])
     content, as_text = remembered(tokenizer, ("call", content, as_text), lambda: _wanted_call(tokenizer, content, as_text))

@@ -1,7 +1,9 @@
-"""Groups -> a Stream: prompts and completions side by side, without padding, each prompt once. The only place that makes tensors of tokens.
+"""Groups -> a Stream: prompts and completions side by side, without padding, each prompt once. The only place that
+makes tensors of tokens.
 
-S stream tokens, N trained targets, B rows (one a completion), T columns (the longest completion). A completion's positions go on from its
-prompt's, so a row reads the same as it would alone. Who may attend to whom is not decided here: `segments` say it, `ops.prefix_attention` does it.
+S stream tokens, N trained targets, B rows (one a completion), T columns (the longest completion). A completion's
+positions go on from its prompt's, so a row reads the same as it would alone. Who may attend to whom is not decided
+here: `segments` say it, `ops.prefix_attention` does it.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ class Stream:
 
 
 def pack(items: Sequence[PackItem]) -> Stream:
-    """`[prompt, completion_1 .. completion_G, prompt, ...]`. Raises UserError on an empty prompt: nothing would predict the first token."""
+    """`[prompt, completion_1 .. completion_G, prompt, ...]`. Raises UserError on an empty prompt: nothing would predict
+    the first token."""
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
@@ -134,8 +137,9 @@ def pack(items: Sequence[PackItem]) -> Stream:
 def split(items: Sequence[PackItem], max_tokens: int, *, whole: bool = False) -> list[list[PackItem]]:
     """Micro-batches of at most `max_tokens` stream tokens each, in order, every item carrying its `row_ids`.
 
-    A group over the budget is split by completions into even parts, its prompt repeated in each. One completion over the budget is a part of its own.
-    `whole`: groups are never split, since their completions meet in the loss; one over the budget is a part of its own.
+    A group over the budget is split by completions into even parts, its prompt repeated in each. One completion over
+    the budget is a part of its own. `whole`: groups are never split, since their completions meet in the loss; one over
+    the budget is a part of its own.
     """
     parts: list[list[PackItem]] = []
     room = 0
@@ -157,7 +161,8 @@ def _numbered(items: Sequence[PackItem]) -> Iterator[PackItem]:
 
 
 def _pieces(item: PackItem, max_tokens: int) -> Iterator[PackItem]:
-    """`item` in as few parts as the budget allows, at least one completion each, the largest part as small as that number of parts permits."""
+    """`item` in as few parts as the budget allows, at least one completion each, the largest part as small as that
+    number of parts permits."""
     lengths = [len(completion) for completion in item.completions]
     room = max_tokens - len(item.prompt_ids)
     fewest, longest = len(_cuts(lengths, room)), max(lengths, default=0)

@@ -1,7 +1,9 @@
-"""Whether what a row gives to the chat template stands in what the template writes. One check for content, thoughts, calls, names and tools.
+"""Whether what a row gives to the chat template stands in what the template writes. One check for content, thoughts,
+calls, names and tools.
 
-Every part gets a mark of its own, and the conversation is rendered once more: a part whose mark is missing was dropped. What a template drops
-depends on the shape of a conversation (who speaks, with which keys), so each shape is asked about once and the answer is kept.
+Every part gets a mark of its own, and the conversation is rendered once more: a part whose mark is missing was dropped.
+What a template drops depends on the shape of a conversation (who speaks, with which keys), so each shape is asked about
+once and the answer is kept.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class GivenPart:
 
 
 def check_survives(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs: Mapping[str, Any]) -> None:
-    """Raises UserError for plain messages, or `tools` and other keywords of the template among `kwargs`, that the template does not write."""
+    """Raises UserError for plain messages, or `tools` and other keywords of the template among `kwargs`, that the
+    template does not write."""
     problem = remembered(tokenizer, ("survives", _shape(messages, kwargs)), lambda: _problem(tokenizer, messages, kwargs))
     if problem is not None:
         raise UserError(problem)
@@ -109,7 +112,8 @@ def _parts(messages: list[Message], tools: Any) -> Iterator[GivenPart]:
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, messages: list[Message], kwargs: Mapping[str, Any], parts: list[GivenPart]) -> set[GivenPart]:
-    """The parts whose marks stand in what the template writes. A part that it refuses when it is marked is one that it reads."""
+    """The parts whose marks stand in what the template writes. A part that it refuses when it is marked is one that it
+    reads."""
     marks = {part: f"Zq{number}qZ" for number, part in enumerate(parts)}
     text = _rendered(tokenizer, messages, kwargs, marks)
     if text is not None:
@@ -161,14 +165,16 @@ def _marked_arguments(arguments: Any, mark: str) -> Any:
 
 
 def _knows_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template writes the thought of a last reply. Then it is its way to drop those before an earlier question."""
+    """Whether the template writes the thought of a last reply. Then it is its way to drop those before an earlier
+    question."""
     asked: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning_content": "z"}]
     thought = GivenPart("thought", "", 1, "reasoning_content")
     return bool(remembered(tokenizer, "thoughts", lambda: bool(_written(tokenizer, asked, {}, [thought]))))
 
 
 def _unread_keyword(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str | None:
-    """The sentence for a keyword that the template does not mention; None where it reads all of them, or cannot be looked into."""
+    """The sentence for a keyword that the template does not mention; None where it reads all of them, or cannot be
+    looked into."""
     template = tokenizer.chat_template
     if not isinstance(template, str):  # a table of several, from which the tokenizer chooses
         return None

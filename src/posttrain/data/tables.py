@@ -1,7 +1,8 @@
 """Rows of tables: `datasets` of all kinds, data frames, Arrow tables.
 
-An Arrow table gives every struct the keys of all others and pads with nulls. In columns that go to the chat template those are taken out again, as
-the table's own features tell where they are. A column of the type Json() has no padding, so its nulls stay.
+An Arrow table gives every struct the keys of all others and pads with nulls. In columns that go to the chat template
+those are taken out again, as the table's own features tell where they are. A column of the type Json() has no padding,
+so its nulls stay.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ PADDED = ("prompt", "completion", "chosen", "rejected", "messages", "conversatio
 
 
 def rows_of_table(dataset: Any) -> Any:
-    """A list of rows; of a stream (which has no length) one that can be iterated again. What is no table stays as it is."""
+    """A list of rows; of a stream (which has no length) one that can be iterated again. What is no table stays as it
+    is."""
     module = type(dataset).__module__.partition(".")[0]
     if module == "datasets":
         features = dataset.features

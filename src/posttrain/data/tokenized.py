@@ -1,4 +1,5 @@
-"""Rows that hold token ids already: `input_ids`, and which of them are trained, as `labels` or as masks. Nothing is tokenized or appended."""
+"""Rows that hold token ids already: `input_ids`, and which of them are trained, as `labels` or as masks. Nothing is
+tokenized or appended."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ def is_tokenized(row: Any) -> bool:
 
 
 def read_tokenized(row: Mapping[str, Any], *, completion_only: bool | None, assistant_only: bool) -> tuple[list[int], list[bool]]:
-    """([S], [S]) ids and which of them are trained: all that have a label, and of those what every mask that applies lets through.
+    """([S], [S]) ids and which of them are trained: all that have a label, and of those what every mask that applies
+    lets through.
 
-    completion_mask applies unless completion_only is False, assistant_masks always. Tokens with attention_mask 0 are padding and left out.
-    Raises UserError for columns that do not belong together.
+    completion_mask applies unless completion_only is False, assistant_masks always. Tokens with attention_mask 0 are
+    padding and left out. Raises UserError for columns that do not belong together.
     """
     columns = {name: _listed(row[name], name) for name in COLUMNS if row.get(name) is not None}
     ids = columns.pop("input_ids")

@@ -1,4 +1,5 @@
-"""A byte-level BPE tokenizer trained on the data's own text, with a chat template: for models that are built from scratch, offline.
+"""A byte-level BPE tokenizer trained on the data's own text, with a chat template: for models that are built from
+scratch, offline.
 
 Not for pretrained models: they bring their own.
 """
@@ -22,7 +23,8 @@ CHAT_TEMPLATE = (
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens. Any text can be encoded (bytes are the alphabet); <|im_end|> ends a completion."""
+    """A tokenizer of at most `vocab_size` tokens. Any text can be encoded (bytes are the alphabet); <|im_end|> ends a
+    completion."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,10 @@
-"""The tokens between two turns of the policy: only what is new is rendered and tokenized, behind the tokens that were sampled.
+"""The tokens between two turns of the policy: only what is new is rendered and tokenized, behind the tokens that were
+sampled.
 
-The chat template is asked with a stand-in conversation of two messages, so what the policy really wrote is never rendered. Templates that
-rewrite earlier messages are refused, but for one thing: some drop a finished thought (<think>...</think>) from earlier replies. Here a thought
-stays as it was sampled, since what the policy has seen is what it must be trained on.
+The chat template is asked with a stand-in conversation of two messages, so what the policy really wrote is never
+rendered. Templates that rewrite earlier messages are refused, but for one thing: some drop a finished thought
+(<think>...</think>) from earlier replies. Here a thought stays as it was sampled, since what the policy has seen is
+what it must be trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 class TurnTokens:
-    """A model's conversation as tokens. `parse` turns the text of one turn into a message (`envs.formats`); None: the text is the content."""
+    """A model's conversation as tokens. `parse` turns the text of one turn into a message (`envs.formats`); None: the
+    text is the content."""
 
     def __init__(
         self,
@@ -53,7 +56,8 @@ class TurnTokens:
         return encode_prompt(self.tokenizer, prompt, **({} if isinstance(prompt, str) else self.template))
 
     def with_row(self, columns: Mapping[str, Any]) -> TurnTokens:
-        """The same with a row's `tools` and `chat_template_kwargs`. Raises UserError for tools beside the environment's own."""
+        """The same with a row's `tools` and `chat_template_kwargs`. Raises UserError for tools beside the environment's
+        own."""
         keywords = template_keywords(columns)
         if "tools" in keywords and "tools" in self.template:
             raise UserError("it has `tools`, but the environment brings its own; remove the column")
@@ -72,14 +76,16 @@ class TurnTokens:
         return {"role": "assistant", **self.parse(str(self.tokenizer.decode(ids, skip_special_tokens=False)))}
 
     def between(self, token_ids: Sequence[int], messages: list[Message]) -> list[int]:
-        """Ids that follow the turn `token_ids`: its end, unless it was sampled, then the messages and the opening of the next turn."""
+        """Ids that follow the turn `token_ids`: its end, unless it was sampled, then the messages and the opening of
+        the next turn."""
         text = self._behind([self._plain(message) for message in messages])
         if token_ids[-1] in self.stops:
             text = text[len(self._stop_at(text, 0)) :]
         return encode_continuation(self.tokenizer, text)
 
     def check(self, role: str) -> None:
-        """Raises UserError, with the reason, for a template that cannot go on after a message of `role` without rewriting what stands before."""
+        """Raises UserError, with the reason, for a template that cannot go on after a message of `role` without
+        rewriting what stands before."""
         new: list[Message] = [{"role": role, "content": _ANSWER, **_call_of(role)}]
         if _ANSWER not in self._behind(new):
             raise UserError(
@@ -113,12 +119,14 @@ class TurnTokens:
         return next(stop for stop in sorted(self._stop_texts, key=len, reverse=True) if text.startswith(stop, place))
 
     def _plain(self, message: Message) -> Message:
-        """The message with special tokens in its texts broken up: an answer cannot end its own turn or begin another's."""
+        """The message with special tokens in its texts broken up: an answer cannot end its own turn or begin
+        another's."""
         texts = {key: self._broken_up(value) for key, value in message.items() if key != "role"}
         return {**message, **texts, **(_call_of(message["role"]) if "tool_call_id" not in message else {})}
 
     def _broken_up(self, value: Any) -> Any:
-        """Every text within the value: of a content of several blocks too, and a tool's name, which the policy wrote."""
+        """Every text within the value: of a content of several blocks too, and a tool's name, which the policy
+        wrote."""
         if isinstance(value, Mapping):
             return {key: self._broken_up(inner) for key, inner in value.items()}
         if isinstance(value, list):

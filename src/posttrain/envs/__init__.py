@@ -1,4 +1,5 @@
-"""Environments: what answers the policy between its turns. `types.Env` is the protocol; a class of yours may stand beside these.
+"""Environments: what answers the policy between its turns. `types.Env` is the protocol; a class of yours may stand
+beside these.
 
 `Environment` is what a trainer is given: how an episode is made, and what the chat template must know of it.
 """

@@ -1,7 +1,8 @@
 """A conversation of several turns: a Python function speaks for the other side.
 
-`respond(messages, **columns)` is given the whole conversation so far and the columns of the row that it names. It answers with text (said by the
-user), with messages, or with None: the conversation is over. It may be a coroutine function.
+`respond(messages, **columns)` is given the whole conversation so far and the columns of the row that it names. It
+answers with text (said by the user), with messages, or with None: the conversation is over. It may be a coroutine
+function.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from posttrain.types import Completion, Env, Message, Task
 
 
 def chat(respond: Callable[..., Any]) -> Environment:
-    """An environment in which `respond` answers the policy. Raises UserError for a function that takes no `messages`."""
+    """An environment in which `respond` answers the policy. Raises UserError for a function that takes no
+    `messages`."""
     parameters = inspect.signature(respond).parameters
     if "messages" not in parameters:
         raise UserError(f"{_name(respond)} takes ({', '.join(parameters)}); it must take `messages`, and then any columns of the data")

@@ -1,4 +1,5 @@
-"""What a trainer must know to play: how an episode is made of a task, which tools the template shows, and who answers the policy."""
+"""What a trainer must know to play: how an episode is made of a task, which tools the template shows, and who answers
+the policy."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from posttrain.types import Env, Message, Prompt, Task
 
 @dataclass(frozen=True)
 class Environment:
-    """`Environment(MyEnv)` for a class that is made of a task; `envs.tools.tools`, `envs.chat.chat` and the adapters make others."""
+    """`Environment(MyEnv)` for a class that is made of a task; `envs.tools.tools`, `envs.chat.chat` and the adapters
+    make others."""
 
     make: Callable[[Task], Env]
     tools: tuple[dict[str, Any], ...] = ()  # JSON schemas, for the chat template

@@ -1,6 +1,8 @@
-"""How models write tool calls: a table of formats, and the way to find a model's own by rendering one call with its chat template.
+"""How models write tool calls: a table of formats, and the way to find a model's own by rendering one call with its
+chat template.
 
-A completion is hostile text: whatever it holds, parsing answers with a message, the calls that could be read, and a sentence for each that could not.
+A completion is hostile text: whatever it holds, parsing answers with a message, the calls that could be read, and a
+sentence for each that could not.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ Read = Iterator[tuple[Any, Any]]  # (name, arguments) of a call; ValueError ends
 
 @dataclass(frozen=True)
 class CallFormat:
-    """`mark` stands in a rendered call. `pieces` cuts a turn into its content and the texts of its calls; `read` reads such a text."""
+    """`mark` stands in a rendered call. `pieces` cuts a turn into its content and the texts of its calls; `read` reads
+    such a text."""
 
     mark: str
     pieces: Callable[[str], tuple[str, list[str]]]
@@ -106,7 +109,8 @@ def _after(mark: str) -> Callable[[str], tuple[str, list[str]]]:
 
 
 def _bare(text: str) -> tuple[str, list[str]]:
-    """The whole turn is a call, or none of it is: JSON (perhaps after Llama's python tag, or in a fence) that begins like a call."""
+    """The whole turn is a call, or none of it is: JSON (perhaps after Llama's python tag, or in a fence) that begins
+    like a call."""
     bare = text.strip().removeprefix("<|python_tag|>").strip()
     if len(bare) >= 6 and bare.startswith("```") and bare.endswith("```"):  # no pattern: white space within would take it cubic time
         bare = bare[3:-3].removeprefix("json").strip()
@@ -118,7 +122,8 @@ def _bare(text: str) -> tuple[str, list[str]]:
 
 
 def _read_json(piece: str) -> Read:
-    """{"name": ..., "arguments" or "parameters": {...}}, or a list of them. Several may follow each other, with a semicolon between."""
+    """{"name": ..., "arguments" or "parameters": {...}}, or a list of them. Several may follow each other, with a
+    semicolon between."""
     _refuse_unclosed(piece)
     decoder, place = json.JSONDecoder(), 0
     piece = piece.strip()
@@ -148,7 +153,8 @@ _PARAMETER = re.compile(r"\s*<parameter=([^<>\s]+)>\n?(.*?)\n?</parameter>\s*", 
 
 
 def _read_xml(piece: str) -> Read:
-    """<function=name><parameter=key>value</parameter>...</function>; values are text, made what the schema says by the tool."""
+    """<function=name><parameter=key>value</parameter>...</function>; values are text, made what the schema says by the
+    tool."""
     _refuse_unclosed(piece)
     whole = _FUNCTION.fullmatch(piece)
     if whole is None:
@@ -196,7 +202,8 @@ FORMATS: dict[str, CallFormat] = {
 
 
 def find_parser(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None) -> Parse:
-    """The parser of the model's own calls. `wanted`: a name of FORMATS. Raises UserError for a model whose template knows no tools."""
+    """The parser of the model's own calls. `wanted`: a name of FORMATS. Raises UserError for a model whose template
+    knows no tools."""
     if wanted is not None:
         if wanted not in FORMATS:
             raise UserError(f"there is no tool call format '{wanted}'; there are: {', '.join(FORMATS)}.{did_you_mean(wanted, FORMATS)}")

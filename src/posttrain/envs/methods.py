@@ -1,7 +1,9 @@
-"""An object whose public methods are the tools, as in TRL's `environment_factory`: one object an episode, so that it can hold state.
+"""An object whose public methods are the tools, as in TRL's `environment_factory`: one object an episode, so that it
+can hold state.
 
-`reset(**columns)` prepares it and may answer with text, which follows the last user message. `get_reward()`, if there is one, pays at the end (None:
-nothing can be said), and `close()` is called then. TRL uses one object for many episodes; here each has its own, and `reset` is called once.
+`reset(**columns)` prepares it and may answer with text, which follows the last user message. `get_reward()`, if there
+is one, pays at the end (None: nothing can be said), and `close()` is called then. TRL uses one object for many
+episodes; here each has its own, and `reset` is called once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _NOT_TOOLS = ("reset", "get_reward", "close")
 
 
 def factory(make: Callable[[], Any], *, timeout: float = 30.0, max_result_chars: int = 4000) -> Environment:
-    """An environment of the objects that `make()` returns. Raises UserError where they have no `reset` or no method that could be a tool."""
+    """An environment of the objects that `make()` returns. Raises UserError where they have no `reset` or no method
+    that could be a tool."""
     if not callable(make):
         raise UserError(f"environment_factory is {make!r}; give a class, or a function without arguments, that makes one environment")
     sample = make()

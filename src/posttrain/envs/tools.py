@@ -1,8 +1,9 @@
-"""Tools: Python functions that the model may call. Their schema comes from signature and docstring, what they answer goes back as messages.
+"""Tools: Python functions that the model may call. Their schema comes from signature and docstring, what they answer
+goes back as messages.
 
-Whatever goes wrong in a call (JSON that cannot be read, an unknown name, an exception, no answer in time) is told to the model and counted; only a
-mistake of the programmer's, found before training, stops anything. A sync tool runs in a thread of its own, several at once; coroutines share a
-loop, which is left behind when one blocks it.
+Whatever goes wrong in a call (JSON that cannot be read, an unknown name, an exception, no answer in time) is told to
+the model and counted; only a mistake of the programmer's, found before training, stops anything. A sync tool runs in a
+thread of its own, several at once; coroutines share a loop, which is left behind when one blocks it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 class Tool:
-    """A function with the schema that the model is shown. Raises UserError for one whose signature or docstring does not say enough."""
+    """A function with the schema that the model is shown. Raises UserError for one whose signature or docstring does
+    not say enough."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         from transformers.utils import get_json_schema
@@ -48,7 +50,8 @@ class Tool:
         self.parameters: dict[str, Any] = described["parameters"]
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments as the schema wants them; text that is JSON of the right type becomes that. Raises ValueError with a sentence for the model."""
+        """The arguments as the schema wants them; text that is JSON of the right type becomes that. Raises ValueError
+        with a sentence for the model."""
         known, needed = self.parameters["properties"], self.parameters.get("required", [])
         for name in given:
             if name not in known:
@@ -74,7 +77,8 @@ def tools(
 ) -> Environment:
     """An environment in which the model may call `functions`; its first turn without a call ends the episode.
 
-    timeout: seconds for one call. max_result_chars: longer answers are cut. Rewards find the calls in the messages of a completion.
+    timeout: seconds for one call. max_result_chars: longer answers are cut. Rewards find the calls in the messages of a
+    completion.
     """
     made = tool_table(functions)
     return Environment(

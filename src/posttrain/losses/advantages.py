@@ -1,8 +1,9 @@
-"""From scores to advantages: how much better a completion is than its siblings. Whole groups in, no tokens and no gradients.
+"""From scores to advantages: how much better a completion is than its siblings. Whole groups in, no tokens and no
+gradients.
 
-B completions in contiguous groups, K rewards. A score that could not be given is None (or NaN) and takes no part in any mean, nor does any score
-of a monitor (a reward with weight 0); a completion with no other score gets advantage 0. All arithmetic is float64. Standard deviations divide
-by n - 1.
+B completions in contiguous groups, K rewards. A score that could not be given is None (or NaN) and takes no part in any
+mean, nor does any score of a monitor (a reward with weight 0); a completion with no other score gets advantage 0. All
+arithmetic is float64. Standard deviations divide by n - 1.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def advantages(
 ) -> Advantages:
     """Scores (B, K) of whole groups, in order, groups may differ in size; weights (K,), None: all 1.
 
-    sum_then_normalize: A = total - its group's mean, divided by the standard deviation (+ 1e-4) of the group, of the batch, or by nothing
-    (GRPO, arXiv:2402.03300; "none" as in Dr. GRPO). normalize_then_sum: each reward is standardised in its group, then weighted and summed,
-    then standardised over the batch (GDPO); scale_rewards has no say there. Across ranks, gather the scores of all groups first.
+    sum_then_normalize: A = total - its group's mean, divided by the standard deviation (+ 1e-4) of the group, of the
+    batch, or by nothing (GRPO, arXiv:2402.03300; "none" as in Dr. GRPO). normalize_then_sum: each reward is
+    standardised in its group, then weighted and summed, then standardised over the batch (GDPO); scale_rewards has no
+    say there. Across ranks, gather the scores of all groups first.
     """
     table = score_table(scores, 0 if weights is None else len(weights))  # (B, K)
     if sum(group_sizes) != len(table):
@@ -128,8 +130,9 @@ def std(groups: Tensor) -> Tensor:
 
 
 def equal_groups(weighted: Tensor, sizes: Tensor) -> Tensor:
-    """(n,) bool: no two scored rewards of the group differ by more than the rounding of their sums. A computed deviation is no witness:
-    equal rewards can miss their own mean by one bit, and dividing that by a tiny number makes an advantage out of nothing."""
+    """(n,) bool: no two scored rewards of the group differ by more than the rounding of their sums. A computed
+    deviation is no witness: equal rewards can miss their own mean by one bit, and dividing that by a tiny number makes
+    an advantage out of nothing."""
     rewards = in_groups(total(weighted), sizes)
     magnitude = in_groups(weighted.abs().nansum(dim=1), sizes).nan_to_num(0.0).amax(dim=1)
     spread = rewards.nan_to_num(nan=-torch.inf).amax(dim=1) - rewards.nan_to_num(nan=torch.inf).amin(dim=1)  # -inf when nothing was scored

@@ -1,7 +1,9 @@
-"""What the policy's entropy is used for: a bonus, a coefficient that adapts, and a mask that trains only high-entropy tokens.
+"""What the policy's entropy is used for: a bonus, a coefficient that adapts, and a mask that trains only high-entropy
+tokens.
 
-Entropies are those of the full softmax at the sampling temperature, (B, T). The mask is defined on a whole optimizer step: its threshold is
-computed once from all trained tokens (of all ranks, gathered by the caller), then applied to each micro-batch.
+Entropies are those of the full softmax at the sampling temperature, (B, T). The mask is defined on a whole optimizer
+step: its threshold is computed once from all trained tokens (of all ranks, gathered by the caller), then applied to
+each micro-batch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor
 
 
 def entropy_bonus(entropy: Tensor, mask: Tensor, *, coef: float, num_tokens: float | Tensor) -> Tensor:
-    """(): -coef * the sum of masked-in entropies / num_tokens, to be added to the loss. `num_tokens` counts the mask over the whole step.
+    """(): -coef * the sum of masked-in entropies / num_tokens, to be added to the loss. `num_tokens` counts the mask
+    over the whole step.
 
     It is a mean over tokens for every objective. The bonus needs entropies with a gradient; a metric does not.
     """
@@ -23,9 +26,11 @@ def entropy_bonus(entropy: Tensor, mask: Tensor, *, coef: float, num_tokens: flo
 
 
 def entropy_threshold(entropies: Tensor, top_quantile: float) -> Tensor:
-    """(): the entropy that the fraction `top_quantile` of tokens with the highest entropy reaches; linear between neighbours. 1.0: all tokens reach it.
+    """(): the entropy that the fraction `top_quantile` of tokens with the highest entropy reaches; linear between
+    neighbours. 1.0: all tokens reach it.
 
-    `entropies` (N,) are those of the trained tokens only. Sorted by hand: torch.quantile refuses more than 2^24 values. N = 0: +inf.
+    `entropies` (N,) are those of the trained tokens only. Sorted by hand: torch.quantile refuses more than 2^24 values.
+    N = 0: +inf.
     """
     if not 0 < top_quantile <= 1:
         raise ValueError(f"top_entropy_quantile is {top_quantile}; it is the fraction of tokens to train on, above 0 and at most 1")
@@ -45,7 +50,8 @@ def high_entropy_mask(entropy: Tensor, mask: Tensor, threshold: Tensor) -> Tenso
 
 @dataclass
 class EntropyController:
-    """The bonus' coefficient. Adaptive: rises while entropy is at or below its target, falls above it; Skywork-OR1, arXiv:2505.22312.
+    """The bonus' coefficient. Adaptive: rises while entropy is at or below its target, falls above it; Skywork-OR1,
+    arXiv:2505.22312.
 
     One `update` per optimizer step, with the mean entropy over the step's trained tokens on all ranks.
     """
@@ -61,7 +67,8 @@ class EntropyController:
 
     @property
     def current(self) -> float:
-        """What to multiply this step's bonus with: while adaptive, 0 unless the last step's entropy was at or below the target."""
+        """What to multiply this step's bonus with: while adaptive, 0 unless the last step's entropy was at or below the
+        target."""
         if not self.adaptive:
             return self.coef
         return self.coef if self.last_entropy is not None and self.last_entropy <= self.target else 0.0

@@ -1,6 +1,8 @@
-"""How a policy is held near its reference: three estimators of KL(policy || reference), and which optimum each really leads to.
+"""How a policy is held near its reference: three estimators of KL(policy || reference), and which optimum each really
+leads to.
 
-The value of an estimator and the gradient of its use as a loss are different things (arXiv:2510.01555). Maximising E[r] against beta * KL:
+The value of an estimator and the gradient of its use as a loss are different things (arXiv:2510.01555). Maximising E[r]
+against beta * KL:
 
 - k1 = log pi - log ref. As a loss its expected gradient is zero: no constraint at all. So it is only offered *in the reward*
   (`k1_penalty`), where it gives the reverse KL of whole completions. Optimum: ref * exp(r / beta) / Z.
@@ -38,7 +40,8 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 
 def corrected_k2(kl: Tensor, weight: Tensor) -> Tensor:
-    """The weight is a constant here: k2's gradient is right under the current policy already and only its sampling needs correcting."""
+    """The weight is a constant here: k2's gradient is right under the current policy already and only its sampling
+    needs correcting."""
     return kl * weight.detach()
 
 
@@ -52,7 +55,8 @@ LOSS_CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k2": correct
 
 
 def kl_term(ratio: Ratio, ref_logps: Tensor, estimator: str, *, corrected: bool) -> Tensor:
-    """(B, T): the estimator at each token, 0 where masked out; `corrected` multiplies by the ratio (k1: never, it is only measured)."""
+    """(B, T): the estimator at each token, 0 where masked out; `corrected` multiplies by the ratio (k1: never, it is
+    only measured)."""
     ref_logps = torch.where(ratio.mask, ref_logps.detach(), 0.0)
     kl = KL_ESTIMATORS[estimator](ratio.logps, ref_logps)
     if corrected and estimator in LOSS_CORRECTIONS:
@@ -61,10 +65,11 @@ def kl_term(ratio: Ratio, ref_logps: Tensor, estimator: str, *, corrected: bool)
 
 
 def k1_penalty(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Tensor:
-    """(B,): sum of k1 over each completion, under the policy that sampled it. Reward becomes reward - beta * penalty, *before* the group's baseline.
+    """(B,): sum of k1 over each completion, under the policy that sampled it. Reward becomes reward - beta * penalty,
+    *before* the group's baseline.
 
-    Together with scale_rewards "none" this maximises E[r] - beta * KL(policy || reference) of whole completions; a division by
-    the group's standard deviation rescales reward and penalty alike.
+    Together with scale_rewards "none" this maximises E[r] - beta * KL(policy || reference) of whole completions; a
+    division by the group's standard deviation rescales reward and penalty alike.
     """
     difference = torch.where(mask.bool(), logps.detach() - ref_logps.detach(), 0.0)
     return difference.sum(dim=1)

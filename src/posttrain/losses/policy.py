@@ -1,7 +1,8 @@
 """The policy objectives of GRPO and its relatives. Pure tensors: (B, T) in, per-token terms and metrics out.
 
-An objective is a surrogate (how a ratio is bounded), a level (token or completion) and a reduction (what a token weighs): one row of a
-table. Normalising is the caller's job: loss = (terms.per_token * objective.row_weights(...)[:, None]).sum(), added over micro-batches.
+An objective is a surrogate (how a ratio is bounded), a level (token or completion) and a reduction (what a token
+weighs): one row of a table. Normalising is the caller's job: loss = (terms.per_token * objective.row_weights(...)[:,
+None]).sum(), added over micro-batches.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ class Objective:
     per_sequence: bool = False  # one ratio per completion whatever the options say; otherwise the options choose
     whole_ratio: bool = False  # per sequence: the product of its tokens' ratios, not their geometric mean
     tokens_of: Literal["step", "generation"] = "step"  # whose tokens `num_tokens` counts: this optimizer step's own, or
-    # the whole generation batch's times (accumulation steps / steps per generation), which is the same for every step it is used for
+    # the whole generation batch's times (accumulation steps / steps per generation), which is the same for every step
+    # it is used for
 
     def row_weights(self, lengths: Tensor, *, num_rows: Count, num_tokens: Count, max_completion_length: int) -> Tensor:
-        """What each row's summed terms are multiplied by, (B,), from its count of trained tokens (B,) and the counts of the whole step."""
+        """What each row's summed terms are multiplied by, (B,), from its count of trained tokens (B,) and the counts of
+        the whole step."""
         return self.reduction(lengths, StepCounts(num_rows, num_tokens, max_completion_length))
 
 
-# bnpo's mean is over the step's tokens, all micro-batches and ranks together; elsewhere it may be found as a mean of micro-batch means.
+# bnpo's mean is over the step's tokens, all micro-batches and ranks together; elsewhere it may be found as a mean of
+# micro-batch means.
 OBJECTIVES = {
     "grpo": Objective(clipped, sequence_mean),
     "bnpo": Objective(clipped, token_mean),
@@ -81,9 +85,10 @@ def policy_terms(
 ) -> Terms:
     """The loss of each token under `objective`. Only `logps` gets a gradient.
 
-    logps, old_logps, ref_logps, sampling_logps (B, T); advantages (B,) of completions or (B, T) of tokens; mask (B, T), true where a token is trained.
-    old_logps None: the rollouts are from this very policy (ratio 1). sampling_logps None: the sampler is the old policy (they only decide
-    the off-policy mask). policy_mask (B, T): tokens whose policy term counts (None: all); KL, ratios and denominators do not see it.
+    logps, old_logps, ref_logps, sampling_logps (B, T); advantages (B,) of completions or (B, T) of tokens; mask (B, T),
+    true where a token is trained. old_logps None: the rollouts are from this very policy (ratio 1). sampling_logps
+    None: the sampler is the old policy (they only decide the off-policy mask). policy_mask (B, T): tokens whose policy
+    term counts (None: all); KL, ratios and denominators do not see it.
     """
     advantages = advantages.detach().reshape(len(logps), -1).to(logps.dtype)  # (B, 1) or (B, T)
     per_sequence = objective.per_sequence or options.importance_sampling_level == "sequence"
@@ -111,7 +116,8 @@ def policy_terms(
 
 
 def near_policy(ratio: Ratio, rollout_logps: Tensor | None, advantages: Tensor, threshold: float) -> Tensor:
-    """(B, 1) bool: keep good completions, and bad ones that the policy has not left behind (DeepSeek-V3.2's off-policy mask)."""
+    """(B, 1) bool: keep good completions, and bad ones that the policy has not left behind (DeepSeek-V3.2's off-policy
+    mask)."""
     drift = -ratio.log_tokens if rollout_logps is None else (rollout_logps - ratio.logps).where(ratio.mask, ratio.logps.new_zeros(()))  # (B, T)
     return (advantages >= 0) | (masked_mean(drift.detach(), ratio.mask) <= threshold)
 

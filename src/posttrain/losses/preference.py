@@ -1,8 +1,10 @@
 """Losses of a preference pair against a reference: DPO (Rafailov et al. 2023, arXiv:2305.18290) and its relatives.
 
-Pure tensors: a loss is `(pairs, options) -> (n,)`, one row of LOSSES. Taking the mean over the update's pairs is the caller's job.
+Pure tensors: a loss is `(pairs, options) -> (n,)`, one row of LOSSES. Taking the mean over the update's pairs is the
+caller's job.
 
-n pairs, T tokens of the longest completion. A log-ratio is log pi(y|x) - log ref(y|x), a margin the chosen's minus the rejected's.
+n pairs, T tokens of the longest completion. A log-ratio is log pi(y|x) - log ref(y|x), a margin the chosen's minus the
+rejected's.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def _alpha_divergence(ratio: Tensor, options: PreferenceOptions) -> Tensor:
     return torch.expm1((power * ratio).clamp(max=HIGHEST_EXPONENT)) / power
 
 
-# f'(pi / ref) as a function of the log-ratio, for the f-divergence that holds the policy near its reference (Wang et al. 2023, arXiv:2309.16240).
+# f'(pi / ref) as a function of the log-ratio, for the f-divergence that holds the policy near its reference (Wang et
+# al. 2023, arXiv:2309.16240).
 DIVERGENCES: dict[str, Callable[[Tensor, PreferenceOptions], Tensor]] = {
     "reverse_kl": _reverse_kl,
     "forward_kl": _forward_kl,
@@ -115,12 +118,14 @@ def hinge(pairs: Pairs, options: PreferenceOptions) -> Tensor:
 
 
 def ipo(pairs: Pairs, options: PreferenceOptions) -> Tensor:
-    """(mean margin - 1 / (2 beta))^2: the margin has a goal instead of growing for ever. Azar et al. 2023, eq. 17, per token."""
+    """(mean margin - 1 / (2 beta))^2: the margin has a goal instead of growing for ever. Azar et al. 2023, eq. 17, per
+    token."""
     return (_mean_margin(pairs, options) - 1 / (2 * options.beta)).square()
 
 
 def exo_pair(pairs: Pairs, options: PreferenceOptions) -> Tensor:
-    """KL(policy's preference || smoothed label). EXO, Ji et al. 2024, eq. 16 with two completions; needs label_smoothing > 0."""
+    """KL(policy's preference || smoothed label). EXO, Ji et al. 2024, eq. 16 with two completions; needs
+    label_smoothing > 0."""
     margin, wrong = _margin(pairs, options), options.label_smoothing
     right = torch.sigmoid(margin) * (F.logsigmoid(margin) - math.log1p(-wrong))
     return right + torch.sigmoid(-margin) * (F.logsigmoid(-margin) - math.log(wrong))
@@ -139,7 +144,8 @@ def robust(pairs: Pairs, options: PreferenceOptions) -> Tensor:
 
 
 def bco_pair(pairs: Pairs, options: PreferenceOptions) -> Tensor:
-    """A binary classifier of each completion alone. BCO, Jung et al. 2024, arXiv:2404.04656, without its running baseline."""
+    """A binary classifier of each completion alone. BCO, Jung et al. 2024, arXiv:2404.04656, without its running
+    baseline."""
     return -F.logsigmoid(options.beta * pairs.chosen_ratio) - F.logsigmoid(-options.beta * pairs.rejected_ratio)
 
 
@@ -150,7 +156,8 @@ def sppo_hard(pairs: Pairs, options: PreferenceOptions) -> Tensor:
 
 
 def aot(pairs: Pairs, options: PreferenceOptions) -> Tensor:
-    """Margins of the policy against the reference's margins of the same rank in the update. AOT, Melnyk et al. 2024, arXiv:2406.05882."""
+    """Margins of the policy against the reference's margins of the same rank in the update. AOT, Melnyk et al. 2024,
+    arXiv:2406.05882."""
     assert pairs.transport is not None
     return _smoothed(options.beta * (pairs.chosen - pairs.rejected - pairs.transport.ref_margin), options.label_smoothing)
 
@@ -182,7 +189,8 @@ def discopop(pairs: Pairs, options: PreferenceOptions) -> Tensor:
 
 
 def sft(pairs: Pairs, options: PreferenceOptions) -> Tensor:
-    """Negative log-likelihood of the chosen completions; the mean over pairs is the mean over all their tokens in the update."""
+    """Negative log-likelihood of the chosen completions; the mean over pairs is the mean over all their tokens in the
+    update."""
     return pairs.chosen_nll / pairs.mean_chosen_length
 
 
@@ -206,7 +214,8 @@ def preference_loss(pairs: Pairs, options: PreferenceOptions, weights: dict[str,
 
 
 def discounted_tails(lengths: Sequence[tuple[int, int]], T: int, alpha: float, like: Tensor) -> Tensor:
-    """(2n, T) weights of the tokens of n pairs, chosen and rejected in turn: 1 up to the shorter one's length, `alpha` beyond.
+    """(2n, T) weights of the tokens of n pairs, chosen and rejected in turn: 1 up to the shorter one's length, `alpha`
+    beyond.
 
     LD-DPO, Liu et al. 2024, arXiv:2409.06411: what a completion has only for being longer counts less.
     """
@@ -215,10 +224,11 @@ def discounted_tails(lengths: Sequence[tuple[int, int]], T: int, alpha: float, l
 
 
 def on_policy_weights(logps: Tensor, sum_p2: Tensor, mask: Tensor) -> Tensor:
-    """(n,) how likely the policy itself would have written a pair, rows being chosen and rejected in turn. WPO, Zhou et al. 2024, eq. 2.
+    """(n,) how likely the policy itself would have written a pair, rows being chosen and rejected in turn. WPO, Zhou et
+    al. 2024, eq. 2.
 
-    A completion's weight is exp(mean over its tokens of log p - log sum p^2): 1 for text drawn from the policy, on average.
-    logps, sum_p2 and mask (2n, T). Detached: a weight is not trained.
+    A completion's weight is exp(mean over its tokens of log p - log sum p^2): 1 for text drawn from the policy, on
+    average. logps, sum_p2 and mask (2n, T). Detached: a weight is not trained.
     """
     aligned = torch.where(mask, logps - sum_p2.clamp(min=torch.finfo(sum_p2.dtype).tiny).log(), 0.0).detach()
     return (aligned.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).exp().view(-1, 2).prod(dim=1)

@@ -1,7 +1,7 @@
 """The importance ratio pi / pi_old of each token, or of each completion.
 
-B rows, T the longest. Masked positions are zeroed on entry, so that whatever stands there (padding, tokens that a tool wrote, even NaN)
-reaches neither a value nor a gradient.
+B rows, T the longest. Masked positions are zeroed on entry, so that whatever stands there (padding, tokens that a tool
+wrote, even NaN) reaches neither a value nor a gradient.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class Ratio:
 
     @classmethod
     def between(cls, logps: Tensor, old_logps: Tensor | None, mask: Tensor, *, per_sequence: bool, whole: bool = False) -> Ratio:
-        """`old_logps` None: the rollout is from this very policy, so the ratio is exactly 1 and still carries the gradient.
+        """`old_logps` None: the rollout is from this very policy, so the ratio is exactly 1 and still carries the
+        gradient.
 
-        A sequence's ratio is the geometric mean over its tokens (GSPO, arXiv:2507.18071), or their product where it is taken `whole` (RLOO).
+        A sequence's ratio is the geometric mean over its tokens (GSPO, arXiv:2507.18071), or their product where it is
+        taken `whole` (RLOO).
         """
         mask = mask.bool()
         logps = torch.where(mask, logps, 0.0)

@@ -1,7 +1,8 @@
-"""From per-token losses to one number: a weight per row, known before the forward. loss = sum over (i, t) of mask * per_token * weight_i.
+"""From per-token losses to one number: a weight per row, known before the forward. loss = sum over (i, t) of mask *
+per_token * weight_i.
 
-The counts are those of the whole optimizer step (all micro-batches, all ranks, after truncated completions were masked) and are given by
-the caller. So the sum does not depend on how the step is split, and nothing is divided a second time.
+The counts are those of the whole optimizer step (all micro-batches, all ranks, after truncated completions were masked)
+and are given by the caller. So the sum does not depend on how the step is split, and nothing is divided a second time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ RowWeights = Callable[[Tensor, StepCounts], Tensor]
 
 
 def sequence_mean(lengths: Tensor, counts: StepCounts) -> Tensor:
-    """The mean over completions of the mean over their tokens. An empty completion weighs 0 and still counts as a row."""
+    """The mean over completions of the mean over their tokens. An empty completion weighs 0 and still counts as a
+    row."""
     return torch.where(lengths > 0, 1.0 / (lengths.clamp(min=1) * counts.rows), 0.0)
 
 
@@ -39,7 +41,8 @@ def token_mean(lengths: Tensor, counts: StepCounts) -> Tensor:
 
 
 def constant_length(lengths: Tensor, counts: StepCounts) -> Tensor:
-    """The sum over tokens, divided by a length that no completion can change: no bias towards short or long ones. Dr. GRPO, arXiv:2503.20783."""
+    """The sum over tokens, divided by a length that no completion can change: no bias towards short or long ones. Dr.
+    GRPO, arXiv:2503.20783."""
     return torch.ones_like(lengths) / (counts.rows * counts.max_completion_length)
 
 

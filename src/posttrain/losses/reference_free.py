@@ -1,4 +1,5 @@
-"""Preference losses without a reference: ORPO, CPO, SimPO, AlphaPO. Pure tensors, one value a pair; taking the mean is the caller's job.
+"""Preference losses without a reference: ORPO, CPO, SimPO, AlphaPO. Pure tensors, one value a pair; taking the mean is
+the caller's job.
 
 n pairs. Which log-prob of a completion goes in, its sum or its mean over tokens, is told with each loss.
 """
@@ -15,12 +16,14 @@ from torch import Tensor
 
 
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(n,): log of odds(chosen) / odds(rejected), odds(y) = p / (1 - p), from mean log-probs (n,). ORPO, Hong et al. 2024, eq. 4."""
+    """(n,): log of odds(chosen) / odds(rejected), odds(y) = p / (1 - p), from mean log-probs (n,). ORPO, Hong et al.
+    2024, eq. 4."""
     return chosen - rejected - (log1mexp(chosen) - log1mexp(rejected))
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, exact at both ends (Maechler 2012); x = 0, a certain completion, is kept off by one rounding step."""
+    """log(1 - exp(x)) for x < 0, exact at both ends (Maechler 2012); x = 0, a certain completion, is kept off by one
+    rounding step."""
     x = x.clamp(max=-torch.finfo(x.dtype).tiny)
     near = x > -math.log(2)
     safe = torch.where(near, x, -1.0)  # each branch sees only what it is good for: the other's gradient would be NaN
@@ -28,7 +31,8 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def orpo(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(n,): -log sigmoid(log odds ratio) of mean log-probs. Eq. 7; the caller adds the chosen's NLL and weighs this by beta (lambda there)."""
+    """(n,): -log sigmoid(log odds ratio) of mean log-probs. Eq. 7; the caller adds the chosen's NLL and weighs this by
+    beta (lambda there)."""
     return -F.logsigmoid(log_odds_ratio(chosen, rejected))
 
 

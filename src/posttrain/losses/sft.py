@@ -1,4 +1,5 @@
-"""Supervised fine-tuning's objectives. Pure tensors: (B, T) in, a sum out. Dividing by the step's trained tokens is the caller's job."""
+"""Supervised fine-tuning's objectives. Pure tensors: (B, T) in, a sum out. Dividing by the step's trained tokens is the
+caller's job."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ def nll(logps: Tensor, mask: Tensor) -> Tensor:
 
 
 def dft(logps: Tensor, mask: Tensor) -> Tensor:
-    """(): each token's negative log-likelihood times its own probability, which is held fixed. Dynamic fine-tuning, Wu et al. 2025."""
+    """(): each token's negative log-likelihood times its own probability, which is held fixed. Dynamic fine-tuning, Wu
+    et al. 2025."""
     return -torch.where(mask.bool(), logps.detach().exp() * logps, 0.0).sum()
 
 
 def smoothed_nll(logps: Tensor, mean_logps: Tensor, mask: Tensor, smoothing: float) -> Tensor:
-    """(): `nll` of targets that share `smoothing` of their probability evenly with the whole vocabulary (Szegedy et al. 2016, section 7).
+    """(): `nll` of targets that share `smoothing` of their probability evenly with the whole vocabulary (Szegedy et al.
+    2016, section 7).
 
     mean_logps (B, T): the mean log-prob over the vocabulary at each place.
     """

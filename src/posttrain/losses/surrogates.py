@@ -1,7 +1,8 @@
 """What each policy objective takes the gradient of, per token: the loss before masks, KL and weights.
 
-Every surrogate is `(ratio, advantages (B, 1), options) -> Surrogate` and differs from its neighbours only in how far it trusts
-a ratio away from 1. At ratio 1 all have the same gradient, -advantage * grad log pi (cispo if its cap is at least 1).
+Every surrogate is `(ratio, advantages (B, 1), options) -> Surrogate` and differs from its neighbours only in how far it
+trusts a ratio away from 1. At ratio 1 all have the same gradient, -advantage * grad log pi (cispo if its cap is at
+least 1).
 """
 
 from __future__ import annotations
@@ -66,5 +67,6 @@ def variational(ratio: Ratio, advantages: Tensor, options: PolicyOptions) -> Sur
 
 
 def by_sign(good: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:
-    """(B, 1) one of two constants per row, in the precision of `like`: torch.where of two Python floats would be float32."""
+    """(B, 1) one of two constants per row, in the precision of `like`: torch.where of two Python floats would be
+    float32."""
     return torch.where(good, like.new_full((), positive), like.new_full((), negative))

@@ -22,7 +22,8 @@ class Tally:
 
     @classmethod
     def of(cls, values: Tensor, mask: Tensor) -> Tally:
-        """`values` (B, T) counted where `mask` (B, T); values (B, 1) of whole rows are counted once per row that has any token."""
+        """`values` (B, T) counted where `mask` (B, T); values (B, 1) of whole rows are counted once per row that has
+        any token."""
         values = values.detach().float()
         mask = mask.bool() if values.shape == mask.shape else mask.bool().any(dim=1, keepdim=True)
         kept = torch.where(mask, values, 0.0)

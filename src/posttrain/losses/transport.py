@@ -1,4 +1,5 @@
-"""Who is compared with whom in AOT: values of equal rank in two sorted lists, over the whole update, so that no micro-batch changes a match.
+"""Who is compared with whom in AOT: values of equal rank in two sorted lists, over the whole update, so that no
+micro-batch changes a match.
 
 N pairs of an update. The matches are found before the first backward and are constants of the loss.
 """

@@ -1,7 +1,8 @@
-"""What PPO adds to a policy objective: rewards of tokens, generalised advantages, whitening and the value loss. Pure tensors.
+"""What PPO adds to a policy objective: rewards of tokens, generalised advantages, whitening and the value loss. Pure
+tensors.
 
-B rows, T the longest completion, mask (B, T) true where the policy drew the token. The state before such a token has a value; tokens that
-others wrote are skipped, so the state after one drawn token is the state before the next.
+B rows, T the longest completion, mask (B, T) true where the policy drew the token. The state before such a token has a
+value; tokens that others wrote are skipped, so the state after one drawn token is the state before the next.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ EPSILON = 1e-8  # added to a variance before its root is divided by
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """scores (B,), kl (B, T) -> (B, T): -kl_coef * kl at every drawn token, and the completion's score at its last one."""
+    """scores (B,), kl (B, T) -> (B, T): -kl_coef * kl at every drawn token, and the completion's score at its last
+    one."""
     mask = mask.bool()
     rewards = torch.where(mask, -kl_coef * kl, 0.0)
     T = mask.shape[1]
@@ -24,11 +26,11 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
 
 def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, final_values: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """(advantages, returns), (B, T) each; 0 where not drawn. GAE, Schulman et al. 2016, eq. 16: A_t = sum_k (gamma lam)^k delta_{t+k},
-    delta_t = r_t + gamma V_{t+1} - V_t.
+    """(advantages, returns), (B, T) each; 0 where not drawn. GAE, Schulman et al. 2016, eq. 16: A_t = sum_k (gamma
+    lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t.
 
-    `values` (B, T) of the states before each token. `final_values` (B,) of the state after the last: 0 where the completion ended, the value
-    of what would have come where it was cut.
+    `values` (B, T) of the states before each token. `final_values` (B,) of the state after the last: 0 where the
+    completion ended, the value of what would have come where it was cut.
     """
     mask = mask.bool()
     advantage, after = torch.zeros_like(final_values), final_values
@@ -72,8 +74,9 @@ def whitened(values: Tensor, mask: Tensor, moments: Moments, *, shift_mean: bool
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange: float) -> tuple[Tensor, Tensor]:
-    """(B, T) half the squared error to the returns, the larger of that of the values and of the values held within `cliprange` of the old
-    ones (Schulman et al. 2017's code); and where holding them decided, bool. Exactly 0 where not drawn."""
+    """(B, T) half the squared error to the returns, the larger of that of the values and of the values held within
+    `cliprange` of the old ones (Schulman et al. 2017's code); and where holding them decided, bool. Exactly 0 where not
+    drawn."""
     mask = mask.bool()
     values = torch.where(mask, values, 0.0)
     old_values, returns = (torch.where(mask, given.detach(), 0.0) for given in (old_values, returns))

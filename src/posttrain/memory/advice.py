@@ -1,4 +1,5 @@
-"""What to change so that a job fits: each switch with what it saves, the cheapest set that is enough, and how far a card reaches."""
+"""What to change so that a job fits: each switch with what it saves, the cheapest set that is enough, and how far a
+card reaches."""
 
 from __future__ import annotations
 
@@ -109,8 +110,8 @@ def savings(job: TrainingJob) -> list[Saving]:
 
 
 def way_to_fit(job: TrainingJob, limit: int) -> list[Saving] | None:
-    """Switches, one after another, with which the job fits; those that turn out not to be needed are left out, the costliest first. None: there is
-    no way."""
+    """Switches, one after another, with which the job fits; those that turn out not to be needed are left out, the
+    costliest first. None: there is no way."""
     chosen: list[Switch] = []
     for switch in SWITCHES:
         if plan(_all(job, chosen)).peak <= limit:
@@ -150,7 +151,8 @@ def _saving(switch: Switch, before: Plan, after: Plan) -> Saving:
 
 
 def largest_context(job: TrainingJob, limit: int) -> int | None:
-    """Tokens of the longest row that fits, prompts as they are and completions longer or shorter. None: not even a short one fits."""
+    """Tokens of the longest row that fits, prompts as they are and completions longer or shorter. None: not even a
+    short one fits."""
 
     def fits(tokens: int) -> bool:
         prompt = min(job.prompt_length, tokens // 2)
@@ -173,7 +175,8 @@ def largest_model(job: TrainingJob, limit: int) -> Shape | None:
 
 
 def refuse_what_cannot_fit(job: TrainingJob, free: int, where: str) -> str | None:
-    """A sentence where it is too close to tell, None where the job fits. Raises UserError, with the fix, where it cannot fit.
+    """A sentence where it is too close to tell, None where the job fits. Raises UserError, with the fix, where it
+    cannot fit.
 
     free: bytes; where: what has them, as in "the GPU".
     """

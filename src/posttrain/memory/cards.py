@@ -31,12 +31,14 @@ def as_text(size: float) -> str:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a GPU that torch could use, asked without torch: by the driver's device files or its tool."""
+    """Whether this machine has a GPU that torch could use, asked without torch: by the driver's device files or its
+    tool."""
     return any(Path(file).exists() for file in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")) or which("nvidia-smi") is not None
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that a process could still take of this machine's GPU ("cuda") or memory ("cpu"). None: it cannot be known here."""
+    """Bytes that a process could still take of this machine's GPU ("cuda") or memory ("cpu"). None: it cannot be known
+    here."""
     if device == "cuda":
         import torch
 

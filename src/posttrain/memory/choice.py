@@ -1,7 +1,8 @@
-"""Memory switches that nobody has set: of all sets of them, the one that costs least time among those with which the job fits.
+"""Memory switches that nobody has set: of all sets of them, the one that costs least time among those with which the
+job fits.
 
-Only switches that leave the result as it is, up to rounding, are chosen here. What is coarser (8-bit optimizers, adapters in bfloat16) or trains
-something else (LoRA, 4-bit weights) is advised (`advice.py`) and left to the user.
+Only switches that leave the result as it is, up to rounding, are chosen here. What is coarser (8-bit optimizers,
+adapters in bfloat16) or trains something else (LoRA, 4-bit weights) is advised (`advice.py`) and left to the user.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ SAMPLING = ("max_concurrent_completions",)
 AUTOMATIC = TRAINING + SAMPLING
 HEADROOM = 0.05  # of the memory, left for an allocator's rounding and gaps and for the error of a plan (docs/plan.md)
 HOST_FRACTION = 0.8  # of the host's free memory, for offloaded checkpoints
-# Time of an update with the switch, relative to without it, beside its arithmetic (`speed.py`). benchmarks/results/memory.json, on a CPU: 1.31 / 1.19
-# and 1.52 / 1.19 beside gradient checkpointing, the copies of a CPU standing in for those of a GPU.
+# Time of an update with the switch, relative to without it, beside its arithmetic (`speed.py`).
+# benchmarks/results/memory.json, on a CPU: 1.31 / 1.19 and 1.52 / 1.19 beside gradient checkpointing, the copies of a
+# CPU standing in for those of a GPU.
 OFFLOAD_TIME, TILES_TIME = 1.10, 1.28
 HALVING_TIME = 1.02  # assumed of micro-batches of half the size: more launches, and the weights are read once more
 
@@ -100,9 +102,11 @@ class Choice:
 
 
 def choose(job: TrainingJob, open_settings: Iterable[str], limit: int | None, host_limit: int | None = None) -> Choice:
-    """The cheapest set of the open switches with which `job`, which has all of them off, fits; if there is none, the set that needs least.
+    """The cheapest set of the open switches with which `job`, which has all of them off, fits; if there is none, the
+    set that needs least.
 
-    limit, host_limit: free bytes of the device and of the host. None: not known; of the device, nothing is switched on then.
+    limit, host_limit: free bytes of the device and of the host. None: not known; of the device, nothing is switched on
+    then.
     """
     given = tuple(name for name in AUTOMATIC if name in set(open_settings) and (job.is_online or name not in SAMPLING))
     if limit is None:
@@ -128,7 +132,8 @@ def least(job: TrainingJob, open_settings: Iterable[str]) -> TrainingJob:
 
 
 def smallest_card(job: TrainingJob, open_settings: Iterable[str]) -> tuple[int, Choice]:
-    """The smallest common card, in GB, that the job fits, and the choice for it; the largest card where it fits none."""
+    """The smallest common card, in GB, that the job fits, and the choice for it; the largest card where it fits
+    none."""
     names = tuple(open_settings)
     for size in COMMON_CARDS:
         choice = choose(job, names, size * GB)

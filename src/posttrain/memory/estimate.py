@@ -1,8 +1,8 @@
-"""The bytes of a job, term by term: while it trains and while it samples. `peak` is the larger of both, since neither holds its memory during
-the other.
+"""The bytes of a job, term by term: while it trains and while it samples. `peak` is the larger of both, since neither
+holds its memory during the other.
 
-Counted is what torch would hold, in a later step of a run. What an allocator adds by rounding and gaps is not in it, but for the holes that glibc keeps on
-a CPU: they are no few percent.
+Counted is what torch would hold, in a later step of a run. What an allocator adds by rounding and gaps is not in it,
+but for the holes that glibc keeps on a CPU: they are no few percent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a plan is about: a model, how it is trained, how long its texts are. Values only, under the names of the trainers' settings."""
+"""What a plan is about: a model, how it is trained, how long its texts are. Values only, under the names of the
+trainers' settings."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ OPTIMIZERS = {
 
 
 def loaded_dtype(stored: str, autocast: str | None, beside_adapters: bool) -> str:
-    """Of weights whose dtype nobody has set: float32, which an optimizer can update; frozen beside adapters they stay in the 16 bits of their
-    checkpoint where that is the precision that the run computes in."""
+    """Of weights whose dtype nobody has set: float32, which an optimizer can update; frozen beside adapters they stay
+    in the 16 bits of their checkpoint where that is the precision that the run computes in."""
     return stored if beside_adapters and stored == autocast else "float32"
 
 
@@ -89,7 +90,8 @@ class TrainingJob:
 
     @property
     def rows_in_stream(self) -> int:
-        """Completions of a prompt that one micro-batch holds at most: as many as the token budget lets in, at least one."""
+        """Completions of a prompt that one micro-batch holds at most: as many as the token budget lets in, at least
+        one."""
         if self.keeps_groups:
             return self.generations
         budget = self.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS
@@ -101,7 +103,8 @@ class TrainingJob:
 
     @property
     def streams(self) -> tuple[int, int]:
-        """Tokens and trained targets of the largest micro-batch: groups side by side up to the budget, or one prompt with its completions."""
+        """Tokens and trained targets of the largest micro-batch: groups side by side up to the budget, or one prompt
+        with its completions."""
         budget, rows = self.max_tokens_per_micro_batch or MICRO_BATCH_TOKENS, self.rows_in_stream
         tokens = self.prompt_length + rows * self.completion_length
         groups = max(1, min(budget // tokens, self.rows // rows))

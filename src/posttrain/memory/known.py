@@ -1,4 +1,5 @@
-"""The shapes of well-known models, as their config.json says them: a plan needs no network. Data only; `shapes.py` reads it.
+"""The shapes of well-known models, as their config.json says them: a plan needs no network. Data only; `shapes.py`
+reads it.
 
 Keys are names in lower case without their owner and without what does not change the shape (-Instruct, -it, a date).
 tests/memory/test_shapes.py builds each of them on the meta device and counts.

@@ -1,5 +1,6 @@
-"""One decoder layer on the tape: the operations of transformers' Llama, Mistral, Qwen, Phi and Gemma layers, of PEFT's LoRA and of
-bitsandbytes' 4-bit linear, in their order, with what each keeps for its backward. Sizes only; the other parts of a step are in `step.py`.
+"""One decoder layer on the tape: the operations of transformers' Llama, Mistral, Qwen, Phi and Gemma layers, of PEFT's
+LoRA and of bitsandbytes' 4-bit linear, in their order, with what each keeps for its backward. Sizes only; the other
+parts of a step are in `step.py`.
 
 S tokens of the stream; D, F, H, Hkv, d as in `shapes.py`.
 """
@@ -108,7 +109,8 @@ class Layer:
         return linear(t, product, self.linears["down_proj"], self.a)
 
     def _tiled(self, t: Tape, x: Tensor, apply: Rows, *trained: str | tuple[str, ...]) -> Tensor:
-        """posttrain.ops.tiled: keeps x only; one tile's values exist at a time. `trained`: names of the linears in `apply`."""
+        """posttrain.ops.tiled: keeps x only; one tile's values exist at a time. `trained`: names of the linears in
+        `apply`."""
         rows = self.a.tile_rows
         if rows is None or rows >= self.tokens:
             return apply(t, x)
@@ -178,7 +180,8 @@ def fused(t: Tape, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def chunked(t: Tape, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """posttrain.ops.prefix_plain: chunks of queries under explicit masks, computed again in the backward; keeps q, k and v."""
+    """posttrain.ops.prefix_plain: chunks of queries under explicit masks, computed again in the backward; keeps q, k
+    and v."""
     shape = layer.shape
     size = layer.a.autocast or max(x.itemsize for x in (q, k, v))
     q, k, v = (cast(t, x, size) for x in (q, k, v))

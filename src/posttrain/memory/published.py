@@ -1,8 +1,9 @@
-"""Unsloth's published comparison (February 2025), term by term: GRPO on Llama 3.1 8B, 20K tokens, 8 completions, 510.8 GB against 54.33 GB.
+"""Unsloth's published comparison (February 2025), term by term: GRPO on Llama 3.1 8B, 20K tokens, 8 completions, 510.8
+GB against 54.33 GB.
 
-Every term is computed from what is known of its making, beside what was printed. "GB" in it means GiB but for one term, and 20K is 20,480. The
-two largest terms are extrapolations: straight lines through tables of the longest contexts that fit a card (in fine-tuning, one row at a time)
-carried to the 163,840 tokens of all eight completions in one backward.
+Every term is computed from what is known of its making, beside what was printed. "GB" in it means GiB but for one term,
+and 20K is 20,480. The two largest terms are extrapolations: straight lines through tables of the longest contexts that
+fit a card (in fine-tuning, one row at a time) carried to the 163,840 tokens of all eight completions in one backward.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from posttrain.memory.step import log_prob_scratch
 GIB = 2**30
 TOKENS, COMPLETIONS = 20_480, 8
 ALL_TOKENS = TOKENS * COMPLETIONS
-# The longest contexts of Llama 3.1 8B in 4 bits that were published for cards of so many GB; the smallest card fits nothing the standard way.
+# The longest contexts of Llama 3.1 8B in 4 bits that were published for cards of so many GB; the smallest card fits
+# nothing the standard way.
 CARDS = (8, 12, 16, 24, 40, 48, 80)
 STANDARD_CONTEXTS = (None, 932, 2551, 5789, 12264, 15502, 28454)
 FRUGAL_CONTEXTS = (2972, 21848, 40724, 78475, 153977, 191728, 342733)
@@ -57,7 +59,8 @@ def our_job() -> TrainingJob:
 
 
 def table(job: TrainingJob | None = None) -> list[PublishedTerm]:
-    """The terms; their sum is the last row. `ours` is the plan of `job`, which trains and samples in turn: its last row is the larger phase."""
+    """The terms; their sum is the last row. `ours` is the plan of `job`, which trains and samples in turn: its last row
+    is the larger phase."""
     ours = plan(job or our_job())
     shape = ours.job.shape
     logits = 2 * 2 * COMPLETIONS * TOKENS * shape.vocab / GIB
@@ -95,7 +98,8 @@ def table(job: TrainingJob | None = None) -> list[PublishedTerm]:
 
 
 def line_through(contexts: tuple[int | None, ...]) -> tuple[float, float]:
-    """GB = first + tokens * slope, by least squares. The published points lie within 0.0011 GB of it: they are a formula themselves."""
+    """GB = first + tokens * slope, by least squares. The published points lie within 0.0011 GB of it: they are a
+    formula themselves."""
     points = [(tokens, size) for tokens, size in zip(contexts, CARDS, strict=True) if tokens is not None]
     mean_tokens, mean_size = (sum(values) / len(points) for values in zip(*points, strict=True))
     slope = sum((tokens - mean_tokens) * (size - mean_size) for tokens, size in points) / sum((tokens - mean_tokens) ** 2 for tokens, _ in points)

@@ -1,4 +1,5 @@
-"""The shape of a decoder: from a known name, a config.json, or a config as a mapping. Counts its parameters exactly; holds no tensors.
+"""The shape of a decoder: from a known name, a config.json, or a config as a mapping. Counts its parameters exactly;
+holds no tensors.
 
 D hidden size, F intermediate size, V vocabulary, H heads, Hkv key and value heads, d head size.
 """
@@ -130,7 +131,8 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> Shape:
-    """From the fields of a config.json (or its text_config). Raises UserError for an architecture whose memory is not modelled."""
+    """From the fields of a config.json (or its text_config). Raises UserError for an architecture whose memory is not
+    modelled."""
     dtype = config.get("dtype") or config.get("torch_dtype")
     config = config.get("text_config") or config
     dtype = dtype or config.get("dtype") or config.get("torch_dtype")
@@ -169,7 +171,8 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
 
 
 def known_name(name: str) -> str | None:
-    """The key of a model that is known without asking anybody: `meta-llama/Llama-3.1-8B-Instruct` is llama-3.1-8b. None: it is not."""
+    """The key of a model that is known without asking anybody: `meta-llama/Llama-3.1-8B-Instruct` is llama-3.1-8b.
+    None: it is not."""
     plain = name.rstrip("/").rpartition("/")[2].lower().replace("-instruct", "")
     for alias, key in ALIASES.items():
         if plain.startswith(alias):
@@ -183,8 +186,8 @@ def known_name(name: str) -> str | None:
 
 
 def find_shape(name: str) -> Shape:
-    """The shape of a model by its name, or from a config.json or the directory that holds one. Names that are not known are asked for
-    where transformers finds them (its cache, the hub). Raises UserError where there is none."""
+    """The shape of a model by its name, or from a config.json or the directory that holds one. Names that are not known
+    are asked for where transformers finds them (its cache, the hub). Raises UserError where there is none."""
     path = Path(name).expanduser()
     if path.exists():
         return shape_of(_read_config(str(path)), name)

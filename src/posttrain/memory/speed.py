@@ -1,7 +1,8 @@
 """How long a step takes at least: its arithmetic at a card's full rate, and its reading of memory at full bandwidth.
 
-A lower bound, not a prediction: no run reaches either rate, and what is launched one kernel at a time stays far below. What it is good for is
-comparing settings, and telling hours from weeks. S tokens of all streams, P, R, G as in `job.py`.
+A lower bound, not a prediction: no run reaches either rate, and what is launched one kernel at a time stays far below.
+What it is good for is comparing settings, and telling hours from weeks. S tokens of all streams, P, R, G as in
+`job.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from posttrain.memory.job import TrainingJob
 
 @dataclass(frozen=True)
 class Least:
-    """Of one rollout and the update it feeds: multiplications and additions, bytes read, and the least seconds of both."""
+    """Of one rollout and the update it feeds: multiplications and additions, bytes read, and the least seconds of
+    both."""
 
     update_flops: float
     update_seconds: float
@@ -29,9 +31,10 @@ def least_time(job: TrainingJob, tflops: float, bandwidth: float) -> Least:
 
 
 def update_flops(job: TrainingJob) -> float:
-    """2 a weight and token in each direction: forward, gradients of inputs, gradients of weights where they are trained, and the forward again
-    under gradient checkpointing, the linear layers' in tiles too; attention over half of the pairs; the head over the trained tokens, its logits made again in the
-    backward of one that is trained, unless its gradient is known."""
+    """2 a weight and token in each direction: forward, gradients of inputs, gradients of weights where they are
+    trained, and the forward again under gradient checkpointing, the linear layers' in tiles too; attention over half of
+    the pairs; the head over the trained tokens, its logits made again in the backward of one that is trained, unless
+    its gradient is known."""
     shape, groups = job.shape, job.rows / job.generations
     parts = -(-job.generations // job.rows_in_stream)  # a split group repeats its prompt
     tokens = groups * (parts * job.prompt_length + job.generations * job.completion_length)
@@ -57,7 +60,8 @@ def _pairs(length: int, window: int | None) -> float:
 
 
 def rollout_bytes(job: TrainingJob) -> float:
-    """Every token reads all weights once for all rows that are decoded together, and each row its own cache, the prompt's once a group."""
+    """Every token reads all weights once for all rows that are decoded together, and each row its own cache, the
+    prompt's once a group."""
     if not job.is_online:
         return 0.0
     shape, size = job.shape, job.arithmetic.autocast or job.arithmetic.stored

@@ -1,7 +1,7 @@
 """A training step on the tape: embedding, layers, last norm, the log-probs of the targets, and all of it backwards.
 
-The step is a later one of a run: the optimizer's state is there already; and so are gradients, where an update has several micro-batches.
-S tokens, N targets, D hidden, V vocabulary.
+The step is a later one of a run: the optimizer's state is there already; and so are gradients, where an update has
+several micro-batches. S tokens, N targets, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def training_step(job: TrainingJob) -> Working:
 
 
 def _optimizer_scratch(job: TrainingJob) -> int:
-    """Fused kernels and bitsandbytes work in place. torch's plain AdamW makes the root of its second moments, on a GPU of all weights at once."""
+    """Fused kernels and bitsandbytes work in place. torch's plain AdamW makes the root of its second moments, on a GPU
+    of all weights at once."""
     if job.optim != "adamw_torch":
         return 0
     if job.device == "cuda":
@@ -90,8 +91,8 @@ def _checkpointed(t: Tape, layer: Layer, x: Tensor, trained: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def layer_peaks(shape: Shape, a: Arithmetic, tokens: int, window: int | None) -> tuple[int, int]:
-    """What a layer takes beside its input and output: in a forward that keeps nothing, and in one that is followed by its backward beside
-    its input and the gradients of both ends."""
+    """What a layer takes beside its input and output: in a forward that keeps nothing, and in one that is followed by
+    its backward beside its input and the gradients of both ends."""
     layer = Layer(shape, a, tokens, window)
     t = Tape(recording=False)
     x = t.tensor(tokens * shape.hidden, a.stored)
@@ -136,7 +137,8 @@ def log_prob_scratch(job: TrainingJob) -> int:
 def _head_scratch(job: TrainingJob, targets: int, itemsize: int) -> tuple[int, int]:
     """posttrain.ops.linear_logprobs on hidden (N, D) of that itemsize: scratch of its forward and of its backward.
 
-    Of a frozen head the forward makes the gradient's direction, which is kept instead of the hidden states; of one that is passed once, all gradients.
+    Of a frozen head the forward makes the gradient's direction, which is kept instead of the hidden states; of one that
+    is passed once, all gradients.
     """
     shape, a = job.shape, job.arithmetic
     if job.passes_head_once:

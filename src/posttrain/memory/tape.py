@@ -1,7 +1,8 @@
-"""Autograd without numbers: tensors that only have a size, what each operation keeps for its backward, and the most that was ever live.
+"""Autograd without numbers: tensors that only have a size, what each operation keeps for its backward, and the most
+that was ever live.
 
-A tensor's memory is given back when the last Python name for it goes, as torch does it; so a layer written with these (`layer.py`) has the
-peak of the real one, in microseconds and without torch. Bytes throughout.
+A tensor's memory is given back when the last Python name for it goes, as torch does it; so a layer written with these
+(`layer.py`) has the peak of the real one, in microseconds and without torch. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Slot:
 
 
 class _Grad:
-    """A gradient and how many slots hold it: what an addition hands to both of its inputs may not be added to in place."""
+    """A gradient and how many slots hold it: what an addition hands to both of its inputs may not be added to in
+    place."""
 
     __slots__ = ("holders", "storage")
 
@@ -110,7 +112,8 @@ class _Node:
 class Tape:
     """Records operations while `recording`, and plays them backwards.
 
-    offloads: what is kept for the backward waits on the host. is_first: weights have no gradients yet; those that are made stay.
+    offloads: what is kept for the backward waits on the host. is_first: weights have no gradients yet; those that are
+    made stay.
     """
 
     def __init__(self, *, recording: bool = True, offloads: bool = False, is_first: bool = False) -> None:
@@ -152,10 +155,11 @@ class Tape:
     ) -> Tensor:
         """A new tensor from `inputs`.
 
-        saves: kept for the backward. work, back_work: scratch of the two directions, under `label`. after: scratch once the gradients are made.
-        weight_grad: the gradient of a weight as it is made beside that of the inputs; weights: as it is kept. shares: the inputs get the
-        output's gradient itself, where it is as large. trains: the output wants a gradient even if no input does. is_tied: the weight
-        has two uses, whose gradients wait for each other. into: the memory of the output, if it has some already.
+        saves: kept for the backward. work, back_work: scratch of the two directions, under `label`. after: scratch once
+        the gradients are made. weight_grad: the gradient of a weight as it is made beside that of the inputs; weights:
+        as it is kept. shares: the inputs get the output's gradient itself, where it is as large. trains: the output
+        wants a gradient even if no input does. is_tied: the weight has two uses, whose gradients wait for each other.
+        into: the memory of the output, if it has some already.
         """
         size = elements * itemsize
         storage = Storage(self.memory, size) if into is None else into
@@ -214,7 +218,8 @@ class Tape:
             _put(slot, outgoing.pop(0), self.memory)
 
     def _fetch(self, wanted: list[Away]) -> None:
-        """Back from the host, and the one that was saved before them is sent for. Those that nothing earlier wants are let go."""
+        """Back from the host, and the one that was saved before them is sent for. Those that nothing earlier wants are
+        let go."""
         if not wanted:
             return
         while self._order and self._order[-1] not in wanted:

@@ -1,6 +1,8 @@
-"""Directories of adapters, as PEFT saves them: which model they belong to, and putting them on it. Only safetensors are read.
+"""Directories of adapters, as PEFT saves them: which model they belong to, and putting them on it. Only safetensors are
+read.
 
-A directory of adapters stands wherever a model's directory may. Adapters that were trained beside resized embeddings resize their model first.
+A directory of adapters stands wherever a model's directory may. Adapters that were trained beside resized embeddings
+resize their model first.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def is_scorer(name: str | Path) -> bool:
 
 
 def put_adapters(base: PreTrainedModel, name: str, *, is_trainable: bool, seed: int = 0) -> nn.Module:
-    """`base` (changed in place) inside a PeftModel with the adapters of directory `name`. Raises UserError for what is not theirs."""
+    """`base` (changed in place) inside a PeftModel with the adapters of directory `name`. Raises UserError for what is
+    not theirs."""
     from peft import PeftModel
 
     if not (Path(name) / WEIGHTS).is_file():

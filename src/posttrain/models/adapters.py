@@ -1,6 +1,8 @@
-"""LoRA adapters, and the reference policy: the same model with new adapters off or with older ones as they were, or a frozen copy.
+"""LoRA adapters, and the reference policy: the same model with new adapters off or with older ones as they were, or a
+frozen copy.
 
-Adapters are float32 masters by default whatever the base model's dtype, as optimizers want them; bf16 halves their memory where it is tight.
+Adapters are float32 masters by default whatever the base model's dtype, as optimizers want them; bf16 halves their
+memory where it is tight.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from posttrain.models.targets import check_targets
 
 
 def add_lora(model: nn.Module, peft_config: Any, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """`model` inside a PeftModel whose trainable weights have `dtype` and are drawn from `seed`. Raises UserError for anything but one LoraConfig."""
+    """`model` inside a PeftModel whose trainable weights have `dtype` and are drawn from `seed`. Raises UserError for
+    anything but one LoraConfig."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
@@ -55,7 +58,8 @@ Weights = list[tuple[nn.Parameter, torch.Tensor]]
 
 
 class Reference:
-    """The policy that the KL is measured against. Modes and gradients are the caller's: run it in eval and under no_grad."""
+    """The policy that the KL is measured against. Modes and gradients are the caller's: run it in eval and under
+    no_grad."""
 
     def __init__(self, adapted: nn.Module | None, frozen: nn.Module | None, start: Weights | None = None) -> None:
         self._adapted = adapted  # None: the reference is a copy
@@ -64,7 +68,8 @@ class Reference:
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """The module to call for reference log-probs; adapters (modules_to_save too) come back on exit, also after an exception."""
+        """The module to call for reference log-probs; adapters (modules_to_save too) come back on exit, also after an
+        exception."""
         if self.frozen is not None:
             yield self.frozen
             return
@@ -74,7 +79,8 @@ class Reference:
 
     @torch.no_grad()
     def sync(self, model: nn.Module, alpha: float) -> None:
-        """Move a frozen copy towards the policy: ref <- alpha * policy + (1 - alpha) * ref (TR-DPO, Gorbatovski et al. 2024, eq. 5)."""
+        """Move a frozen copy towards the policy: ref <- alpha * policy + (1 - alpha) * ref (TR-DPO, Gorbatovski et al.
+        2024, eq. 5)."""
         if self.frozen is None:
             raise UserError("sync_ref_model needs a frozen copy of the model, but with LoRA the reference is the model without adapters: turn it off")
         for ours, theirs in zip(self.frozen.parameters(), base_model(model).parameters(), strict=True):
@@ -102,8 +108,8 @@ def reference_for(model: nn.Module, needed: bool) -> Reference | None:
 
 
 def _are_new(model: nn.Module) -> bool:
-    """Whether the model without its adapters is the one that training starts from, and stays so: a factor of each product is 0, whole modules
-    equal their originals, and nothing else is trained."""
+    """Whether the model without its adapters is the one that training starts from, and stays so: a factor of each
+    product is 0, whole modules equal their originals, and nothing else is trained."""
     from peft.utils import ModulesToSaveWrapper
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,6 +1,8 @@
-"""NEFTune: noise on the embeddings of a stream, drawn for each example by itself, so that packing and order do not change it.
+"""NEFTune: noise on the embeddings of a stream, drawn for each example by itself, so that packing and order do not
+change it.
 
-Uniform in [-1, 1] times alpha / sqrt(L * D), L the tokens of the example, D the size of an embedding (Jain et al. 2023, algorithm 1).
+Uniform in [-1, 1] times alpha / sqrt(L * D), L the tokens of the example, D the size of an embedding (Jain et al. 2023,
+algorithm 1).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def embedding_noise(model: nn.Module, stream: Stream, alpha: float, key: tuple[int, ...]) -> Iterator[None]:
-    """Inside, the embedding layer of `model` adds noise to what it returns for `stream`. Each row's noise is drawn from `key` and its row id."""
+    """Inside, the embedding layer of `model` adds noise to what it returns for `stream`. Each row's noise is drawn from
+    `key` and its row id."""
     embedding = base_model(model).get_input_embeddings()
 
     def add(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

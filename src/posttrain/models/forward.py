@@ -1,7 +1,8 @@
 """Log-probs of a stream under a model: (B, T), never (B, T, V). Two ways to the same numbers.
 
-`logprobs` runs the stream as it is, each prompt once. `padded_logprobs` unrolls it into one padded row per completion, for models whose
-layers cannot take a stream; `make_logprobs` chooses by trying. Neither touches gradients, modes or autocast: those are the caller's.
+`logprobs` runs the stream as it is, each prompt once. `padded_logprobs` unrolls it into one padded row per completion,
+for models whose layers cannot take a stream; `make_logprobs` chooses by trying. Neither touches gradients, modes or
+autocast: those are the caller's.
 
 S stream tokens, N targets, B rows (one a completion), T columns (the longest completion).
 """

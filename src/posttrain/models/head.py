@@ -1,7 +1,8 @@
-"""The LM head answers with log-probs: for the length of a `with` block, the head module is one that never builds (N, V) logits.
+"""The LM head answers with log-probs: for the length of a `with` block, the head module is one that never builds (N, V)
+logits.
 
-The *wrapped* model (DDP, PEFT) can then be called as usual and its hooks run; what it returns as `logits` are N rows of a few numbers.
-Models that reshape the head's output have that arithmetic folded in by a table, or are refused by name.
+The *wrapped* model (DDP, PEFT) can then be called as usual and its hooks run; what it returns as `logits` are N rows of
+a few numbers. Models that reshape the head's output have that arithmetic folded in by a table, or are refused by name.
 
 N targets, D hidden, V vocabulary.
 """
@@ -45,7 +46,8 @@ class HeadOutput(NamedTuple):
 
 
 class Rescaling(NamedTuple):
-    """How a model reshapes its logits: `attribute`, on the model's config or on the model itself, and the value that makes it do nothing."""
+    """How a model reshapes its logits: `attribute`, on the model's config or on the model itself, and the value that
+    makes it do nothing."""
 
     attribute: str
     neutral: float | None
@@ -85,7 +87,8 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def answering(model: nn.Module, request: HeadRequest) -> Iterator[None]:
-    """Inside, `model(...).logits` is the output for `request` (read it with `read`). Everything is put back, also after an exception."""
+    """Inside, `model(...).logits` is the output for `request` (read it with `read`). Everything is put back, also after
+    an exception."""
     base = base_model(model)
     rescaling = _rescaling(base)
     folded: dict[str, float] = {}
@@ -154,7 +157,8 @@ class _AnsweringHead(nn.Module):
 
 
 def rescaling_keywords(base: PreTrainedModel) -> dict[str, float]:
-    """How the model reshapes its logits, as keywords of `linear_logprobs`. Raises UserError for a way that is not built in."""
+    """How the model reshapes its logits, as keywords of `linear_logprobs`. Raises UserError for a way that is not built
+    in."""
     rescaling = _rescaling(base)
     return {} if rescaling is None else rescaling.folded(getattr(base.config if rescaling.on_config else base, rescaling.attribute))
 

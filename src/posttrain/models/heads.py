@@ -1,9 +1,12 @@
-"""Scalar heads: a value head beside the LM head of a policy, and reward models, which are transformers' sequence classifiers with one label.
+"""Scalar heads: a value head beside the LM head of a policy, and reward models, which are transformers' sequence
+classifiers with one label.
 
-A reward model's score is that of a completion's last token. On a stream all completions of a prompt are scored in one forward, and a
-model that cannot take a stream goes in padded rows. For the length of a forward the classifier's head answers for every position.
+A reward model's score is that of a completion's last token. On a stream all completions of a prompt are scored in one
+forward, and a model that cannot take a stream goes in padded rows. For the length of a forward the classifier's head
+answers for every position.
 
-S stream tokens, D hidden, B rows (one a completion), T columns (the longest completion), L the longest row of a padded chunk.
+S stream tokens, D hidden, B rows (one a completion), T columns (the longest completion), L the longest row of a padded
+chunk.
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ class ValueHead(nn.Module):
 
 
 def add_value_head(model: nn.Module) -> ValueHead:
-    """A value head inside `model` (so that it is trained, moved and wrapped with it), reading what the LM head reads."""
+    """A value head inside `model` (so that it is trained, moved and wrapped with it), reading what the LM head
+    reads."""
     base = base_model(model)
     lm_head = linear_in_use(base.get_output_embeddings())
     head = ValueHead(lm_head.in_features, device=base.device, dtype=base.dtype)
@@ -74,9 +78,11 @@ def without_submodule(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def load_reward_model(name: str, *, seed: int = 0, is_trainable: bool = False, **kwargs: Any) -> PreTrainedModel:
-    """A classifier with one label from a directory or the hub; a causal language model there gets a new head. `kwargs` as for `load_model`.
+    """A classifier with one label from a directory or the hub; a causal language model there gets a new head. `kwargs`
+    as for `load_model`.
 
-    Adapters of a reward model come merged, or with `is_trainable` on the model that they belong to; those of a language model are merged first.
+    Adapters of a reward model come merged, or with `is_trainable` on the model that they belong to; those of a language
+    model are merged first.
     """
     check_exists(name)
     if is_scorer(name):
@@ -91,7 +97,8 @@ def load_reward_model(name: str, *, seed: int = 0, is_trainable: bool = False, *
 
 
 def has_score(name: str, *, trust_remote_code: bool = False) -> bool:
-    """Whether the model or the adapters of that name were trained to score: a language model's new head would score at random."""
+    """Whether the model or the adapters of that name were trained to score: a language model's new head would score at
+    random."""
     if is_adapter(name):
         return is_scorer(name)
     check_exists(name)
@@ -101,9 +108,11 @@ def has_score(name: str, *, trust_remote_code: bool = False) -> bool:
 
 
 def reward_model(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
-    """`model` if it is a classifier with one label; around a causal language model's backbone (not a copy) a classifier with a new head.
+    """`model` if it is a classifier with one label; around a causal language model's backbone (not a copy) a classifier
+    with a new head.
 
-    Raises UserError for a classifier with more labels, and for models that transformers has no decoder-only classifier for.
+    Raises UserError for a classifier with more labels, and for models that transformers has no decoder-only classifier
+    for.
     """
     if type(model).__module__.startswith("peft."):
         raise UserError("a reward model cannot be made from a model that has adapters already; merge them first, and give peft_config for new ones")
@@ -140,8 +149,9 @@ def _classifier_around(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def with_own_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy whose padding is not its EOS. transformers' classifiers score the last token that is not padding: with EOS as padding that
-    would be the token before it. Without another special token the copy has no padding, and transformers refuses batches of it."""
+    """A copy whose padding is not its EOS. transformers' classifiers score the last token that is not padding: with EOS
+    as padding that would be the token before it. Without another special token the copy has no padding, and
+    transformers refuses batches of it."""
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         others = [token for token in tokenizer.all_special_tokens if tokenizer.convert_tokens_to_ids(token) != tokenizer.eos_token_id]
@@ -200,8 +210,9 @@ def _row_scores(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch
 
 @contextmanager
 def _every_position(model: nn.Module, rows: int) -> Iterator[None]:
-    """Inside, `model(...).logits` are the scores of all positions, (rows, L). transformers takes those of the last token that is not padding;
-    with a padding id that no token has (or none, for one row) that is the last place, at which the head has put all of them."""
+    """Inside, `model(...).logits` are the scores of all positions, (rows, L). transformers takes those of the last
+    token that is not padding; with a padding id that no token has (or none, for one row) that is the last place, at
+    which the head has put all of them."""
     base = base_model(model)
     head = _EveryPosition(linear_in_use(getattr(base, HEAD)))
     with replaced(base.config.get_text_config(), "pad_token_id", None if rows == 1 else -1), replaced(base, HEAD, head):
@@ -214,7 +225,8 @@ class _EveryPosition(nn.Module):
         self.head = head
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(rows, L, D) -> (rows, L, L) without copies, or (1, 1, L): at the last place stand the scores of all places"""
+        """(rows, L, D) -> (rows, L, L) without copies, or (1, 1, L): at the last place stand the scores of all
+        places"""
         dtype = torch.promote_types(self.head.weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             scores = hidden.to(dtype) @ self.head.weight[0].to(dtype)  # (rows, L)

@@ -1,7 +1,8 @@
 """Initialisations of adapters that change the model beside them, or that need data: which of them can be loaded again.
 
-PEFT computes the change anew when it loads such adapters. For PiSSA and OLoRA that is a decomposition of the weights, the same every time; for
-the others it depends on random numbers or on data that nobody saves, and the loaded model would silently be another one.
+PEFT computes the change anew when it loads such adapters. For PiSSA and OLoRA that is a decomposition of the weights,
+the same every time; for the others it depends on random numbers or on data that nobody saves, and the loaded model
+would silently be another one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _REFUSED = {
 
 
 def check_initialisation(given: Any, who: str, *, has_data: bool = True) -> None:
-    """Raises UserError for adapters that could not be loaded again. has_data: EVA's weights are there already, and are weights like others."""
+    """Raises UserError for adapters that could not be loaded again. has_data: EVA's weights are there already, and are
+    weights like others."""
     for name, why in _REFUSED.items():
         if isinstance(given, str) and given.lower().startswith(name) and not (name == "eva" and has_data):
             raise UserError(f"{who} init_lora_weights={given!r}: {why}")

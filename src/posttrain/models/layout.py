@@ -1,4 +1,5 @@
-"""The training layout: how a packed stream attends. Pure (a checkpoint recomputes layers in reverse) and shared by all layers of one forward.
+"""The training layout: how a packed stream attends. Pure (a checkpoint recomputes layers in reverse) and shared by all
+layers of one forward.
 
 It knows segments and indices only; the arithmetic is `ops.prefix_attention`.
 """
@@ -14,7 +15,8 @@ from posttrain.ops.prefix_plan import PrefixPlan
 
 
 class TrainLayout:
-    """Implements `ops.attention.Layout` for the segments of one stream. A plain class: wrappers rebuild dataclasses among a module's inputs."""
+    """Implements `ops.attention.Layout` for the segments of one stream. A plain class: wrappers rebuild dataclasses
+    among a module's inputs."""
 
     def __init__(self, segments: Sequence[tuple[int, int, int | None]], device: torch.device) -> None:
         self.plan = PrefixPlan(segments, device)

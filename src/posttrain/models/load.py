@@ -1,4 +1,5 @@
-"""Models and tokenizers by name: safetensors only, no remote code unless asked, attention hooked. What cannot work is refused in a sentence.
+"""Models and tokenizers by name: safetensors only, no remote code unless asked, attention hooked. What cannot work is
+refused in a sentence.
 
 Weights come in float32 by default: they are the masters that an optimizer updates; bf16 is autocast's business.
 """
@@ -42,11 +43,13 @@ def load_model(
     auto: Any = AutoModelForCausalLM,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """A causal language model (or what the Auto class `auto` makes) from a directory or the hub, ready for streams. `kwargs` go to `from_pretrained`.
+    """A causal language model (or what the Auto class `auto` makes) from a directory or the hub, ready for streams.
+    `kwargs` go to `from_pretrained`.
 
     seed: of weights that the checkpoint lacks, which transformers draws.
 
-    Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and audio models.
+    Raises UserError for a path that does not exist, weights that are not safetensors, and encoder-decoder, vision and
+    audio models.
     """
     check_exists(name)
     kwargs = with_new_names(kwargs)
@@ -69,7 +72,8 @@ def load_model(
 
 
 def with_new_names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of from_pretrained under the names that transformers has for them now. Raises UserError where both names say different things."""
+    """Keywords of from_pretrained under the names that transformers has for them now. Raises UserError where both names
+    say different things."""
     renamed = {name: value for name, value in given.items() if name not in _NEW_NAMES and (name, value) != ("dtype", None)}
     for old, new in _NEW_NAMES.items():
         if given.get(old) is None:
@@ -81,7 +85,8 @@ def with_new_names(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_kernels(name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
-    """No code comes from the hub. What a caller asks for is refused; what a config names is not used, since attention is computed here anyway."""
+    """No code comes from the hub. What a caller asks for is refused; what a config names is not used, since attention
+    is computed here anyway."""
     if asked := [key for key in _KERNELS if kwargs.get(key)]:
         raise UserError(f"{asked[0]}: kernels of the hub are code that is downloaded, which is never done; leave it out")
     given = kwargs.pop("attn_implementation", None)
@@ -95,9 +100,11 @@ def _refuse_kernels(name: str, config: PreTrainedConfig, kwargs: dict[str, Any])
 
 
 def prepare_model(model: nn.Module) -> None:
-    """Check and hook a model that is already built, inside PEFT or not. Ordinary calls and `generate` stay what they were.
+    """Check and hook a model that is already built, inside PEFT or not. Ordinary calls and `generate` stay what they
+    were.
 
-    A model whose attention sdpa cannot compute is left to its own, in eager mode; `stream_support` then says that it goes in padded rows.
+    A model whose attention sdpa cannot compute is left to its own, in eager mode; `stream_support` then says that it
+    goes in padded rows.
     """
     base = base_model(model)
     _check_kind(type(base).__name__, base.config)
@@ -119,7 +126,8 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, or for adapters that have none beside them their model's. Without a padding token it pads with EOS, which is safe: padding is masked by length, never by its id."""
+    """The tokenizer beside a model, or for adapters that have none beside them their model's. Without a padding token
+    it pads with EOS, which is safe: padding is masked by length, never by its id."""
     check_exists(name)
     if is_adapter(name) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
         name = base_of(name)
@@ -166,7 +174,8 @@ def is_quantised(model: nn.Module) -> bool:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Libraries' complaints about files, in their first line. Of a damaged tokenizer.json the tokenizers library raises a bare Exception."""
+    """Libraries' complaints about files, in their first line. Of a damaged tokenizer.json the tokenizers library raises
+    a bare Exception."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,8 @@
 """Adapters folded into the weights, and what plain transformers loads: W + (alpha / r) B A, exact up to rounding.
 
-The sum is computed in float32 and rounded once, when it is saved. A base that was quantised is dequantised first, because the adapters learned
-against the quantised weights; it is never quantised again. Every merged model is asked whether it still says what it said before.
+The sum is computed in float32 and rounded once, when it is saved. A base that was quantised is dequantised first,
+because the adapters learned against the quantised weights; it is never quantised again. Every merged model is asked
+whether it still says what it said before.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Drift(NamedTuple):
 
 
 def load_trainable(name: str, *, trust_remote_code: bool = False, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
-    """As `load_model`; from a directory of adapters the model they belong to, with the adapters on it and ready to be trained on."""
+    """As `load_model`; from a directory of adapters the model they belong to, with the adapters on it and ready to be
+    trained on."""
     if not is_adapter(name):
         return load_model(name, trust_remote_code=trust_remote_code, seed=seed, **kwargs)
     base = load_model(base_of(name), trust_remote_code=trust_remote_code, seed=seed, **kwargs)
@@ -50,8 +52,8 @@ def load_trainable(name: str, *, trust_remote_code: bool = False, seed: int = 0,
 
 
 def load_merged(name: str, *, dtype: torch.dtype | str = torch.float32, trust_remote_code: bool = False, **kwargs: Any) -> PreTrainedModel:
-    """A model without adapters: plain ones as they are, adapters folded into theirs, in float32 and then rounded to `dtype`. A quantised base
-    (keyword `quantization_config`) is dequantised."""
+    """A model without adapters: plain ones as they are, adapters folded into theirs, in float32 and then rounded to
+    `dtype`. A quantised base (keyword `quantization_config`) is dequantised."""
     if not is_adapter(name):
         return load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs)
     base = load_model(base_of(name), dtype=torch.float32, trust_remote_code=trust_remote_code, **kwargs)
@@ -63,7 +65,8 @@ def load_merged(name: str, *, dtype: torch.dtype | str = torch.float32, trust_re
 
 
 def merge_adapters(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a PeftModel (changed in place), the adapters folded into its weights, which are float32 then.
+    """The transformers model inside a PeftModel (changed in place), the adapters folded into its weights, which are
+    float32 then.
 
     Raises UserError where folding gives no finite weights, TrainingError where the merged model says something else.
     """
@@ -89,7 +92,8 @@ def merge_adapters(model: nn.Module) -> PreTrainedModel:
 
 @torch.no_grad()
 def say(model: nn.Module) -> torch.Tensor:
-    """(rows, tokens, V) log-probs of a few tokens from all over the vocabulary, or a classifier's (rows, 1, 1) scores."""
+    """(rows, tokens, V) log-probs of a few tokens from all over the vocabulary, or a classifier's (rows, 1, 1)
+    scores."""
     base = base_model(model)
     vocabulary = vocabulary_of(base)
     rows, tokens = _ASKED
@@ -108,7 +112,8 @@ def drift_of(before: torch.Tensor, after: torch.Tensor) -> Drift:
 
 
 def save_rounded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, dtype: torch.dtype) -> Drift:
-    """As `save_plain`; how far rounding to `dtype` moved the model. Raises TrainingError, and writes nothing, where that is another model."""
+    """As `save_plain`; how far rounding to `dtype` moved the model. Raises TrainingError, and writes nothing, where
+    that is another model."""
     said = say(model)
     model.to(dtype)  # type: ignore[arg-type]
     drift = drift_of(said, say(model))
@@ -119,8 +124,9 @@ def save_rounded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
 
 
 def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """A directory that transformers, vLLM and llama.cpp's converter read: safetensors, config, tokenizer with its chat template, and every stop
-    token in generation_config.json. `dtype`: of the saved weights; the model is cast. None: as they are."""
+    """A directory that transformers, vLLM and llama.cpp's converter read: safetensors, config, tokenizer with its chat
+    template, and every stop token in generation_config.json. `dtype`: of the saved weights; the model is cast. None: as
+    they are."""
     base = base_model(model)
     if dtype is not None:
         base = base.to(dtype)  # type: ignore[arg-type]
@@ -138,7 +144,8 @@ def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 
 
 def _untie(model: PreTrainedModel) -> bool:
-    """A head that is the embedding gets weights of its own: what is folded into the one must not reach the other. Whether it was."""
+    """A head that is the embedding gets weights of its own: what is folded into the one must not reach the other.
+    Whether it was."""
     head, embedding = (_inner(module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
     if head is None or head.weight is not embedding.weight:
         return False

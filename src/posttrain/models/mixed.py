@@ -1,4 +1,5 @@
-"""Modules that are trained in float32 among frozen 16-bit ones: what goes in is cast to their weights, what comes out back to the stream's dtype.
+"""Modules that are trained in float32 among frozen 16-bit ones: what goes in is cast to their weights, what comes out
+back to the stream's dtype.
 
 PEFT casts around LoRA's factors, but not around modules that are trained as a whole (modules_to_save).
 """
@@ -15,7 +16,8 @@ from posttrain.models.head import base_model
 
 
 def bridge(model: nn.Module) -> None:
-    """Let the modules of a PeftModel that are trained as a whole have another dtype than the rest. Where the dtypes are one, nothing is cast.
+    """Let the modules of a PeftModel that are trained as a whole have another dtype than the rest. Where the dtypes are
+    one, nothing is cast.
 
     Raises UserError for biases that are trained in another dtype than the frozen weights of their layers.
     """
@@ -53,7 +55,8 @@ def _to_stream(wrapper: Any, inputs: tuple[Any, ...], output: Any) -> Any:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """The floating tensors in a value, in the tuples and dicts that layers hand to each other too; caches are left as they are."""
+    """The floating tensors in a value, in the tuples and dicts that layers hand to each other too; caches are left as
+    they are."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if type(value) in (tuple, list):

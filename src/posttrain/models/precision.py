@@ -1,7 +1,9 @@
-"""Of which dtype weights are: what is trained is float32, what stands frozen beside adapters keeps the checkpoint's 16 bits where it can.
+"""Of which dtype weights are: what is trained is float32, what stands frozen beside adapters keeps the checkpoint's 16
+bits where it can.
 
-Adam's updates are about the learning rate in size. bfloat16 has 8 bits, so an update below 1/256 of a weight rounds away; and in float16 Adam's
-eps is 0. So 16-bit weights do not learn at the rates of post-training, and float16 ones break.
+Adam's updates are about the learning rate in size. bfloat16 has 8 bits, so an update below 1/256 of a weight rounds
+away; and in float16 Adam's eps is 0. So 16-bit weights do not learn at the rates of post-training, and float16 ones
+break.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def beside_adapters(name: str, computes_in: torch.dtype | None, peft_config: Any = None) -> torch.dtype:
-    """Of the frozen weights of model `name`, or of the one that the adapters there belong to: the checkpoint's 16 bits where a run computes in these
-    (`computes_in`: its autocast), else float32. peft_config: of new adapters.
+    """Of the frozen weights of model `name`, or of the one that the adapters there belong to: the checkpoint's 16 bits
+    where a run computes in these (`computes_in`: its autocast), else float32. peft_config: of new adapters.
 
     So no weight is rounded, none is cast again in every forward, and a run that computes in float32 is as fast as ever.
     """
@@ -86,9 +88,11 @@ def _dtype_of_files(directory: Path) -> torch.dtype | None:
 
 
 def make_trainable(model: nn.Module, *, keeps: Any = None) -> None:
-    """Give what is trained the precision that it needs, and say so. keeps: a dtype that somebody asked for by name, which stays.
+    """Give what is trained the precision that it needs, and say so. keeps: a dtype that somebody asked for by name,
+    which stays.
 
-    A model that is trained whole becomes float32; frozen weights beside adapters stay. Raises UserError for float16 weights that would be trained.
+    A model that is trained whole becomes float32; frozen weights beside adapters stay. Raises UserError for float16
+    weights that would be trained.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     halves = {parameter.dtype for parameter in trained} & set(HALVES)

@@ -1,7 +1,8 @@
 """Linears in 4 bits, and which of them are worth keeping in 16.
 
-These are ranked by what NF4 does to them: the squared error of the weights as a share of their squared norm. The worst are kept until a budget
-of bytes is spent. Weights are read one by one from the safetensors files; the model is never whole in memory for it.
+These are ranked by what NF4 does to them: the squared error of the weights as a share of their squared norm. The worst
+are kept until a budget of bytes is spent. Weights are read one by one from the safetensors files; the model is never
+whole in memory for it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ _NEVER = ("embed_tokens", "lm_head", "wte", "wpe", "embed_out", "norm")  # parts
 
 
 def in_4bit(name: str, *, has_adapters: bool, keep_in_16bit: int | Sequence[str] | None = None) -> dict[str, Any]:
-    """What `from_pretrained` is told to load model `name` for QLoRA (Dettmers et al. 2023): NF4, doubly quantised, computed in bf16.
+    """What `from_pretrained` is told to load model `name` for QLoRA (Dettmers et al. 2023): NF4, doubly quantised,
+    computed in bf16.
 
-    keep_in_16bit: names of linears that are not quantised, or bytes to spend on those that lose most. Raises UserError where it cannot work.
+    keep_in_16bit: names of linears that are not quantised, or bytes to spend on those that lose most. Raises UserError
+    where it cannot work.
     """
     if not has_adapters:
         raise UserError("load_in_4bit needs lora=peft.LoraConfig(...): 4-bit weights cannot be trained, only adapters beside them")
@@ -42,8 +45,9 @@ def in_4bit(name: str, *, has_adapters: bool, keep_in_16bit: int | Sequence[str]
 
 
 def keep_packing(model: nn.Module) -> None:
-    """Keep 4-bit weights as they were packed when they were loaded. On a CPU with AVX512 bitsandbytes packs them anew at the first evaluation, and back when
-    they are saved, and rounds their scales each time: a run would depend on when it was saved, and a resumed one would be another."""
+    """Keep 4-bit weights as they were packed when they were loaded. On a CPU with AVX512 bitsandbytes packs them anew
+    at the first evaluation, and back when they are saved, and rounds their scales each time: a run would depend on when
+    it was saved, and a resumed one would be another."""
     if "bitsandbytes" not in sys.modules:
         return
     from bitsandbytes.nn import Linear4bit

@@ -1,4 +1,5 @@
-"""A stream unrolled: one right-padded row per completion, its prompt repeated, in chunks of bounded size. Only index work, no model.
+"""A stream unrolled: one right-padded row per completion, its prompt repeated, in chunks of bounded size. Only index
+work, no model.
 
 B rows (one a completion), L the longest row of a chunk, n targets of a chunk.
 """

@@ -1,7 +1,8 @@
-"""Weights that are made rather than loaded depend on a seed alone: adapters, heads, models from scratch, what a checkpoint lacks.
+"""Weights that are made rather than loaded depend on a seed alone: adapters, heads, models from scratch, what a
+checkpoint lacks.
 
-transformers and PEFT draw them from the global random generators, whose state differs from process to process. Not for what training
-draws: completions, orders and noise have generators of their own.
+transformers and PEFT draw them from the global random generators, whose state differs from process to process. Not for
+what training draws: completions, orders and noise have generators of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from transformers import set_seed
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the global generators of torch (on every device), numpy and Python begin at `seed`; on leaving they go on where they were."""
+    """Inside, the global generators of torch (on every device), numpy and Python begin at `seed`; on leaving they go on
+    where they were."""
     numbers, array_numbers = random.getstate(), np.random.get_state()
     device_type = _accelerator()
     on_mps = torch.mps.get_rng_state() if device_type == "mps" else None  # which fork_rng asks by device number, and that it has none

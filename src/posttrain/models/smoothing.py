@@ -1,4 +1,5 @@
-"""Label smoothing without logits: the mean logit over the vocabulary is the hidden state times the mean row of the head.
+"""Label smoothing without logits: the mean logit over the vocabulary is the hidden state times the mean row of the
+head.
 
 Exact for heads that are linear; those with a soft cap are refused.
 """
@@ -16,7 +17,8 @@ from posttrain.models.head import base_model, linear_in_use, rescaling_keywords
 def mean_minus_target(model: nn.Module, targets: torch.Tensor) -> Scorer:
     """A scorer of the states before N `targets` (N,): the mean log-prob over the vocabulary minus the target's, (N,).
 
-    Read by `logprobs(..., scorer=...)`, whose `values` are this; states behind the first N get 0. Raises UserError for a head with a soft cap.
+    Read by `logprobs(..., scorer=...)`, whose `values` are this; states behind the first N get 0. Raises UserError for
+    a head with a soft cap.
     """
     base = base_model(model)
     folded = rescaling_keywords(base)

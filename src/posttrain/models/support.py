@@ -1,5 +1,6 @@
-"""Can this model take a shared-prefix stream? Asked once, at load, in milliseconds: by its config, then by comparing a tiny stream with
-plain rows that go through the model's own head and a plain log-softmax. So the arithmetic behind the head is checked here too.
+"""Can this model take a shared-prefix stream? Asked once, at load, in milliseconds: by its config, then by comparing a
+tiny stream with plain rows that go through the model's own head and a plain log-softmax. So the arithmetic behind the
+head is checked here too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, tor
 _LAYERS = ("full_attention", "sliding_attention")
 _MIXING_ROPES = ("longrope", "dynamic")  # they choose frequencies by the longest position in a call: one long row would change its neighbours
 
-# Two groups: prompts of 3 and 2 tokens, three completions of 2, 3 and 2. Siblings differ in their first token, so a leak shows.
+# Two groups: prompts of 3 and 2 tokens, three completions of 2, 3 and 2. Siblings differ in their first token, so a
+# leak shows.
 _SEGMENTS: list[tuple[int, int, int | None]] = [(0, 3, None), (3, 2, 0), (5, 3, 0), (8, 2, None), (10, 2, 3)]
 _POSITIONS = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3]
 _PREDICTED_BY = [2, 3, 2, 5, 6, 9, 10]
@@ -33,7 +35,8 @@ _PROMPT_LENGTHS = [3, 3, 2]
 
 
 def stream_support(model: nn.Module) -> str | None:
-    """Why `model` must go in padded rows, or None if it takes streams. Raises UserError if neither gives its own log-probs."""
+    """Why `model` must go in padded rows, or None if it takes streams. Raises UserError if neither gives its own
+    log-probs."""
     base = base_model(model)
     with _untouched(model, base.device), torch.no_grad():
         model.eval()

@@ -1,4 +1,5 @@
-"""Layers that a LoraConfig names: each must exist. PEFT skips a name without a match as long as another one has a match."""
+"""Layers that a LoraConfig names: each must exist. PEFT skips a name without a match as long as another one has a
+match."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _SHORTHAND = "all-linear"  # PEFT's word for every linear layer but the head
 
 
 def check_targets(model: nn.Module, peft_config: Any) -> None:
-    """Raises UserError for a name among target_modules, modules_to_save or exclude_modules that no module of `model` has, with the nearest one."""
+    """Raises UserError for a name among target_modules, modules_to_save or exclude_modules that no module of `model`
+    has, with the nearest one."""
     names = [name for name, _ in model.named_modules() if name]
     for setting in ("target_modules", "modules_to_save", "exclude_modules"):
         given = getattr(peft_config, setting)

@@ -1,7 +1,9 @@
-"""Chat templates for models that have none: two of ours, a file's, or another tokenizer's. And the token that ends a reply.
+"""Chat templates for models that have none: two of ours, a file's, or another tokenizer's. And the token that ends a
+reply.
 
-`plain` marks roles with words and ends replies with the tokenizer's own end-of-sequence token: nothing new has to be learned, so it suits
-LoRA. `chatml` needs two tokens of its own, which are added with mean embeddings where they are missing.
+`plain` marks roles with words and ends replies with the tokenizer's own end-of-sequence token: nothing new has to be
+learned, so it suits LoRA. `chatml` needs two tokens of its own, which are added with mean embeddings where they are
+missing.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, source: str, reply_opening: str | None = None) -> bool:
-    """Give `tokenizer` the template that `source` names: plain, chatml, a .jinja file, or a tokenizer's directory or hub name.
+    """Give `tokenizer` the template that `source` names: plain, chatml, a .jinja file, or a tokenizer's directory or
+    hub name.
 
-    Returns whether tokens were added, so that the model's embeddings must grow (`grow_embeddings`). Raises UserError for an unknown source.
+    Returns whether tokens were added, so that the model's embeddings must grow (`grow_embeddings`). Raises UserError
+    for an unknown source.
     """
     if source in BUILT_IN:
         opening = (reply_opening or "").replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
@@ -65,7 +69,8 @@ def set_eos_token(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
 
 
 def grow_embeddings(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> None:
-    """Rows for added tokens, where the embedding has none to spare; they begin around the mean of the others, drawn from `seed`."""
+    """Rows for added tokens, where the embedding has none to spare; they begin around the mean of the others, drawn
+    from `seed`."""
     base = base_model(model)
     if len(tokenizer) > base.config.get_text_config().vocab_size:
         with seeded(seed):

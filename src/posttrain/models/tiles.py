@@ -1,7 +1,9 @@
-"""Which modules of a model are computed in tiles of rows: norms, MLPs and the projections of attention. For the length of a step, modules are
-put in their places that tile (`ops.tiled`); names, weights and hooks stay theirs, and everything is put back.
+"""Which modules of a model are computed in tiles of rows: norms, MLPs and the projections of attention. For the length
+of a step, modules are put in their places that tile (`ops.tiled`); names, weights and hooks stay theirs, and everything
+is put back.
 
-What mixes rows, or is not known to keep them apart, is left alone: attention itself, and the MLPs of mixtures of experts.
+What mixes rows, or is not known to keep them apart, is left alone: attention itself, and the MLPs of mixtures of
+experts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Token ids that a model has no embedding for. Looked for in the data and not by sizes: some models ship a tokenizer with a token too many, unused."""
+"""Token ids that a model has no embedding for. Looked for in the data and not by sizes: some models ship a tokenizer
+with a token too many, unused."""
 
 from __future__ import annotations
 

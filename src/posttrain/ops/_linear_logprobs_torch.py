@@ -5,8 +5,9 @@
 - `backward` makes each tile of logits again and gathers all gradients.
 - `in_one_pass` makes both in one pass, where the caller knows what log-probs will be multiplied with.
 
-The vocabulary is the outer loop of the first two, so each slice of the weight is converted once per pass and its gradient is finished before
-the next slice begins. No tensor here is larger than the inputs or a tile of logits, whose size depends on neither N nor, but for `in_one_pass`, V.
+The vocabulary is the outer loop of the first two, so each slice of the weight is converted once per pass and its
+gradient is finished before the next slice begins. No tensor here is larger than the inputs or a tile of logits, whose
+size depends on neither N nor, but for `in_one_pass`, V.
 """
 
 # N rows, D hidden, V vocabulary; R rows and C columns of one tile
@@ -60,7 +61,8 @@ class Head:
         return out
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """The derivative of the softcap at these logits, (R, C), in units of scale / temperature; None where it is 1."""
+        """The derivative of the softcap at these logits, (R, C), in units of scale / temperature; None where it is
+        1."""
         if self.softcap is None:
             return None
         return 1 - (logits * (self.temperature / self.softcap)).square_()
@@ -97,7 +99,8 @@ def target_in(columns: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Statistics:
-    """Online softmax statistics of N rows. All sums are relative to the running maximum, so that huge logits stay finite."""
+    """Online softmax statistics of N rows. All sums are relative to the running maximum, so that huge logits stay
+    finite."""
 
     direction: Tensor | None = None  # (N, D) the gradient of each row's log-prob, in units of scale / temperature. None: not asked for
 
@@ -133,7 +136,8 @@ class Statistics:
         return None if self.sum_e2 is None else self.sum_e2 / self.sum_e.square()
 
     def add(self, rows: slice, columns: slice, targets: Tensor, z: Tensor, e: Tensor) -> Tensor:
-        """Takes in the logits z (R, C). z is overwritten; the tile e becomes exp(z - maximum). -> (R,) what older sums were multiplied with."""
+        """Takes in the logits z (R, C). z is overwritten; the tile e becomes exp(z - maximum). -> (R,) what older sums
+        were multiplied with."""
         inside, place = target_in(columns, targets)
         self.target[rows] = torch.where(inside, z.gather(1, place).squeeze(1), self.target[rows])
         old = self.maximum[rows]
@@ -207,8 +211,8 @@ def forward(inputs: Inputs, *, want_argmax: bool, want_sum_p2: bool, want_direct
 
 
 def _direction(inputs: Inputs, stats: Statistics, others: Tensor, all_rows: list[slice]) -> Tensor:
-    """(1 - p) W of the target less the sum of p_j W_j over `others`, which is overwritten: as a difference of two means it would drown a confident
-    token's gradient in the rounding of bf16."""
+    """(1 - p) W of the target less the sum of p_j W_j over `others`, which is overwritten: as a difference of two means
+    it would drown a confident token's gradient in the rounding of bf16."""
     head = inputs.head
     slope = head.slope(stats.target)
     rest = -stats.logps.expm1()  # 1 - p of the target
@@ -232,7 +236,8 @@ class Incoming:
 
     @property
     def factor(self) -> Tensor:
-        """What `d_logits` leaves out of its rows: without an entropy gradient it is -g_logps, cheaper to apply to (N, D) than to (N, V)."""
+        """What `d_logits` leaves out of its rows: without an entropy gradient it is -g_logps, cheaper to apply to (N,
+        D) than to (N, V)."""
         return -self.g_logps if self.g_entropy is None else torch.ones_like(self.g_logps)
 
     def d_logits(self, rows: slice, z: Tensor, spare: Tensor, inside: Tensor, place: Tensor) -> Tensor:
@@ -291,15 +296,16 @@ def backward(inputs: Inputs, incoming: Incoming, wanted: tuple[bool, bool, bool]
 
 
 def fits_one_pass(inputs: Inputs) -> bool:
-    """Whether `in_one_pass` takes these: the weight is used as it is stored, and its gradient is kept in the precision of sums."""
+    """Whether `in_one_pass` takes these: the weight is used as it is stored, and its gradient is kept in the precision
+    of sums."""
     return inputs.hidden.dtype is inputs.weight.dtype is inputs.head.rounding is inputs.head.gemm is inputs.head.stats
 
 
 def in_one_pass(
     inputs: Inputs, g_logps: Tensor, wanted: tuple[bool, bool, bool], *, want_argmax: bool, want_sum_p2: bool
 ) -> tuple[Statistics, Gradients]:
-    """Statistics, and the gradients of sum(g_logps * logps); g_logps (N,) in units of scale / temperature. A tile has all of the vocabulary, so
-    that the probabilities of its rows are known before it goes."""
+    """Statistics, and the gradients of sum(g_logps * logps); g_logps (N,) in units of scale / temperature. A tile has
+    all of the vocabulary, so that the probabilities of its rows are known before it goes."""
     head, hidden, weight = inputs.head, inputs.hidden, inputs.weight
     n, v = hidden.shape[0], weight.shape[0]
     stats = Statistics(n, head, hidden.device, want_argmax, want_sum_p2)

@@ -1,7 +1,8 @@
 """The attention hook: how a layout enters a Hugging Face model without patching it.
 
-transformers 5 hands unknown keywords of `model(...)` down to the attention function of every layer, also through PEFT and gradient
-checkpointing. So one registered function is enough: with a `layout` it lets the layout attend, without one it is plain sdpa.
+transformers 5 hands unknown keywords of `model(...)` down to the attention function of every layer, also through PEFT
+and gradient checkpointing. So one registered function is enough: with a `layout` it lets the layout attend, without one
+it is plain sdpa.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "posttrain"
 
-# Keywords that models pass to attention and that change nothing here: caching is the layout's own, output flags are for eager.
+# Keywords that models pass to attention and that change nothing here: caching is the layout's own, output flags are for
+# eager.
 _HARMLESS = {
     "position_ids",
     "use_cache",
@@ -29,10 +31,12 @@ _HARMLESS = {
 
 
 class Layout(Protocol):
-    """Who attends to whom. Must be a plain class: wrappers that rebuild dataclasses among inputs would lose its state."""
+    """Who attends to whom. Must be a plain class: wrappers that rebuild dataclasses among inputs would lose its
+    state."""
 
     def attend(self, layer_idx: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, window: int | None) -> torch.Tensor:
-        """q (B, H, S, d), k and v (B, Hkv, S, d), RoPE applied -> (B, S, H, d). Each query sees at most `window` latest positions, itself included."""
+        """q (B, H, S, d), k and v (B, Hkv, S, d), RoPE applied -> (B, S, H, d). Each query sees at most `window` latest
+        positions, itself included."""
         ...
 
 
@@ -49,7 +53,8 @@ def attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Registered with transformers as "posttrain". Raises ValueError on a keyword that changes attention and no layout implements."""
+    """Registered with transformers as "posttrain". Raises ValueError on a keyword that changes attention and no layout
+    implements."""
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window, **kwargs
@@ -72,5 +77,6 @@ def install(model: PreTrainedModel) -> None:
 
 
 def layout_kwargs(layout: Layout, device: torch.device) -> dict[str, Any]:
-    """Keywords for `model(...)`. The 4-D mask is a placeholder: transformers passes ready-made masks through, so it builds no (S, S) one."""
+    """Keywords for `model(...)`. The 4-D mask is a placeholder: transformers passes ready-made masks through, so it
+    builds no (S, S) one."""
     return {"layout": layout, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), "use_cache": False}

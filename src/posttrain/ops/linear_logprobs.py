@@ -1,7 +1,8 @@
 """Log-probs without logits: hidden states and the LM head in, one log-prob and one entropy per row out.
 
-Tiles over rows and vocabulary, so no tensor grows with N x V. Not a loss: every loss is arithmetic on what this returns. Log-probs and entropies
-have true gradients, once (no double backward). How often a tile of logits is made depends on what has to be differentiated:
+Tiles over rows and vocabulary, so no tensor grows with N x V. Not a loss: every loss is arithmetic on what this
+returns. Log-probs and entropies have true gradients, once (no double backward). How often a tile of logits is made
+depends on what has to be differentiated:
 
 - a frozen head, log-probs alone: once. The forward keeps the direction (N, D) in which each row's log-prob grows; backward multiplies.
 - a trained head: once where the caller foresees the gradient of the log-probs (`known_grad`), else again in backward.
@@ -22,7 +23,8 @@ from posttrain.ops._linear_logprobs_torch import Gradients, Head, Incoming, Inpu
 
 
 class LogProbs(NamedTuple):
-    """Float32 (float64 for float64 inputs). `logps` carries gradients, `entropy` too unless that was declined; None: not asked for."""
+    """Float32 (float64 for float64 inputs). `logps` carries gradients, `entropy` too unless that was declined; None:
+    not asked for."""
 
     logps: Tensor  # (N,) log softmax(logits)[target]
     entropy: Tensor  # (N,) of softmax(logits), in nats
@@ -47,14 +49,16 @@ def linear_logprobs(
     """hidden (N, D), weight (V, D), targets (N,), bias (V,) -> log-prob and entropy of each row under
     softmax(softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature); without `softcap` no tanh.
 
-    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. known_grad (N,), with entropy_grad=False only:
-    the gradient that backward will bring to `logps`, up to one factor for all rows. It is a forecast and no promise: where another comes, the
-    gradients are computed from that one. It helps a head that is trained in float32 or float64 outside of autocast, and takes a tile
-    of 512 rows and the whole vocabulary, or of more rows where the vocabulary is small, and a slice of it (three with a softcap).
+    entropy_grad: False makes the entropy a constant, which saves passes over the vocabulary. known_grad (N,), with
+    entropy_grad=False only: the gradient that backward will bring to `logps`, up to one factor for all rows. It is a
+    forecast and no promise: where another comes, the gradients are computed from that one. It helps a head that is
+    trained in float32 or float64 outside of autocast, and takes a tile of 512 rows and the whole vocabulary, or of more
+    rows where the vocabulary is small, and a slice of it (three with a softcap).
 
-    Inside autocast the matmuls take autocast's dtype, otherwise that of the inputs. On a CPU without bf16 instructions the operands are
-    rounded to bf16 and multiplied in float32: faster there, and not less exact. A head that does not require grad costs no weight
-    gradient. A target outside 0..V-1 gives NaN. Raises ValueError when shapes or dtypes do not fit, or temperature is not positive.
+    Inside autocast the matmuls take autocast's dtype, otherwise that of the inputs. On a CPU without bf16 instructions
+    the operands are rounded to bf16 and multiplied in float32: faster there, and not less exact. A head that does not
+    require grad costs no weight gradient. A target outside 0..V-1 gives NaN. Raises ValueError when shapes or dtypes do
+    not fit, or temperature is not positive.
     """
     _check(hidden, weight, targets, bias, temperature, softcap)
     if known_grad is not None and known_grad.shape != targets.shape:
@@ -97,7 +101,8 @@ def _outputs(ctx: Any, stats: Statistics, wants: Wants) -> tuple[Tensor | None, 
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probs that only hidden states are to be differentiated for: d logp / d hidden is known when the forward ends."""
+    """Log-probs that only hidden states are to be differentiated for: d logp / d hidden is known when the forward
+    ends."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, inputs: Inputs, wants: Wants) -> tuple[Tensor | None, ...]:
@@ -156,7 +161,8 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def _as_known(g: Tensor, expected: Tensor, made: Gradients) -> Gradients | None:
-    """The gradients that were made for `expected`, times the factor between it and `g`. None: there is no such factor."""
+    """The gradients that were made for `expected`, times the factor between it and `g`. None: there is no such
+    factor."""
     if not g.numel():
         return None
     largest = expected.abs().argmax()

@@ -1,7 +1,9 @@
-"""Activation checkpoints in host memory: what the forward saves for the backward leaves the device and comes back just before it is needed.
+"""Activation checkpoints in host memory: what the forward saves for the backward leaves the device and comes back just
+before it is needed.
 
-It hooks saved tensors, not layers. On CUDA the copies run beside the computation on a stream of their own, into pinned memory. At most `KEPT`
-tensors wait on the device (the last ones never leave: backward needs them at once), one is on its way out, and one on its way back.
+It hooks saved tensors, not layers. On CUDA the copies run beside the computation on a stream of their own, into pinned
+memory. At most `KEPT` tensors wait on the device (the last ones never leave: backward needs them at once), one is on
+its way out, and one on its way back.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ KEPT = 1
 
 
 def offloading(device: torch.device) -> AbstractContextManager[object]:
-    """For a forward on `device`: what its backward needs waits on the host. Leave it before the backward, which may save tensors of its own.
+    """For a forward on `device`: what its backward needs waits on the host. Leave it before the backward, which may
+    save tensors of its own.
 
     On a CPU nothing happens: the host is the device.
     """

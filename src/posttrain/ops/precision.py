@@ -1,4 +1,5 @@
-"""What a device computes itself, and what it only emulates. The one place that asks the processor, or that a simulation answers for it."""
+"""What a device computes itself, and what it only emulates. The one place that asks the processor, or that a simulation
+answers for it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _stand_in: ContextVar[_StandIn | None] = ContextVar("_stand_in", default=None)  
 
 @contextmanager
 def standing_for(device_type: str, *, has_fused_attention: bool) -> Iterator[None]:
-    """Inside, tensors on the CPU are treated as if they lay on a device of that type: for simulations, whose tensors hold nothing."""
+    """Inside, tensors on the CPU are treated as if they lay on a device of that type: for simulations, whose tensors
+    hold nothing."""
     token = _stand_in.set(_StandIn(device_type, has_fused_attention))
     try:
         yield
@@ -43,8 +45,9 @@ def has_fused_attention(device: torch.device) -> bool:
 
 
 def multiplies_natively(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether matmuls of `dtype` are the device's own and not emulated. An emulated bf16 matmul takes 3 to 5 times as long as the
-    float32 one of the same (rounded) numbers, whose answer is at least as exact: a product of two bf16 numbers fits in a float32."""
+    """Whether matmuls of `dtype` are the device's own and not emulated. An emulated bf16 matmul takes 3 to 5 times as
+    long as the float32 one of the same (rounded) numbers, whose answer is at least as exact: a product of two bf16
+    numbers fits in a float32."""
     stand_in = _stand_in.get()
     return (stand_in is not None and stand_in.kind != "cpu") or _native(dtype, device_type)
 

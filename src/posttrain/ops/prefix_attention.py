@@ -1,8 +1,10 @@
-"""Shared-prefix attention: every segment attends causally to itself, and each completion also to the whole of its prompt. Exact.
+"""Shared-prefix attention: every segment attends causally to itself, and each completion also to the whole of its
+prompt. Exact.
 
-On a CPU it is ordinary attention of two kinds, merged by their logsumexp: (a) all segments, causal, batched by length; (b) all completions of
-a prompt, as one long query, against its K and V. (For tiny groups one masked call does both.) No (S, S) mask is made and no prompt is copied
-per completion; q, k, v, out and lse are all that is kept for backward. Elsewhere, and under a window that bites, `prefix_plain` takes over.
+On a CPU it is ordinary attention of two kinds, merged by their logsumexp: (a) all segments, causal, batched by length;
+(b) all completions of a prompt, as one long query, against its K and V. (For tiny groups one masked call does both.) No
+(S, S) mask is made and no prompt is copied per completion; q, k, v, out and lse are all that is kept for backward.
+Elsewhere, and under a window that bites, `prefix_plain` takes over.
 
 S stream tokens, H query heads, Hkv key/value heads, d head size; n runs of at most L tokens in a tile.
 """
@@ -24,7 +26,8 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 def prefix_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: PrefixPlan, *, scaling: float, window: int | None = None
 ) -> torch.Tensor:
-    """q (S, H, d), k and v (S, Hkv, d), in any mixture of dtypes -> (S, H, d). A query sees at most `window` latest positions, itself included."""
+    """q (S, H, d), k and v (S, Hkv, d), in any mixture of dtypes -> (S, H, d). A query sees at most `window` latest
+    positions, itself included."""
     dtype = _common_dtype(q, k, v)
     if has_fused_attention(q.device) and not plan.is_cut_by(window):
         out: torch.Tensor = _SharedPrefix.apply(q, k, v, plan, scaling, dtype)  # type: ignore[no-untyped-call]
@@ -33,7 +36,8 @@ def prefix_attention(
 
 
 class _SharedPrefix(torch.autograd.Function):
-    """The CPU path. Each part's flash backward, given the *merged* out and logsumexp, yields its share of the exact gradients."""
+    """The CPU path. Each part's flash backward, given the *merged* out and logsumexp, yields its share of the exact
+    gradients."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: PrefixPlan, scaling: float, dtype: torch.dtype) -> torch.Tensor:
@@ -108,7 +112,8 @@ def _add(total: torch.Tensor, tile: Tile, part: torch.Tensor) -> None:
 
 
 def _merge(out: torch.Tensor, lse: torch.Tensor, tile: Tile, part: torch.Tensor, part_lse: torch.Tensor) -> None:
-    """Fold attention over further keys into `out`: softmax over the union is the average of both, weighted by exp(lse)."""
+    """Fold attention over further keys into `out`: softmax over the union is the average of both, weighted by
+    exp(lse)."""
     ours, our_lse = _heads(tile, out), _heads(tile, lse)  # (n, H, L, d), (n, H, L)
     share = torch.sigmoid(part_lse - our_lse)[..., None]  # of the further keys
     _write(out, tile, torch.lerp(ours.to(share.dtype), part.to(share.dtype), share))
@@ -116,14 +121,16 @@ def _merge(out: torch.Tensor, lse: torch.Tensor, tile: Tile, part: torch.Tensor,
 
 
 def _common_dtype(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.dtype:
-    """What sdpa would compute in: autocast's dtype inside autocast, else the widest of the three (RoPE in float32 widens q and k only)."""
+    """What sdpa would compute in: autocast's dtype inside autocast, else the widest of the three (RoPE in float32
+    widens q and k only)."""
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         return torch.get_autocast_dtype(q.device.type)
     return torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
 
 
 def _work_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half precision runs in float32 on a CPU without bfloat16 instructions: the kernel's backward is 2.5 to 3 times faster so."""
+    """Half precision runs in float32 on a CPU without bfloat16 instructions: the kernel's backward is 2.5 to 3 times
+    faster so."""
     if dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and multiplies_natively(dtype, "cpu")):
         return dtype
     return torch.float32

@@ -1,8 +1,10 @@
-"""Shared-prefix attention in plain torch: the twin of the fused CPU path, and the way on every other device and under a sliding window.
+"""Shared-prefix attention in plain torch: the twin of the fused CPU path, and the way on every other device and under a
+sliding window.
 
-The stream is cut into chunks of neighbouring queries. Each chunk attends, under an explicit mask, to the keys that any of its queries sees:
-its own segments, and their prompts as far as the window reaches. A mask is (rows of a chunk, their keys), never (S, S), and exists while its
-chunk is computed; backward computes every chunk again, so only q, k and v are kept.
+The stream is cut into chunks of neighbouring queries. Each chunk attends, under an explicit mask, to the keys that any
+of its queries sees: its own segments, and their prompts as far as the window reaches. A mask is (rows of a chunk, their
+keys), never (S, S), and exists while its chunk is computed; backward computes every chunk again, so only q, k and v are
+kept.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ class _ByChunks(torch.autograd.Function):
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float) -> torch.Tensor:
-    """q (rows, H, d), k and v (K, Hkv, d), mask (rows, K) -> (rows, H, d). The query heads of a kv head stand one below the other, so K and V
-    are not repeated."""
+    """q (rows, H, d), k and v (K, Hkv, d), mask (rows, K) -> (rows, H, d). The query heads of a kv head stand one below
+    the other, so K and V are not repeated."""
     repeats = q.shape[1] // k.shape[1]
     queries = q.unflatten(1, (k.shape[1], repeats)).permute(1, 2, 0, 3).flatten(1, 2)  # (Hkv, repeats * rows, d)
     keys, values = k.transpose(0, 1), v.transpose(0, 1)  # (Hkv, K, d)

@@ -1,7 +1,8 @@
 """The index tensors of shared-prefix attention, built once per stream and used by every layer.
 
-A `Tile` is a batch of runs of similar length, read from the stream by an index and padded by repeating each run's last token (so that
-everything stays finite; the surplus is dropped on the way back). Nothing here is attention: only who stands where.
+A `Tile` is a batch of runs of similar length, read from the stream by an index and padded by repeating each run's last
+token (so that everything stays finite; the surplus is dropped on the way back). Nothing here is attention: only who
+stands where.
 
 S stream tokens, n runs in a tile, L the longest of them.
 """
@@ -20,10 +21,12 @@ from posttrain.ops.prefix_plain import Chunk, Segments, cut, token_table
 Run = tuple[int, int]  # (start in the stream, length)
 T = TypeVar("T")
 
-# A run joins a tile when it is shorter than the longest by at most this share, or this many tokens: padding then costs less than another kernel call.
+# A run joins a tile when it is shorter than the longest by at most this share, or this many tokens: padding then costs
+# less than another kernel call.
 SLACK_SHARE = 8
 SLACK_TOKENS = 16
-# Starting on a segment costs the kernel about as much time as this many scores (measured on a 2.5 GHz Xeon, head size 64).
+# Starting on a segment costs the kernel about as much time as this many scores (measured on a 2.5 GHz Xeon, head size
+# 64).
 SCORES_PER_TASK = 1000
 
 
@@ -101,7 +104,8 @@ class PrefixPlan:
 
     @cached_property
     def own(self) -> list[AttentionPart]:
-        """For the fused path: parts that reach every query once. Small groups attend as a whole, others segment by segment."""
+        """For the fused path: parts that reach every query once. Small groups attend as a whole, others segment by
+        segment."""
         whole = [group.run for group in self._groups if group.is_small]
         runs = [run for group in self._groups if not group.is_small for run in group.segments]
         parts = [self._masked(Tile(some, self.device)) for some in _alike(whole, lambda run: (run[1],))]
@@ -112,7 +116,8 @@ class PrefixPlan:
 
     @cached_property
     def bridges(self) -> list[AttentionPart]:
-        """For the fused path: the completions of large groups (side by side, so one run a prompt) looking back at their prompts."""
+        """For the fused path: the completions of large groups (side by side, so one run a prompt) looking back at their
+        prompts."""
         groups = [group for group in self._groups if not group.is_small and group.completions[1]]
         parts = []
         for some in _alike(groups, lambda group: (group.prompt[1], group.completions[1])):

@@ -1,8 +1,9 @@
-"""A module applied to tiles of its rows, forward and backward: only its input is kept, and one tile's intermediate values exist at a time.
+"""A module applied to tiles of its rows, forward and backward: only its input is kept, and one tile's intermediate
+values exist at a time.
 
-For modules that treat every row alike: MLPs, norms, linears, adapters included. Nothing is checkpointed inside: backward computes a tile,
-differentiates it and forgets it. Inside a checkpointed layer the last module is not even computed in the recompute, because its input is
-saved before its output is made, and there a recompute ends.
+For modules that treat every row alike: MLPs, norms, linears, adapters included. Nothing is checkpointed inside:
+backward computes a tile, differentiates it and forgets it. Inside a checkpointed layer the last module is not even
+computed in the recompute, because its input is saved before its output is made, and there a recompute ends.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 
 class TiledRows(nn.Module):
-    """`module` on (B, L, ...) in tiles of at most `rows` of its B * L rows, ceil(B * L / rows) of them. The result is that of `module`, up to
-    rounding; where dropout draws, it draws other numbers."""
+    """`module` on (B, L, ...) in tiles of at most `rows` of its B * L rows, ceil(B * L / rows) of them. The result is
+    that of `module`, up to rounding; where dropout draws, it draws other numbers."""
 
     def __init__(self, module: nn.Module, rows: int) -> None:
         super().__init__()

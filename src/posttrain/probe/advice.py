@@ -1,6 +1,7 @@
 """Experience as checks: what people who train with RL advise before a run, compared with what the run is going to be.
 
-Advice and no more: a run may break every line of it on purpose (the demo does). What is impossible is said by the probe itself.
+Advice and no more: a run may break every line of it on purpose (the demo does). What is impossible is said by the probe
+itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The probe: can RL work here? Some prompts are sampled with the very rubric, template and engine of a run, before the run is paid for.
+"""The probe: can RL work here? Some prompts are sampled with the very rubric, template and engine of a run, before the
+run is paid for.
 
-If the chance of a right answer is 0, no amount of reinforcement finds one; if all completions of a prompt earn the same, a group has nothing to compare.
-Both are estimated without bias for the group size of the run, with intervals over prompts. Trains nothing, and imports no trainer's arithmetic.
+If the chance of a right answer is 0, no amount of reinforcement finds one; if all completions of a prompt earn the
+same, a group has nothing to compare. Both are estimated without bias for the group size of the run, with intervals over
+prompts. Trains nothing, and imports no trainer's arithmetic.
 """
 
 from __future__ import annotations
@@ -114,11 +116,13 @@ def probe(
     on_groups: Callable[[list[Group]], None] | None = None,
     **played: Any,
 ) -> Probe:
-    """Sample `completions` (default: 16, or a group if that is more) for each of `prompts` tasks, drawn by `seed`, as a step of training would.
+    """Sample `completions` (default: 16, or a group if that is more) for each of `prompts` tasks, drawn by `seed`, as a
+    step of training would.
 
-    sampling: with the run's temperature, token limit and stop tokens. groups_per_rollout, max_steps: of the planned run; max_steps None: not known.
-    on_groups: called with everything that was sampled. played: what `evaluate.answers` takes (environment, max_turns, reward_policy, the template's keywords).
-    Raises UserError where there is nothing to compare.
+    sampling: with the run's temperature, token limit and stop tokens. groups_per_rollout, max_steps: of the planned
+    run; max_steps None: not known. on_groups: called with everything that was sampled. played: what `evaluate.answers`
+    takes (environment, max_turns, reward_policy, the template's keywords). Raises UserError where there is nothing to
+    compare.
     """
     if num_generations < 2 or prompts < 1 or not tasks:
         raise UserError(f"{min(prompts, len(tasks))} prompts with groups of {num_generations}: a probe compares two or more completions of a prompt")

@@ -1,6 +1,7 @@
 """The engine that a recipe or a config names: one of ours, or one that another package adds.
 
-A package adds an engine by an entry point of the group "posttrain.engines", `NAME = "module:make"`; `make(tokenizer, autocast_dtype=...)` returns it.
+A package adds an engine by an entry point of the group "posttrain.engines", `NAME = "module:make"`; `make(tokenizer,
+autocast_dtype=...)` returns it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def check_engine(name: str) -> None:
 
 
 def make_engine(kind: str, tokenizer: Any, *, autocast_dtype: torch.dtype | None = None, **settings: Any) -> Engine:
-    """kind: as `check_engine` accepts it. `settings`: those of "local", which mean nothing to others. autocast_dtype: the precision to compute in."""
+    """kind: as `check_engine` accepts it. `settings`: those of "local", which mean nothing to others. autocast_dtype:
+    the precision to compute in."""
     if kind == "local":
         return LocalEngine(tokenizer, autocast_dtype=autocast_dtype, **settings)
     if kind == "hf":

@@ -1,6 +1,8 @@
-"""One rollout in the making: the policy's turns, the environment's answers, and the limits on both. Tokens are only ever appended.
+"""One rollout in the making: the policy's turns, the environment's answers, and the limits on both. Tokens are only
+ever appended.
 
-An answer's tokens are attended to and never trained on (`sampled` is False). Nothing that the policy wrote is decoded and encoded again.
+An answer's tokens are attended to and never trained on (`sampled` is False). Nothing that the policy wrote is decoded
+and encoded again.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class ChatTokens(Protocol):
         ...
 
     def between(self, token_ids: Sequence[int], messages: list[Message]) -> list[int]:
-        """What follows the policy's turn `token_ids`: its end, if it was not sampled, the messages, and the opening of its next turn."""
+        """What follows the policy's turn `token_ids`: its end, if it was not sampled, the messages, and the opening of
+        its next turn."""
         ...
 
     def with_row(self, columns: Mapping[str, Any]) -> ChatTokens:
@@ -95,7 +98,8 @@ class Episode:
         self._turn = ids
 
     def answer(self, messages: Any) -> None:
-        """The environment's answer, if there is one, a turn is left for it, and it fits. One that does not fit is left out whole.
+        """The environment's answer, if there is one, a turn is left for it, and it fits. One that does not fit is left
+        out whole.
 
         An EnvError is the answer of an environment that broke.
         """
@@ -168,7 +172,8 @@ class Episode:
 
 
 def broke(name: str, error: BaseException, where: str) -> EnvError:
-    """The sentence for what user code raised. Raises UserError as it is: the input is wrong, and no policy goes on from there."""
+    """The sentence for what user code raised. Raises UserError as it is: the input is wrong, and no policy goes on from
+    there."""
     if isinstance(error, UserError):
         raise error
     frames = traceback.extract_tb(error.__traceback__)
@@ -191,7 +196,8 @@ def unplayed() -> Completion:
 
 
 def let_go(envs: Iterable[Env]) -> None:
-    """`finish` of environments that nobody will play in any more. What comes of it is not heard: another error is on its way."""
+    """`finish` of environments that nobody will play in any more. What comes of it is not heard: another error is on
+    its way."""
     waiting = []
     for env in envs:
         with contextlib.suppress(Exception, SystemExit):
@@ -212,7 +218,8 @@ def _begun(task: Task, stage: EpisodeStage, envs: list[Env]) -> Prompt:
 
 
 def opened(task: Task, stage: EpisodeStage, count: int) -> tuple[list[Env], list[int]]:
-    """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not, EnvError for one that breaks."""
+    """`count` environments of a task, and the prompt with which all of them start. Raises UserError where they do not,
+    EnvError for one that breaks."""
     envs: list[Env] = []
     try:
         starts = [_begun(task, stage, envs) for _ in range(count)]

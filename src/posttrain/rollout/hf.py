@@ -1,6 +1,8 @@
-"""The slow oracle: transformers' own `generate` behind the engine's protocol, for models that cannot take a layout, and for comparing.
+"""The slow oracle: transformers' own `generate` behind the engine's protocol, for models that cannot take a layout, and
+for comparing.
 
-It pads a batch on the left, computes each prompt once per completion, keeps the logits of every step, and its random numbers depend on the batch.
+It pads a batch on the left, computes each prompt once per completion, keeps the logits of every step, and its random
+numbers depend on the batch.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ class HFEngine:
             stop = stop_reason(token_ids[:length], request.sampling, self.tokenizer)
             if stop is not None:
                 return RequestOutput(request.id, token_ids[:length], logps[:length], [float(x) for x in sampled_logps[:length]], stop, self._version)
-        # generate's reading of a stop string may end a batch where the tokens' text, read from the start, does not hold it
+        # generate's reading of a stop string may end a batch where the tokens' text, read from the start, does not hold
+        # it
         return RequestOutput(request.id, token_ids, logps, [float(x) for x in sampled_logps], StopReason.STOP, self._version)
 
 

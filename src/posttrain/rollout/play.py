@@ -1,6 +1,7 @@
 """Tasks against an engine: G completions for each, as groups. Knows nothing of rewards or tensors.
 
-A group is a position in the batch: the same prompt, even the same task, twice in a batch makes two groups with their own random numbers.
+A group is a position in the batch: the same prompt, even the same task, twice in a batch makes two groups with their
+own random numbers.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def play(
 ) -> list[Group]:
     """Draw `num_generations` completions of each task's prompt (within `engine.serving`); groups in the order of tasks.
 
-    decode: token ids to text without special tokens. on_group: called with each group as soon as its last completion is there, in the order
-    in which groups finish; rewards can start then. stage: environments that answer the policy, and that say what the prompts are: then
-    `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless the stage drops such episodes (`Completion.broken`). Every
-    environment is finished once, whatever is raised.
+    decode: token ids to text without special tokens. on_group: called with each group as soon as its last completion is
+    there, in the order in which groups finish; rewards can start then. stage: environments that answer the policy, and
+    that say what the prompts are: then `prompt_ids` is not read. Raises EnvError for an environment that breaks, unless
+    the stage drops such episodes (`Completion.broken`). Every environment is finished once, whatever is raised.
     """
     left = [num_generations] * len(tasks)  # episodes of each group that go on
     groups: list[Group | None] = [None] * len(tasks)
@@ -69,7 +70,8 @@ def _episodes(
 
 
 def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]], str]) -> Iterator[int]:
-    """Numbers of episodes as they end. Environments answer, and the next turns are submitted, in the order of numbers and never of arrival."""
+    """Numbers of episodes as they end. Environments answer, and the next turns are submitted, in the order of numbers
+    and never of arrival."""
     for number, episode in enumerate(episodes):
         engine.submit(episode.request(number))
     running = len(episodes)
@@ -92,7 +94,8 @@ def _played(episodes: list[Episode], engine: Engine, decode: Callable[[list[int]
 
 
 def _called(episodes: list[Episode], method: str) -> list[Any]:
-    """What `method` (reply, finish) of each episode's environment answers, an EnvError where it raised; coroutines are awaited together."""
+    """What `method` (reply, finish) of each episode's environment answers, an EnvError where it raised; coroutines are
+    awaited together."""
     answers: list[Any] = []
     for episode in episodes:
         try:
@@ -127,7 +130,8 @@ def generate(
     num_generations: int = 1,
     seed: int = 0,
 ) -> list[list[RequestOutput]]:
-    """`num_generations` completions of each tokenized prompt, in order, outside of any training. engine: None makes a local one."""
+    """`num_generations` completions of each tokenized prompt, in order, outside of any training. engine: None makes a
+    local one."""
     engine = engine or LocalEngine(tokenizer)
     requests = [
         Request(position * num_generations + index, tuple(prompt), sampling, (seed, 0, position, index, 0))

@@ -1,6 +1,7 @@
 """When a completion ends. One pure function for every engine, so that STOP and LENGTH mean the same everywhere.
 
-The tokens are the truth: a stop string ends a completion with the token whose text completes it, and no token is cut or re-encoded.
+The tokens are the truth: a stop string ends a completion with the token whose text completes it, and no token is cut or
+re-encoded.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Any
 from posttrain.errors import UserError
 from posttrain.types import Sampling, StopReason
 
-# A stop string of n bytes spans at most n tokens that show text; these many more may show none (special or incomplete ones).
+# A stop string of n bytes spans at most n tokens that show text; these many more may show none (special or incomplete
+# ones).
 _SILENT_TOKENS = 8
 
 
 def stop_reason(token_ids: Sequence[int], sampling: Sampling, tokenizer: Any) -> StopReason | None:
-    """Why the completion ends with its last token, or None if it goes on. Call it once per new token. STOP wins over LENGTH."""
+    """Why the completion ends with its last token, or None if it goes on. Call it once per new token. STOP wins over
+    LENGTH."""
     if token_ids[-1] in sampling.stop_token_ids:
         return StopReason.STOP
     if sampling.stop_strings and _reaches(token_ids, sampling.stop_strings, tokenizer):
@@ -26,7 +29,8 @@ def stop_reason(token_ids: Sequence[int], sampling: Sampling, tokenizer: Any) ->
 
 
 def _reaches(token_ids: Sequence[int], stop_strings: tuple[str, ...], tokenizer: Any) -> bool:
-    """Whether the text of the last tokens holds a stop string: only so many are decoded as the longest of them can span."""
+    """Whether the text of the last tokens holds a stop string: only so many are decoded as the longest of them can
+    span."""
     span = max(len(string.encode()) for string in stop_strings) + _SILENT_TOKENS
     tail = tokenizer.decode(token_ids[-span:], skip_special_tokens=False)
     return any(string in tail for string in stop_strings)

@@ -1,4 +1,5 @@
-"""Sentences about a run that is going wrong, each said once, with what to change. Only what the logs prove; no guesses about quality."""
+"""Sentences about a run that is going wrong, each said once, with what to change. Only what the logs prove; no guesses
+about quality."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Alarms about rewards: the reward rises and what it stands for does not; length, repetition or one component runs away.
+"""Alarms about rewards: the reward rises and what it stands for does not; length, repetition or one component runs
+away.
 
-A change is one between the first logs of a run and the last ones, and only if it is so large against the scatter of single logs that noise does
-not make it. Each kind is said once. An alarm is a reason to read completions, not a proof: the figures are in the sentence.
+A change is one between the first logs of a run and the last ones, and only if it is so large against the scatter of
+single logs that noise does not make it. Each kind is said once. An alarm is a reason to read completions, not a proof:
+the figures are in the sentence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Per-token numbers as bytes: little-endian, standard library only, the same on every machine.
 
-Log-probs keep float32, because small differences between two of them matter. The rest is for looking at, in float16. A ratio is kept as
-its distance from 1: there float16 is as fine as 6e-8, where it would otherwise be blind below 1e-3.
+Log-probs keep float32, because small differences between two of them matter. The rest is for looking at, in float16. A
+ratio is kept as its distance from 1: there float16 is as fine as 6e-8, where it would otherwise be blind below 1e-3.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class Browser(RunReader):
     """A reader that also searches."""
 
     def first_and_last(self) -> tuple[int, int] | None:
-        """The first and the last step with groups; None: the run has none, since it learns from completions that are given."""
+        """The first and the last step with groups; None: the run has none, since it learns from completions that are
+        given."""
         first, last = (self.row(f"SELECT step FROM groups ORDER BY step {order} LIMIT 1", kinds=(whole,)) for order in ("ASC", "DESC"))
         return None if first is None or last is None else (first[0], last[0])
 
@@ -107,7 +108,8 @@ class Browser(RunReader):
         return [Marks(row[0], row[1], row[2], bool(row[3]), bool(row[4])) for row in self.rows(_MARKS, (step,), kinds=(whole,) * 5)]
 
     def matching(self, wanted: Wanted, first: int, last: int, direction: int = 1, limit: int | None = None) -> list[tuple[int, int]]:
-        """(step, group) of the groups from step `first` to `last` that are as wanted, in the order of the direction; at most `limit`."""
+        """(step, group) of the groups from step `first` to `last` that are as wanted, in the order of the direction; at
+        most `limit`."""
         conditions = [FILTERS[kind] for kind in sorted(wanted.kinds - {CLIPPED})] + ([_WORDS] if wanted.words else [])
         having = f"HAVING {' AND '.join(conditions)}" if conditions else ""
         query = _MATCHING.format(having=having, order="ASC" if direction > 0 else "DESC")

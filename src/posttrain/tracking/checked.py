@@ -1,7 +1,9 @@
-"""A store that anybody may have written, opened as data: what is in it is checked before it is used, and nothing in it can keep a reader busy.
+"""A store that anybody may have written, opened as data: what is in it is checked before it is used, and nothing in it
+can keep a reader busy.
 
-SQLite runs what a file's schema says: a view can go on for ever, a virtual table or a generated column can compute anything. So only plain tables with
-the columns and keys of `schema.py` are accepted. Values have the kinds that a query names; their bytes, the rows of an answer and its time are limited.
+SQLite runs what a file's schema says: a view can go on for ever, a virtual table or a generated column can compute
+anything. So only plain tables with the columns and keys of `schema.py` are accepted. Values have the kinds that a query
+names; their bytes, the rows of an answer and its time are limited.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ class NotBegunError(UserError):
 
 
 class CheckedStore:
-    """A read-only connection that neither blocks a writer nor changes a byte. Raises UserError, here and from `rows`, for what no posttrain wrote."""
+    """A read-only connection that neither blocks a writer nor changes a byte. Raises UserError, here and from `rows`,
+    for what no posttrain wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # WAL wants its two side files even to read; where none can be made and none is there, the file alone is complete.
+        # WAL wants its two side files even to read; where none can be made and none is there, the file alone is
+        # complete.
         alone = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
         uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
         self._until = self._end = math.inf
@@ -53,7 +57,8 @@ class CheckedStore:
             raise
 
     def rows(self, query: str, parameters: Any = (), *, kinds: Sequence[Kind], most: int = MOST_ROWS) -> Iterator[tuple[Any, ...]]:
-        """The rows of an answer, each column of its kind. Raises UserError for anything else, and where the answer goes on and on."""
+        """The rows of an answer, each column of its kind. Raises UserError for anything else, and where the answer goes
+        on and on."""
         self._until = min(time.monotonic() + SECONDS, self._end)
         count = size = 0
         try:

@@ -1,11 +1,14 @@
-"""The run's memory, `run.sqlite`: append-only, one transaction per step, so that a step is all there or not at all, whatever kills the process.
+"""The run's memory, `run.sqlite`: append-only, one transaction per step, so that a step is all there or not at all,
+whatever kills the process.
 
-WAL with synchronous=FULL: a commit survives a power cut, hence the store is never older than a checkpoint that was written after it. One
-fsync per step is nothing beside a training step. Readers (`reader.py`) never block the writer nor wait for it.
+WAL with synchronous=FULL: a commit survives a power cut, hence the store is never older than a checkpoint that was
+written after it. One fsync per step is nothing beside a training step. Readers (`reader.py`) never block the writer nor
+wait for it.
 
-Kept for every step: scalars, groups, each completion's text, scores and advantage, and the messages of an episode in an environment. Per-token records (ids and log-probs of every
-rollout, `TokenDetail`s of those that the trainer hands in) are kept until they add up to `max_token_bytes`; from then on only on steps
-that are multiples of `SPARSE`, and a note of the kind "cap" says so.
+Kept for every step: scalars, groups, each completion's text, scores and advantage, and the messages of an episode in an
+environment. Per-token records (ids and log-probs of every rollout, `TokenDetail`s of those that the trainer hands in)
+are kept until they add up to `max_token_bytes`; from then on only on steps that are multiples of `SPARSE`, and a note
+of the kind "cap" says so.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ class StepRecord:
 
 
 class RunStore:
-    """The one writer of a run. Raises UserError for a file that is not a run store or that another process writes, TrainingError when the disk refuses."""
+    """The one writer of a run. Raises UserError for a file that is not a run store or that another process writes,
+    TrainingError when the disk refuses."""
 
     def __init__(self, path: str | Path, *, max_token_bytes: int = 512 * 2**20) -> None:
         self.path = Path(path)
@@ -132,7 +136,8 @@ class RunStore:
             self._insert_note(db, step, kind, text)
 
     def write(self, record: StepRecord) -> None:
-        """One transaction. A second record of a step adds to the first; a scalar or a detail given twice keeps its last value."""
+        """One transaction. A second record of a step adds to the first; a scalar or a detail given twice keeps its last
+        value."""
         keep_tokens = self._token_bytes < self.max_token_bytes or record.step % SPARSE == 0
         with self._transaction() as db:
             scalars = [(name, record.step, *_finite(value)) for name, value in record.scalars.items()]

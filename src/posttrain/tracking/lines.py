@@ -1,4 +1,5 @@
-"""Metrics in a reader's words: which are shown, in what order, under which short name. Pure text; colours and screens are `terminal.py`'s.
+"""Metrics in a reader's words: which are shown, in what order, under which short name. Pure text; colours and screens
+are `terminal.py`'s.
 
 Completions and reward names are written by strangers: whatever reaches a screen goes through `visible` first.
 """
@@ -64,7 +65,8 @@ _HELD_OUT = re.compile(rf"eval_(?:(.+?)_)??({_KNOWN})", re.DOTALL)
 
 
 def plain_name(name: str) -> tuple[str, str]:
-    """(data set, metric): `eval_math-500_reward` is the `reward` on `math-500`. "" for training's numbers and for a data set without a name.
+    """(data set, metric): `eval_math-500_reward` is the `reward` on `math-500`. "" for training's numbers and for a
+    data set without a name.
 
     Data set and metric are told apart by the known metrics; the shorter the data set's name, the better.
     """

@@ -1,8 +1,9 @@
-"""Who writes a run: one process at a time. An empty database beside the store is kept locked for as long as its writer has the store open.
+"""Who writes a run: one process at a time. An empty database beside the store is kept locked for as long as its writer
+has the store open.
 
-The system releases such a lock when its process ends, however it ends, so a run that died stands in nobody's way; SQLite knows how each system
-locks. The file stays: to remove it would let two writers hold a lock of the same name. Within a process the newest writer has it, so that a training
-that broke can be begun again where it stands.
+The system releases such a lock when its process ends, however it ends, so a run that died stands in nobody's way;
+SQLite knows how each system locks. The file stays: to remove it would let two writers hold a lock of the same name.
+Within a process the newest writer has it, so that a training that broke can be begun again where it stands.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ PATIENCE = 1.0  # seconds: who looks whether it is held holds it up for a moment
 
 
 class WriterLock:
-    """Held from its making until `release`. Raises UserError while another process has it, and where nothing can be locked."""
+    """Held from its making until `release`. Raises UserError while another process has it, and where nothing can be
+    locked."""
 
     def __init__(self, store: Path) -> None:
         path = _beside(store)

@@ -1,6 +1,8 @@
-"""Reading a run, also one that is being written: a read-only connection that neither blocks the writer nor changes a byte.
+"""Reading a run, also one that is being written: a read-only connection that neither blocks the writer nor changes a
+byte.
 
-Lists (`steps`, `groups`, `rollouts`, `series`) go through an index and touch no blob; `tokens` reads those of one rollout.
+Lists (`steps`, `groups`, `rollouts`, `series`) go through an index and touch no blob; `tokens` reads those of one
+rollout.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ class Note:
     text: str
 
 
-# The names of a million scalars without reading them all: each step of the recursion jumps to the next name in the index.
+# The names of a million scalars without reading them all: each step of the recursion jumps to the next name in the
+# index.
 _NAMES = """
 WITH RECURSIVE names(name) AS (
     SELECT min(name) FROM scalars UNION ALL SELECT (SELECT min(name) FROM scalars WHERE name > names.name) FROM names WHERE names.name IS NOT NULL)
@@ -124,7 +127,8 @@ AT_ONCE = 100_000  # values of a curve that `since` reads; the rest is there for
 
 
 class RunReader(CheckedStore):
-    """Opens the store of a run directory (or the file itself). Each call sees the steps committed so far, and only whole ones.
+    """Opens the store of a run directory (or the file itself). Each call sees the steps committed so far, and only
+    whole ones.
 
     A store may be a stranger's: what no posttrain wrote raises UserError, see `checked.py`.
     """
@@ -144,7 +148,8 @@ class RunReader(CheckedStore):
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def newest(self) -> tuple[int, float, float]:
-        """(step, seconds since the epoch when it was written, seconds of training up to it); zeros for an empty store."""
+        """(step, seconds since the epoch when it was written, seconds of training up to it); zeros for an empty
+        store."""
         row = self.row("SELECT step, at, seconds FROM steps ORDER BY step DESC LIMIT 1", kinds=(whole, real, real))
         return (0, 0.0, 0.0) if row is None else (row[0], row[1], row[2])
 
@@ -170,7 +175,8 @@ class RunReader(CheckedStore):
         return [GroupRow(*row) for row in self.rows(_GROUPS, (step,), kinds=_GROUP, most=MOST_GROUPS)]
 
     def completions(self, step: int, group: int, characters: int | None = None) -> list[CompletionRow]:
-        """`characters`: how many of them all texts together may have, each the same part; the rest is left out. None: all."""
+        """`characters`: how many of them all texts together may have, each the same part; the rest is left out. None:
+        all."""
         query = _ROLLOUTS
         if characters is not None:
             found = self.row("SELECT count(*) FROM rollouts WHERE step = ? AND grp = ?", (step, group), kinds=(whole,))

@@ -1,7 +1,8 @@
 """What a training run leaves in its directory: `run.sqlite` (every step) and `summary.json` (how it ended).
 
-A callback of transformers' Trainer, of the main process alone: elsewhere every method does nothing. What belongs to a step is held back
-until the step is over and then written at once. Before training begins there is no store, so nothing is kept of it.
+A callback of transformers' Trainer, of the main process alone: elsewhere every method does nothing. What belongs to a
+step is held back until the step is over and then written at once. Before training begins there is no store, so nothing
+is kept of it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Floats = Sequence[float] | torch.Tensor
 
 
 class Recorder(TrainerCallback):
-    """Per-token details are kept of the first `token_groups` groups that a step collects, under the size cap told in `events.py`."""
+    """Per-token details are kept of the first `token_groups` groups that a step collects, under the size cap told in
+    `events.py`."""
 
     def __init__(self, *, token_groups: int = 4, max_token_bytes: int = 512 * 2**20) -> None:
         self.token_groups = token_groups
@@ -44,13 +46,15 @@ class Recorder(TrainerCallback):
         self._started = 0.0  # a clock reading such that clock - _started is the run's training time, earlier parts included
 
     def groups(self, step: int, groups: Sequence[Group], advantages: Sequence[Sequence[float]], prompts: Sequence[str]) -> None:
-        """The scored groups that `step` (global_step + 1 at collection) begins with; further calls for a step add to it. `prompts`: decoded."""
+        """The scored groups that `step` (global_step + 1 at collection) begins with; further calls for a step add to
+        it. `prompts`: decoded."""
         if self._store is not None:
             collected = [CollectedGroup(*parts) for parts in zip(groups, advantages, prompts, strict=True)]
             self._record(step).groups.extend(collected)
 
     def name_tokens(self, step: int, token_ids: Iterable[int], say: Callable[[int], str]) -> None:
-        """What the ids of recorded rollouts say, so that a run can be read without its tokenizer. `say` is asked once for every id."""
+        """What the ids of recorded rollouts say, so that a run can be read without its tokenizer. `say` is asked once
+        for every id."""
         if self._store is not None:
             new = set(token_ids) - self._named
             self._record(step).vocabulary.update({token: say(token) for token in new})
@@ -71,7 +75,8 @@ class Recorder(TrainerCallback):
         kl: Floats | None = None,
         advantage: Floats | None = None,
     ) -> None:
-        """What the update of `step` saw at each of the R tokens of the rollout collected as `key` (an earlier step's, when batches are reused)."""
+        """What the update of `step` saw at each of the R tokens of the rollout collected as `key` (an earlier step's,
+        when batches are reused)."""
         if self.wants_tokens(key):
             rest = [None if values is None else _floats(values) for values in (ratio, entropy, kl, advantage)]
             detail = TokenDetail(CompletionKey(*key), _floats(logps), *rest)
@@ -142,7 +147,8 @@ class Recorder(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Close the store, also after training failed or was interrupted: another process may go on with the run then."""
+        """Close the store, also after training failed or was interrupted: another process may go on with the run
+        then."""
         self._pending.clear()
         if self._store is not None:
             self._store.close()
@@ -166,7 +172,8 @@ class Recorder(TrainerCallback):
 
 
 def memory() -> dict[str, float]:
-    """GiB that the process has in main memory now (where the system tells it), and the most that tensors have held on the GPU so far."""
+    """GiB that the process has in main memory now (where the system tells it), and the most that tensors have held on
+    the GPU so far."""
     held = {}
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm", encoding="utf-8") as file:
@@ -188,7 +195,8 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all: written beside, then renamed into place. NaN and infinities, which JSON lacks, become null."""
+    """Whole or not at all: written beside, then renamed into place. NaN and infinities, which JSON lacks, become
+    null."""
     write_whole(path, json.dumps(_json(values), indent=2, allow_nan=False) + "\n")
 
 

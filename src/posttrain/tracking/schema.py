@@ -5,7 +5,8 @@ LOCK_NAME = "run.sqlite-lock"  # beside it, held by its writer; see `lock.py`
 SUMMARY_NAME = "summary.json"  # beside it, once training has ended
 VERSION = 3  # of this schema, kept in the file as PRAGMA user_version
 
-# Blobs live in tables of their own, so that lists are read without them. Rows are written in the order of the steps: each index is also local.
+# Blobs live in tables of their own, so that lists are read without them. Rows are written in the order of the steps:
+# each index is also local.
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE steps (step INTEGER PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, token_bytes INTEGER NOT NULL);
@@ -23,7 +24,8 @@ CREATE TABLE token_details (
     PRIMARY KEY (step, grp, idx, updated_at));
 CREATE TABLE vocabulary (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
 """
-# version -> what lifts a store of that version to the next one. A writer does so when an old run is resumed; readers read every version.
+# version -> what lifts a store of that version to the next one. A writer does so when an old run is resumed; readers
+# read every version.
 UPGRADES = {
     1: ["CREATE TABLE episodes (step INTEGER, grp INTEGER, idx INTEGER, turns INTEGER, info TEXT, messages TEXT, PRIMARY KEY (step, grp, idx))"],
     2: [

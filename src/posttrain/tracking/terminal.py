@@ -1,7 +1,8 @@
-"""The live view of a run: a panel that redraws itself on a terminal or in a notebook, one plain line per log anywhere else.
+"""The live view of a run: a panel that redraws itself on a terminal or in a notebook, one plain line per log anywhere
+else.
 
-A callback of transformers' Trainer, of the main process alone. It draws only between steps, from the training thread. No text of a model
-or a user is ever read as markup, and none reaches the terminal with its control characters.
+A callback of transformers' Trainer, of the main process alone. It draws only between steps, from the training thread.
+No text of a model or a user is ever read as markup, and none reaches the terminal with its control characters.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ SHOWN = 400  # characters of a completion that `samples` prints
 
 
 class _Output:
-    """Standard output, whichever it is when it is written to. What its encoding lacks is written as escapes: it may be a pipe in cp1252."""
+    """Standard output, whichever it is when it is written to. What its encoding lacks is written as escapes: it may be
+    a pipe in cp1252."""
 
     def write(self, text: str) -> int:
         return self._now().write(spelled(text, self._now().encoding))
@@ -57,7 +59,8 @@ def make_console() -> Console:
 
 
 class TerminalView(TrainerCallback):
-    """Shows what the logs hold, for any trainer. `close()` gives the terminal back after training failed or was interrupted."""
+    """Shows what the logs hold, for any trainer. `close()` gives the terminal back after training failed or was
+    interrupted."""
 
     def __init__(self, console: Console | None = None, note: Callable[[str, str], None] | None = None) -> None:
         """`note(kind, text)` hears every warning too: the run's record."""

@@ -1,4 +1,5 @@
-"""The kinds of values that a run's store holds, for `checked.py`. Each returns the value that it was given, or raises ValueError with what it is not."""
+"""The kinds of values that a run's store holds, for `checked.py`. Each returns the value that it was given, or raises
+ValueError with what it is not."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     loss = -log sigmoid(beta * (log p(chosen) - log p(rejected))) + cpo_alpha * NLL(chosen)
 
-SimPO (Meng et al. 2024, arXiv:2405.14734) compares means over tokens, which must differ by gamma / beta: CPOConfig(loss_type="simpo", cpo_alpha=0.0).
-AlphaPO shapes SimPO's rewards. The NLL is the mean over the chosen completions' tokens of the update.
+SimPO (Meng et al. 2024, arXiv:2405.14734) compares means over tokens, which must differ by gamma / beta:
+CPOConfig(loss_type="simpo", cpo_alpha=0.0). AlphaPO shapes SimPO's rewards. The NLL is the mean over the chosen
+completions' tokens of the update.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class CPOConfig(OfflineConfig):
 
 
 class CPOTrainer(ReferenceFreeTrainer):
-    """`CPOTrainer(model, args=CPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or without prompt."""
+    """`CPOTrainer(model, args=CPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or
+    without prompt."""
 
     title = "CPO"
     config_class = CPOConfig

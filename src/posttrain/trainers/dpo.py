@@ -1,11 +1,12 @@
 """Direct Preference Optimisation (Rafailov et al. 2023, arXiv:2305.18290) and its relatives.
 
-Of two completions of a prompt one is preferred. The policy is trained to raise its log-probability, measured against a reference, above the other's:
+Of two completions of a prompt one is preferred. The policy is trained to raise its log-probability, measured against a
+reference, above the other's:
 
     loss = -log sigmoid(beta * (log pi(chosen)/ref(chosen) - log pi(rejected)/ref(rejected))),   mean over the pairs of the update
 
-The minimiser is ref * exp(r / beta) / Z for the reward r that the preferences express: what PPO would find with that reward, without sampling.
-Chosen and rejected are a group of two: their prompt is computed once.
+The minimiser is ref * exp(r / beta) / Z for the reward r that the preferences express: what PPO would find with that
+reward, without sampling. Chosen and rejected are a group of two: their prompt is computed once.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class DPOConfig(ReferenceConfig):
 
 @dataclass(frozen=True)
 class DPOUpdate:
-    """What the pairs of one update have in common, over all processes. Tensors are of this process's pairs, (N, ...)."""
+    """What the pairs of one update have in common, over all processes. Tensors are of this process's pairs, (N,
+    ...)."""
 
     ref_logps: torch.Tensor  # (N, 2) of chosen and rejected, under the reference
     transport: Transport | None  # None: no loss needs it
@@ -111,10 +113,11 @@ class DPOBatch(PairBatch):
 
 
 class DPOTrainer(OfflineTrainer):
-    """`DPOTrainer(model, args=DPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or without prompt.
+    """`DPOTrainer(model, args=DPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or
+    without prompt.
 
-    model: a name, a directory or a transformers model. ref_model: the reference; None: the model as it is now (with a new adapter: without it).
-    Raises UserError for what cannot work, before anything is spent.
+    model: a name, a directory or a transformers model. ref_model: the reference; None: the model as it is now (with a
+    new adapter: without it). Raises UserError for what cannot work, before anything is spent.
     """
 
     title: ClassVar[str] = "DPO"

@@ -1,11 +1,13 @@
 """Group Relative Policy Optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives.
 
-For each prompt draw G completions, score them, and call a completion's advantage its reward minus the group's mean (over the group's standard
-deviation): no value model. Then raise the probability of what was better than its siblings, by a clipped step, held near a reference:
+For each prompt draw G completions, score them, and call a completion's advantage its reward minus the group's mean
+(over the group's standard deviation): no value model. Then raise the probability of what was better than its siblings,
+by a clipped step, held near a reference:
 
     loss = sum_it w_i * (-min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i) + beta * KL_it),   r_it = p(token) / p_old(token)
 
-The weights w_i are what distinguishes GRPO, DAPO, Dr. GRPO...; they are known before the forward, so no micro-batch waits for another.
+The weights w_i are what distinguishes GRPO, DAPO, Dr. GRPO...; they are known before the forward, so no micro-batch
+waits for another.
 """
 
 from __future__ import annotations
@@ -140,11 +142,13 @@ class GRPOConfig(OnlineConfig):
 
 
 class GRPOTrainer(OnlineTrainer):
-    """`GRPOTrainer(model, reward_funcs, args, train_dataset).train()`. The dataset has a column `prompt`; rewards may ask for the others.
+    """`GRPOTrainer(model, reward_funcs, args, train_dataset).train()`. The dataset has a column `prompt`; rewards may
+    ask for the others.
 
-    model: a name, a directory or a transformers model. reward_funcs: functions `f(completions, **columns) -> list[float | None]`, functions of
-    one `completion`, reward models, or a Rubric. tools: Python functions that the model may call; env: an `envs.Environment`, or what makes an `Env` of a task;
-    environment_factory: a class whose methods are tools, as in TRL. Raises UserError for what cannot work, RewardError when a reward breaks.
+    model: a name, a directory or a transformers model. reward_funcs: functions `f(completions, **columns) -> list[float
+    | None]`, functions of one `completion`, reward models, or a Rubric. tools: Python functions that the model may
+    call; env: an `envs.Environment`, or what makes an `Env` of a task; environment_factory: a class whose methods are
+    tools, as in TRL. Raises UserError for what cannot work, RewardError when a reward breaks.
     """
 
     args: GRPOConfig
@@ -224,7 +228,8 @@ class GRPOTrainer(OnlineTrainer):
         return self.kl_in_reward and self.reference is not None
 
     def scores(self, completions: list[Completion], rows: list[Row]) -> list[list[float | None]]:
-        """With the KL in the reward as one more score, so that it is inside the group's baseline; a KL alone is no score."""
+        """With the KL in the reward as one more score, so that it is inside the group's baseline; a KL alone is no
+        score."""
         assert self.rubric is not None
         given = [_scores_of(completion, self.rubric.names) for completion in completions]
         if not (self.kl_in_reward and self.args.beta):
@@ -254,7 +259,8 @@ class GRPOTrainer(OnlineTrainer):
         return by_kl or self.args.entropy_coef != 0 or self.args.use_adaptive_entropy or row.advantage != 0.0
 
     def describe_update(self, rows: list[Row], num_tokens: int) -> PolicyUpdate:
-        """With `top_entropy_quantile`: which entropy is high, over all trained tokens of the update (TRL: of a micro-batch)."""
+        """With `top_entropy_quantile`: which entropy is high, over all trained tokens of the update (TRL: of a
+        micro-batch)."""
         if self.args.top_entropy_quantile == 1:
             return PolicyUpdate(num_tokens, None, num_tokens)
         mine: list[float] = []

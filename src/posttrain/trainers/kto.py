@@ -3,8 +3,9 @@
     loss = mean of w_y * (1 - sigmoid(beta * (r - z))) over the good, w_y * (1 - sigmoid(beta * (z - r))) over the bad completions,
     r = log pi(y|x) - log ref(y|x),   z = max(0, mean over the update of log pi(y'|x) - log ref(y'|x)), without a gradient
 
-y' is a completion of another prompt: z estimates how far the policy is from its reference on the whole. It is taken over the whole update on all
-processes, so no micro-batch changes it. A row's y' is the completion of the next row of the data that has another prompt.
+y' is a completion of another prompt: z estimates how far the policy is from its reference on the whole. It is taken
+over the whole update on all processes, so no micro-batch changes it. A row's y' is the completion of the next row of
+the data that has another prompt.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class KTOConfig(ReferenceConfig):
 
 @dataclass(frozen=True)
 class KTOUpdate:
-    """What the completions of one update have in common, over all processes. Tensors are of this process's completions, (N,)."""
+    """What the completions of one update have in common, over all processes. Tensors are of this process's completions,
+    (N,)."""
 
     ref_logps: torch.Tensor
     is_good: torch.Tensor
@@ -86,9 +88,11 @@ class KTOBatch(MicroBatch):
 
 
 class KTOTrainer(OfflineTrainer):
-    """`KTOTrainer(model, args=KTOConfig(...), train_dataset=rows).train()`. Rows are (prompt, completion, label); pairs are taken apart.
+    """`KTOTrainer(model, args=KTOConfig(...), train_dataset=rows).train()`. Rows are (prompt, completion, label); pairs
+    are taken apart.
 
-    ref_model: the reference; None: the model as it is now (with a new adapter: without it). Raises UserError for what cannot work.
+    ref_model: the reference; None: the model as it is now (with a new adapter: without it). Raises UserError for what
+    cannot work.
     """
 
     title: ClassVar[str] = "KTO"
@@ -139,7 +143,8 @@ class KTOTrainer(OfflineTrainer):
         return examples
 
     def _count_useless(self, examples: list[EncodedRow]) -> None:
-        """Says how many completions can teach nothing: they are called good and bad, or their weight is 0. Raises UserError where all are such."""
+        """Says how many completions can teach nothing: they are called good and bad, or their weight is 0. Raises
+        UserError where all are such."""
         weights = {True: self.args.desirable_weight, False: self.args.undesirable_weight}
         labels: dict[tuple[tuple[int, ...], tuple[int, ...]], set[bool]] = {}
         for example in examples:
@@ -216,7 +221,8 @@ class KTOTrainer(OfflineTrainer):
 
 
 def following_of_another(prompts: list[list[int]]) -> list[int]:
-    """For each row the number of the next one (after the last comes the first) with another prompt; the next one where all prompts are equal."""
+    """For each row the number of the next one (after the last comes the first) with another prompt; the next one where
+    all prompts are equal."""
     last = len(prompts) - 1
     first_other = next((row for row, prompt in enumerate(prompts) if prompt != prompts[last]), None)
     if first_other is None:

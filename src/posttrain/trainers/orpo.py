@@ -31,7 +31,8 @@ class ORPOConfig(OfflineConfig):
 
 
 class ORPOTrainer(ReferenceFreeTrainer):
-    """`ORPOTrainer(model, args=ORPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or without prompt."""
+    """`ORPOTrainer(model, args=ORPOConfig(...), train_dataset=rows).train()`. Rows have chosen and rejected, with or
+    without prompt."""
 
     title = "ORPO"
     config_class = ORPOConfig

@@ -1,11 +1,11 @@
-"""Proximal Policy Optimisation (Schulman et al. 2017; for language models Ouyang et al. 2022). A value model predicts, before each token, what the
-completion will still earn; a token's advantage is by how much it turned out better (GAE).
+"""Proximal Policy Optimisation (Schulman et al. 2017; for language models Ouyang et al. 2022). A value model predicts,
+before each token, what the completion will still earn; a token's advantage is by how much it turned out better (GAE).
 
     r_t = -kl_coef * KL_t, and the score at the last token            A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k})
     loss = mean over tokens of -min(w_t A_t, clip(w_t, 1 - c, 1 + c) A_t) + vf_coef * 1/2 max((V_t - R_t)^2, (V_t clamped near its old value - R_t)^2)
 
-The values are a head on the policy's own backbone, computed in the same forward, or a model of their own. A truncated completion is
-followed by the value of what would have come; one that ended is followed by nothing.
+The values are a head on the policy's own backbone, computed in the same forward, or a model of their own. A truncated
+completion is followed by the value of what would have come; one that ended is followed by nothing.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _ADAPTER = "the reference is the model without its adapter; leave it out"
 @settings
 @dataclass
 class PPOConfig(OnlineConfig):
-    """A rollout has per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches completions on each device; every mini-batch
-    is one optimizer step, num_ppo_epochs times."""
+    """A rollout has per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches completions on each
+    device; every mini-batch is one optimizer step, num_ppo_epochs times."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
         **OnlineConfig.refused,
@@ -145,10 +145,12 @@ class PPOConfig(OnlineConfig):
 
 
 class PPOTrainer(OnlineTrainer):
-    """`PPOTrainer(model, reward_funcs, args, train_dataset).train()`: data, rewards and environments as for GRPOTrainer.
+    """`PPOTrainer(model, reward_funcs, args, train_dataset).train()`: data, rewards and environments as for
+    GRPOTrainer.
 
-    reward_model: a trained reward model (a directory, or a classifier with one label), beside reward_funcs or instead of them.
-    value_model: a model of its own for the values (a causal model or a classifier; its name or itself). None: a head on the policy.
+    reward_model: a trained reward model (a directory, or a classifier with one label), beside reward_funcs or instead
+    of them. value_model: a model of its own for the values (a causal model or a classifier; its name or itself). None:
+    a head on the policy.
     """
 
     args: PPOConfig

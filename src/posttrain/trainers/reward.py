@@ -2,8 +2,8 @@
 
     loss = mean over pairs of -log sigmoid(score(chosen) - score(rejected) - margin) [+ coefficient * (score(chosen) + score(rejected))^2]
 
-The score is that of a completion's last token, so chosen and rejected share their prompt's computation. What is saved is transformers' own
-classifier with one label: it gives the same scores without this library.
+The score is that of a completion's last token, so chosen and rejected share their prompt's computation. What is saved
+is transformers' own classifier with one label: it gives the same scores without this library.
 """
 
 from __future__ import annotations
@@ -84,9 +84,11 @@ class RewardBatch(MicroBatch):
 
 
 class RewardTrainer(OfflineTrainer):
-    """`RewardTrainer(model, args, train_dataset).train()`; rows have chosen and rejected, and prompt unless both begin with it; margin if wanted.
+    """`RewardTrainer(model, args, train_dataset).train()`; rows have chosen and rejected, and prompt unless both begin
+    with it; margin if wanted.
 
-    model: a causal language model, which gets a new head, or a sequence classifier with one label; a name, a directory or a model.
+    model: a causal language model, which gets a new head, or a sequence classifier with one label; a name, a directory
+    or a model.
     """
 
     title = "a reward model"
@@ -206,8 +208,9 @@ class RewardTrainer(OfflineTrainer):
 
 
 def fit(prompt: list[int], chosen: list[int], rejected: list[int], limit: int) -> tuple[list[int], list[int], list[int]]:
-    """At most `limit` tokens for the prompt with either completion. Completions are cut at their end, to what the prompt leaves or half of the
-    limit, whichever is more; then the prompt at its beginning, so that it ends as before. At least one token of it stays."""
+    """At most `limit` tokens for the prompt with either completion. Completions are cut at their end, to what the
+    prompt leaves or half of the limit, whichever is more; then the prompt at its beginning, so that it ends as before.
+    At least one token of it stays."""
     room = min(max(limit - len(prompt), limit // 2), limit - 1)
     chosen, rejected = chosen[:room], rejected[:room]
     kept = limit - max(len(chosen), len(rejected))

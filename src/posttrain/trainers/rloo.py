@@ -1,5 +1,6 @@
-"""REINFORCE Leave-One-Out (Ahmadian et al. 2024, arXiv:2402.14740). GRPO's neighbour: the baseline is the mean of a completion's siblings without
-itself, which leaves the policy gradient unbiased, and the distance to the reference is a part of the reward.
+"""REINFORCE Leave-One-Out (Ahmadian et al. 2024, arXiv:2402.14740). GRPO's neighbour: the baseline is the mean of a
+completion's siblings without itself, which leaves the policy gradient unbiased, and the distance to the reference is a
+part of the reward.
 
     R_i = reward_i - beta * sum_t (log p_old - log p_ref)        A_i = R_i - mean of R_j over the other completions j of the group
     loss = mean over i of -min(r_i A_i, clip(r_i, 1 - eps, 1 + eps) A_i),   r_i = p(completion i) / p_old(completion i)
@@ -67,7 +68,8 @@ class RLOOConfig(OnlineConfig):
 
 
 class RLOOTrainer(OnlineTrainer):
-    """`RLOOTrainer(model, reward_funcs, args, train_dataset).train()`: data, rewards and environments as for GRPOTrainer."""
+    """`RLOOTrainer(model, reward_funcs, args, train_dataset).train()`: data, rewards and environments as for
+    GRPOTrainer."""
 
     args: RLOOConfig
     objective = RLOO

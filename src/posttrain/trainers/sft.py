@@ -1,6 +1,7 @@
 """Supervised fine-tuning: imitate what the data show. A group of one; the loss is on the trained tokens only.
 
-loss = -sum log p(token | tokens before) / trained tokens of the whole update. Examples never see each other, whatever stream they are in.
+loss = -sum log p(token | tokens before) / trained tokens of the whole update. Examples never see each other, whatever
+stream they are in.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ _REFUSED = {
 @settings
 @dataclass
 class SFTConfig(BaseConfig):
-    """per_device_train_batch_size counts examples; with `packing`, bins of examples of at most max_length tokens together."""
+    """per_device_train_batch_size counts examples; with `packing`, bins of examples of at most max_length tokens
+    together."""
 
     refused: ClassVar[dict[str, tuple[Any, str]]] = {
         "dataset_kwargs": (None, "rows are always prepared here; give text or messages, or subclass SFTTrainer"),
@@ -129,9 +131,11 @@ class SFTBatch(MicroBatch):
 
 
 class SFTTrainer(BaseTrainer):
-    """`train_dataset`: rows with text, messages, or prompt and completion (text or messages), or token ids (docs/sft.md); a list, a dataset, or a stream of them.
+    """`train_dataset`: rows with text, messages, or prompt and completion (text or messages), or token ids
+    (docs/sft.md); a list, a dataset, or a stream of them.
 
-    formatting_func: a row -> its text, or another row. Everything is checked and encoded before training; of a stream, as it comes.
+    formatting_func: a row -> its text, or another row. Everything is checked and encoded before training; of a stream,
+    as it comes.
     """
 
     args: SFTConfig
@@ -308,7 +312,8 @@ class SFTTrainer(BaseTrainer):
         return embedding_noise(self.model, batch.stream, alpha, key=(self.args.seed, self.state.global_step))
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Mean negative log-likelihood and greedy accuracy per trained token, of each named dataset where there are several."""
+        """Mean negative log-likelihood and greedy accuracy per trained token, of each named dataset where there are
+        several."""
         given = self.eval_examples if eval_dataset is None else {n: self._encoded(rows, self._new_maker()) for n, rows in named(eval_dataset).items()}
         logs: dict[str, float] = {}
         for name, examples in given.items():
@@ -336,7 +341,8 @@ class SFTTrainer(BaseTrainer):
 
 
 def _is_stream(dataset: Any, args: SFTConfig) -> bool:
-    """Whether its rows come one after another and nobody knows how many. Raises UserError for no data, and for what a stream cannot do."""
+    """Whether its rows come one after another and nobody knows how many. Raises UserError for no data, and for what a
+    stream cannot do."""
     if dataset is None:
         raise UserError("SFT needs a train_dataset: rows with text, messages, or prompt and completion")
     if isinstance(dataset, Sized):

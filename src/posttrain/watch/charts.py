@@ -1,7 +1,8 @@
 """Charts as ECharts options: plain dictionaries, which the live page and the report hand to the same library.
 
-Nothing here is read as markup: tooltips are drawn on the canvas (`richText`), and texts of strangers are names and labels only. Grey texts and
-lines are of a tone that can be read on white and on black, so a chart need not know which it stands on.
+Nothing here is read as markup: tooltips are drawn on the canvas (`richText`), and texts of strangers are names and
+labels only. Grey texts and lines are of a tone that can be read on white and on black, so a chart need not know which
+it stands on.
 """
 
 from __future__ import annotations
@@ -120,10 +121,11 @@ def _clock(run: WatchedRun, curves: Sequence[Curve]) -> Sequence[Point]:
 
 
 def _seconds(points: Sequence[Point], clock: Sequence[Point]) -> dict[int, float]:
-    """A layer at the points of `clock`. What was not logged at a step took no time there: rollouts that feed several updates, say.
+    """A layer at the points of `clock`. What was not logged at a step took no time there: rollouts that feed several
+    updates, say.
 
-    Where points stand for many values, those of two curves need not end at the same step: then a point holds for all steps up to its own, and
-    something that every other log says counts half.
+    Where points stand for many values, those of two curves need not end at the same step: then a point holds for all
+    steps up to its own, and something that every other log says counts half.
     """
     if all(point.count == 1 for point in (*points, *clock)):
         known = {point.step: point.mean or 0.0 for point in points}
@@ -156,9 +158,11 @@ def _marks(run: WatchedRun) -> Option:
 
 
 def comparison(rows: Sequence[CompletionRow], mean: float | None, std: float | None) -> Option:
-    """A group against itself: every completion at its reward, the mean as a line, one deviation to both sides as a band.
+    """A group against itself: every completion at its reward, the mean as a line, one deviation to both sides as a
+    band.
 
-    It names everything, also what is not there: a chart that is given the options of another group keeps what they do not name.
+    It names everything, also what is not there: a chart that is given the options of another group keeps what they do
+    not name.
     """
     scored = [(row, row.reward) for row in rows if row.reward is not None]
     frame = _frame([], [], "")

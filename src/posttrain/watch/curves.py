@@ -1,7 +1,8 @@
-"""The curves of one run in bounded memory, also while it is being written: at most `2 * POINTS` points a curve, however many steps there are.
+"""The curves of one run in bounded memory, also while it is being written: at most `2 * POINTS` points a curve, however
+many steps there are.
 
-A point is a mean with the least and the most of what it stands for, so a spike stays a spike. What is new is read through the index and
-appended; where a curve gets too long, neighbours are merged in pairs.
+A point is a mean with the least and the most of what it stands for, so a spike stays a spike. What is new is read
+through the index and appended; where a curve gets too long, neighbours are merged in pairs.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class WatchedRun:
         return True
 
     def looked_at(self) -> bool:
-        """As `refresh`, for a page that stays: a fault is kept in words, and the store is tried again later, so that it takes little of the time."""
+        """As `refresh`, for a page that stays: a fault is kept in words, and the store is tried again later, so that it
+        takes little of the time."""
         started = time.monotonic()
         if self.fault and started < self._look_again:
             return False

@@ -37,7 +37,8 @@ def figures(run: WatchedRun) -> list[tuple[str, str]]:
 
 
 def status(run: WatchedRun) -> str:
-    """How far it is, in words: `GRPO · step 120 of 150 · 2:10 · last step 3 s ago`, or at its end `finished`, or before that `stopped`."""
+    """How far it is, in words: `GRPO · step 120 of 150 · 2:10 · last step 3 s ago`, or at its end `finished`, or before
+    that `stopped`."""
     if run.fault:
         return f"cannot be read: {run.fault}"
     if run.reader is None:

@@ -1,4 +1,5 @@
-"""The tab with the groups: which run, step and group it looks at, the filters and the search that lead there, and the group's story."""
+"""The tab with the groups: which run, step and group it looks at, the filters and the search that lead there, and the
+group's story."""
 
 from __future__ import annotations
 
@@ -164,7 +165,8 @@ class GroupPage:
         return Wanted(self.kinds, self.words, trust_of(self.run))
 
     async def _find(self, direction: int) -> None:
-        """Go to the next step with a group like the filters and words say. Searches have a connection of their own and an end."""
+        """Go to the next step with a group like the filters and words say. Searches have a connection of their own and
+        an end."""
         if not self.kinds and not self.words:
             ui.notify("choose a filter, or type what to look for")
             return

@@ -1,6 +1,8 @@
-"""A group's parts on the live page: its button, the steps of its story, the table of its scores, and its completions as coloured text.
+"""A group's parts on the live page: its button, the steps of its story, the table of its scores, and its completions as
+coloured text.
 
-What a model wrote reaches the browser as text of labels and of `tokens.js`, which both write text nodes; nothing here builds markup.
+What a model wrote reaches the browser as text of labels and of `tokens.js`, which both write text nodes; nothing here
+builds markup.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Who may talk to the page: a middleware in front of everything that the server serves, its websocket included.
 
-A page on 127.0.0.1 can be reached by any web site that the user visits: by a name that was made to point there (DNS rebinding, hence the
-check of Host), and by requests across sites (hence the check of Origin). What leaves is bound by a Content-Security-Policy to this server.
+A page on 127.0.0.1 can be reached by any web site that the user visits: by a name that was made to point there (DNS
+rebinding, hence the check of Host), and by requests across sites (hence the check of Origin). What leaves is bound by a
+Content-Security-Policy to this server.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-# The library compiles its components in the browser and styles them inline; both need the two "unsafe" words. Nothing may be fetched elsewhere.
+# The library compiles its components in the browser and styles them inline; both need the two "unsafe" words. Nothing
+# may be fetched elsewhere.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"

@@ -1,6 +1,8 @@
-"""The live page: a head line, and tabs with the charts, the groups and the notes. It looks at what `Watched` has read and never at a file.
+"""The live page: a head line, and tabs with the charts, the groups and the notes. It looks at what `Watched` has read
+and never at a file.
 
-A page belongs to one browser tab, and only what can be seen is drawn. Charts keep their places: what is new replaces their data.
+A page belongs to one browser tab, and only what can be seen is drawn. Charts keep their places: what is new replaces
+their data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Which logged numbers make which chart. A table, so that every kind of run shows what belongs to it and nothing that it never logged.
+"""Which logged numbers make which chart. A table, so that every kind of run shows what belongs to it and nothing that
+it never logged.
 
-Names are matched whole or by one `*`. An evaluation's numbers (`eval_...`) are drawn beside the training's of the same name. What no row
-names is charted too, each by itself, under "Other".
+Names are matched whole or by one `*`. An evaluation's numbers (`eval_...`) are drawn beside the training's of the same
+name. What no row names is charted too, each by itself, under "Other".
 """
 
 from __future__ import annotations
@@ -202,8 +203,9 @@ NO_CURVES = re.compile(
 
 
 def charts(names: Iterable[str]) -> list[Chart]:
-    """The panels that `names` fill, in the table's order. A name goes to the first line that wants it. `eval_texts_mean_token_accuracy` is the
-    token accuracy on texts and not the accuracy on something called `texts_mean_token`: the shorter the data set's name, the better."""
+    """The panels that `names` fill, in the table's order. A name goes to the first line that wants it.
+    `eval_texts_mean_token_accuracy` is the token accuracy on texts and not the accuracy on something called
+    `texts_mean_token`: the shorter the data set's name, the better."""
     lines = [(place, line) for place, panel in enumerate(PANELS) for line in panel.lines]
     found: dict[int, list[tuple[int, Curve]]] = {}
     unknown = []

@@ -1,6 +1,8 @@
-"""A run as one HTML file to send: the charts of the live page, chosen groups, notes and settings. Opened, it asks no network for anything.
+"""A run as one HTML file to send: the charts of the live page, chosen groups, notes and settings. Opened, it asks no
+network for anything.
 
-The browser's chart library is the one that NiceGUI ships, written into the file. Texts go through Jinja's escaping, without an exception.
+The browser's chart library is the one that NiceGUI ships, written into the file. Texts go through Jinja's escaping,
+without an exception.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Told:
 
 
 def write_report(run: WatchedRun, path: Path, *, groups: Sequence[tuple[int, int]] | None = None, mode: str = "advantage") -> None:
-    """`groups`: (step, group) of those to tell; None: one of the beginning, the middle and the end. Raises UserError for what is not there.
+    """`groups`: (step, group) of those to tell; None: one of the beginning, the middle and the end. Raises UserError
+    for what is not there.
 
     The file is written whole or not at all; what is no plain file, such as /dev/stdout, is written to.
     """
@@ -81,7 +84,8 @@ def render(run: WatchedRun, *, groups: Sequence[tuple[int, int]] | None = None, 
 
 
 def chosen_groups(run: WatchedRun) -> list[tuple[int, int]]:
-    """(step, group) of the most telling group at the beginning, in the middle and at the end: the one whose rewards differ most."""
+    """(step, group) of the most telling group at the beginning, in the middle and at the end: the one whose rewards
+    differ most."""
     reader = run.browser
     ends = reader.first_and_last()
     if ends is None:
@@ -118,7 +122,8 @@ def _settings(run: WatchedRun) -> Iterable[tuple[str, str]]:
 
 
 def _library() -> tuple[str, str]:
-    """ECharts as a module, and the name under which it exports itself. Raises UserError where NiceGUI is missing or packs it otherwise."""
+    """ECharts as a module, and the name under which it exports itself. Raises UserError where NiceGUI is missing or
+    packs it otherwise."""
     from importlib.util import find_spec
 
     spec = find_spec("nicegui")

@@ -1,6 +1,7 @@
 """The server of the live page: NiceGUI behind the guard, on this machine alone unless another host is asked for.
 
-NiceGUI brings the browser's side of everything (Vue, Quasar, ECharts) in its own package, so nothing is fetched from anywhere.
+NiceGUI brings the browser's side of everything (Vue, Quasar, ECharts) in its own package, so nothing is fetched from
+anywhere.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Address:
 
 
 def choose_address(host: str, port: int | None, *, with_token: bool) -> Address:
-    """A free port where none is asked for. Beyond this machine there is always a token. Raises UserError for a port that is taken."""
+    """A free port where none is asked for. Beyond this machine there is always a token. Raises UserError for a port
+    that is taken."""
     token = secrets.token_urlsafe(18) if with_token or host not in LOOPBACK else None
     for candidate in [port] if port is not None else range(PORT, PORT + 50):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -58,7 +60,8 @@ def choose_address(host: str, port: int | None, *, with_token: bool) -> Address:
 
 
 def find_runs(paths: Sequence[str], *, wait: bool = False) -> list[WatchedRun]:
-    """The runs of these directories: each itself, or else those right below it. `wait`: a run may yet begin in each of them, also where none is.
+    """The runs of these directories: each itself, or else those right below it. `wait`: a run may yet begin in each of
+    them, also where none is.
 
     Raises UserError for a path without a run.
     """
@@ -86,7 +89,8 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 
 def serve(runs: Sequence[WatchedRun], address: Address, *, open_browser: bool = False, ready: Callable[[str], None] = print) -> None:
-    """Blocks until interrupted. `ready` is told the page's address as soon as it answers. Raises UserError where NiceGUI is not installed."""
+    """Blocks until interrupted. `ready` is told the page's address as soon as it answers. Raises UserError where
+    NiceGUI is not installed."""
     try:
         from nicegui import app, ui
     except ImportError as error:

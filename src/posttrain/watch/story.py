@@ -1,7 +1,7 @@
 """A recorded group in words: what was sampled, scored, compared and updated, with the group's own numbers.
 
-For somebody who sees it for the first time. A formula is shown only where it gives the advantages that were recorded; every number comes
-from the record, none is computed by the page in the trainer's place.
+For somebody who sees it for the first time. A formula is shown only where it gives the advantages that were recorded;
+every number comes from the record, none is computed by the page in the trainer's place.
 """
 
 from __future__ import annotations

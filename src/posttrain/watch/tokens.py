@@ -1,6 +1,7 @@
 """A completion as coloured pieces of text: one for each token, tinted by what an update saw there.
 
-A tint is a colour with an opacity, so that it works on white and on black. Texts stay texts: whoever shows a piece must not read it as markup.
+A tint is a colour with an opacity, so that it works on white and on black. Texts stay texts: whoever shows a piece must
+not read it as markup.
 """
 
 from __future__ import annotations

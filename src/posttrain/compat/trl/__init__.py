@@ -1,6 +1,8 @@
-"""What `import trl` gives to scripts: configs, trainers, the parser of flat YAML files and command lines, and the functions around them.
+"""What `import trl` gives to scripts: configs, trainers, the parser of flat YAML files and command lines, and the
+functions around them.
 
-Names are loaded when they are first used. Those that are not here are not TRL's public ones, or have no counterpart (docs/migration.md).
+Names are loaded when they are first used. Those that are not here are not TRL's public ones, or have no counterpart
+(docs/migration.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The dataclasses of TRL's scripts, with its names and defaults, and what scripts make of them: data, adapters, quantisation."""
+"""The dataclasses of TRL's scripts, with its names and defaults, and what scripts make of them: data, adapters,
+quantisation."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def _argument(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass
 class DatasetConfig:
-    """One dataset of a mixture: the arguments of `datasets.load_dataset`, the columns to keep, and its fraction of the mixture."""
+    """One dataset of a mixture: the arguments of `datasets.load_dataset`, the columns to keep, and its fraction of the
+    mixture."""
 
     path: str
     name: str | None = None
@@ -96,7 +98,8 @@ class ModelConfig:
 def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
     """The datasets one after the other as the split `train`, and with test_split_size a split `test`.
 
-    With fractions, each gives its first rows, so many that none is repeated. Raises UserError where fractions cannot be kept.
+    With fractions, each gives its first rows, so many that none is repeated. Raises UserError where fractions cannot be
+    kept.
     """
     from datasets import DatasetDict, concatenate_datasets, load_dataset
 

@@ -6,6 +6,7 @@ from typing import Any
 
 
 def is_conversational_from_value(example: dict[str, Any]) -> bool:
-    """Whether a row is a conversation of ShareGPT's kind: `conversations` with `from` and `value` (SFT converts them by itself)."""
+    """Whether a row is a conversation of ShareGPT's kind: `conversations` with `from` and `value` (SFT converts them by
+    itself)."""
     turns = example.get("conversations")
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and {"from", "value"} <= turns[0].keys()

@@ -1,6 +1,8 @@
-"""TRL's parser: dataclasses from the command line and, with `--config file.yaml`, from a flat YAML file, which the command line overrides.
+"""TRL's parser: dataclasses from the command line and, with `--config file.yaml`, from a flat YAML file, which the
+command line overrides.
 
-Settings that a config knows without having a field for them (`use_vllm`, `vllm_mode`, ...) are taken too; the config says what becomes of them.
+Settings that a config knows without having a field for them (`use_vllm`, `vllm_mode`, ...) are taken too; the config
+says what becomes of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from posttrain.trainers.core.unused import RENAMED
 
 
 class TrlParser(HfArgumentParser):
-    """`TrlParser((ScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config()`. Raises UserError for what no dataclass knows."""
+    """`TrlParser((ScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config()`. Raises UserError for what no
+    dataclass knows."""
 
     def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
         types = [] if dataclass_types is None else list(dataclass_types) if isinstance(dataclass_types, Iterable) else [dataclass_types]
@@ -44,7 +47,8 @@ class TrlParser(HfArgumentParser):
     ) -> tuple[Any, ...]:
         """One object a dataclass. A mapping `env` in the file sets environment variables.
 
-        return_remaining_strings: append what is unknown (of the file and the command line apart, if separate_remaining_strings).
+        return_remaining_strings: append what is unknown (of the file and the command line apart, if
+        separate_remaining_strings).
         """
         given = list(sys.argv[1:] if args is None else args)
         file, given = _config_file(given)

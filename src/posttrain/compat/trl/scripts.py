@@ -1,6 +1,8 @@
-"""TRL's training scripts in one function: flat settings on the command line or in a YAML file, instead of a recipe with sections.
+"""TRL's training scripts in one function: flat settings on the command line or in a YAML file, instead of a recipe with
+sections.
 
-`posttrain grpo --model_name_or_path ... --dataset_name ...` and `posttrain grpo --config flat.yaml` come here. The model is left in output_dir.
+`posttrain grpo --model_name_or_path ... --dataset_name ...` and `posttrain grpo --config flat.yaml` come here. The
+model is left in output_dir.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ def _loading(model: ModelConfig) -> dict[str, Any]:
 
 
 def _rewards(script: RewardScriptArguments) -> list[Any]:
-    """Reward models and functions: names of the library, file.py:function, module:function, or as in TRL module.function."""
+    """Reward models and functions: names of the library, file.py:function, module:function, or as in TRL
+    module.function."""
     named = [*([script.reward_model_name_or_path] if script.reward_model_name_or_path else []), *(script.reward_funcs or [])]
     if not named:
         raise UserError("which rewards? give --reward_funcs, or in the file reward_funcs: [...], or reward_model_name_or_path")

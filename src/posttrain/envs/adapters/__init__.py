@@ -1,1 +1,2 @@
-"""Environments that other libraries brought: thin layers over their protocols, with nothing imported before it is used."""
+"""Environments that other libraries brought: thin layers over their protocols, with nothing imported before it is
+used."""

@@ -1,9 +1,11 @@
-"""Objects with `reset` and `step`, as in Gymnasium and in OpenEnv: each turn of the policy is one action. Known by their shape, not their class.
+"""Objects with `reset` and `step`, as in Gymnasium and in OpenEnv: each turn of the policy is one action. Known by
+their shape, not their class.
 
 Gymnasium: reset(seed=...) -> (observation, info), step(action) -> (observation, reward, terminated, truncated, info).
 OpenEnv:   reset() -> result, step(action) -> result, where a result has `observation`, `reward` and `done`.
 
-`completion.info["reward"]` is the sum of what the steps paid. A turn in which no action can be found is answered with a sentence and pays nothing.
+`completion.info["reward"]` is the sum of what the steps paid. A turn in which no action can be found is answered with a
+sentence and pays nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ def stepping(
 ) -> Environment:
     """An environment of the objects that `make(**columns)` returns (of a row's columns it is given those it names).
 
-    action: the text of a turn -> what `step` takes; it raises ValueError with a sentence for the model. None: the last whole number in the text, which
-    must be in the object's `action_space` where it has one. describe: an observation -> text. The first one follows the row's prompt.
+    action: the text of a turn -> what `step` takes; it raises ValueError with a sentence for the model. None: the last
+    whole number in the text, which must be in the object's `action_space` where it has one. describe: an observation ->
+    text. The first one follows the row's prompt.
     """
     return Environment(lambda task: Stepping(task, make(**_columns(make, task)), action, describe), pays=True)
 

@@ -1,7 +1,8 @@
-"""Environments of the verifiers library (0.1): its rows, its turns, its rubric. Version 0.2 and later run models through servers of their own.
+"""Environments of the verifiers library (0.1): its rows, its turns, its rubric. Version 0.2 and later run models
+through servers of their own.
 
-Used are its documented parts: `get_dataset`, `setup_state`, `env_response`, `is_completed`, and the rubric's functions with their weights. A function
-that raises is an error here, where the library would make it a 0.
+Used are its documented parts: `get_dataset`, `setup_state`, `env_response`, `is_completed`, and the rubric's functions
+with their weights. A function that raises is an error here, where the library would make it a 0.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ _ROW = ("answer", "info", "task", "example_id")
 
 
 def verifiers_rows(env: Any, size: int = -1) -> list[dict[str, Any]]:
-    """The training rows of `vf.load_environment(...)`: `prompt` as messages, `answer`, `info` and whatever else they have."""
+    """The training rows of `vf.load_environment(...)`: `prompt` as messages, `answer`, `info` and whatever else they
+    have."""
     return [{**row, "prompt": [_plain(message) for message in row["prompt"]]} for row in env.get_dataset(size)]
 
 
 def verifiers_environment(env: Any) -> Environment:
-    """Its turns and its rubric, whose weighted total is what the environment pays. Raises UserError for rewards of whole groups and for tools."""
+    """Its turns and its rubric, whose weighted total is what the environment pays. Raises UserError for rewards of
+    whole groups and for tools."""
     functions = list(_functions(env.rubric))
     if not functions:
         raise UserError(f"{type(env).__name__} has a rubric without functions, so nothing would be paid")
@@ -82,7 +85,8 @@ class VerifiersEnv(Env):
         completion.info["reward"] = total
 
     async def _set_up(self) -> None:
-        """Before anything reads the state, and once. A first turn that was cut is never replied to, but it is scored."""
+        """Before anything reads the state, and once. A first turn that was cut is never replied to, but it is
+        scored."""
         if not self.is_set_up and hasattr(self.env, "setup_state"):  # a question and its answer may have none
             self.is_set_up = True
             self.state = await _awaited(self.env.setup_state(self.state)) or self.state

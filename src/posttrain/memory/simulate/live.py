@@ -1,7 +1,7 @@
 """Which storages are alive, and what for: bytes on the device and on the host, the peak, and what it consisted of.
 
-It sees every operator on its way to torch, forward and backward, and is told by a weak reference when a storage dies. A view costs nothing,
-since it has the storage of what it looks at. It works with real and with fake tensors.
+It sees every operator on its way to torch, forward and backward, and is told by a weak reference when a storage dies. A
+view costs nothing, since it has the storage of what it looks at. It works with real and with fake tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ REST = "rest"
 
 
 class LiveStorages(TorchDispatchMode):
-    """Inside, new storages are counted. `host`: the device type whose tensors are the host's; all others are the device's.
+    """Inside, new storages are counted. `host`: the device type whose tensors are the host's; all others are the
+    device's.
 
     With `label` a tensor's storage gets a name; what has none is the rest.
     """

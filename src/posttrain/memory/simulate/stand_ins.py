@@ -1,4 +1,5 @@
-"""What fake tensors cannot go through, replaced by modules with the same bytes: 4-bit linears and 8-bit Adam of bitsandbytes."""
+"""What fake tensors cannot go through, replaced by modules with the same bytes: 4-bit linears and 8-bit Adam of
+bitsandbytes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""posttrain's own training step on fake tensors: the model of a config, its adapters, a stream, GRPO's loss, backward and the optimizer.
+"""posttrain's own training step on fake tensors: the model of a config, its adapters, a stream, GRPO's loss, backward
+and the optimizer.
 
-The CPU plays the device and "meta" plays the host: fake tensors of a device that this torch was not built for have no autograd. Ops are told
-what the CPU stands for, so dtypes, tile sizes and the way through attention are those of the device. The gradient of the log-probs is not
-given ahead, since numbers would have to be compared: a head that is trained in float32 is passed twice, which takes smaller tiles of logits.
+The CPU plays the device and "meta" plays the host: fake tensors of a device that this torch was not built for have no
+autograd. Ops are told what the CPU stands for, so dtypes, tile sizes and the way through attention are those of the
+device. The gradient of the log-probs is not given ahead, since numbers would have to be compared: a head that is
+trained in float32 is passed twice, which takes smaller tiles of logits.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ KEPT = ("weights", "adapters", "gradients", "optimizer")  # what is there betwee
 
 @dataclass(frozen=True)
 class SimulatedStep:
-    """Bytes. `parts` say what the device held at its peak: weights, adapters, gradients, optimizer, checkpoints (what the forward leaves for the
-    backward, the layers' inputs above all) and rest."""
+    """Bytes. `parts` say what the device held at its peak: weights, adapters, gradients, optimizer, checkpoints (what
+    the forward leaves for the backward, the layers' inputs above all) and rest."""
 
     device: int  # at the peak
     host: int  # at its own peak: what was offloaded
@@ -53,10 +55,12 @@ class SimulatedStep:
 
 
 def simulate_step(config: PreTrainedConfig, job: TrainingJob, completions: tuple[int, ...] | None = None) -> SimulatedStep:
-    """The memory of one micro-batch of a later step of the run, and of the optimizer step after it. Seconds for 8B parameters; nothing is allocated.
+    """The memory of one micro-batch of a later step of the run, and of the optimizer step after it. Seconds for 8B
+    parameters; nothing is allocated.
 
-    completions: the length of every completion behind the one prompt; None: as many of `job.completion_length` as a micro-batch holds.
-    Raises UserError for a model that trainers refuse too, and for what only the closed form knows: other optimizers, adapters on some layers.
+    completions: the length of every completion behind the one prompt; None: as many of `job.completion_length` as a
+    micro-batch holds. Raises UserError for a model that trainers refuse too, and for what only the closed form knows:
+    other optimizers, adapters on some layers.
     """
     if job.optim not in OPTIMIZERS or job.lora_targets is not None:
         raise UserError(f"only {', '.join(OPTIMIZERS)}, and adapters on all linear layers, can be simulated; `plan` knows others")
@@ -67,7 +71,8 @@ def simulate_step(config: PreTrainedConfig, job: TrainingJob, completions: tuple
 
 
 def measured_step(model: nn.Module, job: TrainingJob, completions: tuple[int, ...] | None = None) -> SimulatedStep:
-    """The step of a model without weights (`shaped_model`), which get real ones that hold anything, or fake ones where the caller sees to that."""
+    """The step of a model without weights (`shaped_model`), which get real ones that hold anything, or fake ones where
+    the caller sees to that."""
     completions = (job.completion_length,) * job.rows_in_stream if completions is None else completions
     with LiveStorages(HOST) as live:
         _materialise(model)
@@ -83,7 +88,8 @@ def measured_step(model: nn.Module, job: TrainingJob, completions: tuple[int, ..
 
 
 def shaped_model(config: PreTrainedConfig, job: TrainingJob) -> nn.Module:
-    """The model as it is trained, on "meta": adapters are moved while they are made, which fake tensors do not allow."""
+    """The model as it is trained, on "meta": adapters are moved while they are made, which fake tensors do not
+    allow."""
     with torch.device("meta"):
         model = _with_adapters(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, job.dtype)), job)
     if job.gradient_checkpointing:

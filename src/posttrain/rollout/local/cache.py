@@ -1,7 +1,7 @@
 """Where keys and values live: two slabs, one for prompts (each stored once) and one for what their completions add.
 
-A slab is a (rows, Hkv, T, d) pair of tensors for each layer. Rows and T grow by doubling and shrink when mostly idle, layer by layer as
-they are touched, so memory follows the work in flight. Who owns a row is the scheduler's business.
+A slab is a (rows, Hkv, T, d) pair of tensors for each layer. Rows and T grow by doubling and shrink when mostly idle,
+layer by layer as they are touched, so memory follows the work in flight. Who owns a row is the scheduler's business.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Slab:
         return new
 
     def move(self, moves: Iterable[tuple[int, int, int]]) -> None:
-        """(from, to, tokens): copy rows to the slots that others have left, in this order. A row without tokens may lie beyond the slab."""
+        """(from, to, tokens): copy rows to the slots that others have left, in this order. A row without tokens may lie
+        beyond the slab."""
         for source, target, tokens in moves:
             if not tokens:
                 continue

@@ -1,7 +1,9 @@
-"""The local engine: the very module that trains also samples. Continuous batching over a KV cache that stores each prompt once.
+"""The local engine: the very module that trains also samples. Continuous batching over a KV cache that stores each
+prompt once.
 
-It is called unwrapped (no DDP), in eval mode and without gradients, with adapters live. One `step` is: admit, prefill, decode one token
-for every active row, sample, retire. What a completion says depends on its request alone, not on the rows beside it.
+It is called unwrapped (no DDP), in eval mode and without gradients, with adapters live. One `step` is: admit, prefill,
+decode one token for every active row, sample, retire. What a completion says depends on its request alone, not on the
+rows beside it.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ class LocalEngine:
         prefill_tokens: int = PREFILL_TOKENS,
         autocast_dtype: torch.dtype | None = None,
     ):
-        """max_slots: rows decoded together. max_kv_tokens: cached tokens at most, prompts counted once (None: no limit).
+        """max_slots: rows decoded together. max_kv_tokens: cached tokens at most, prompts counted once (None: no
+        limit).
 
         prefill_tokens: prompt tokens computed in one call; bounds activations, however long or many the prompts.
-        autocast_dtype: compute in it, as training does, except that bfloat16 becomes float32 on a CPU that would only emulate it.
+        autocast_dtype: compute in it, as training does, except that bfloat16 becomes float32 on a CPU that would only
+        emulate it.
         """
         self.tokenizer = tokenizer
         self.max_slots = max_slots
@@ -56,7 +60,8 @@ class LocalEngine:
 
     @contextmanager
     def serving(self, model: torch.nn.Module, version: int) -> Iterator[None]:
-        """Rollout mode for the unwrapped `model`. On exit, also by an exception, its modes are restored and all KV memory is freed."""
+        """Rollout mode for the unwrapped `model`. On exit, also by an exception, its modes are restored and all KV
+        memory is freed."""
         if self._rollout is not None:
             raise RuntimeError("the engine is already serving a model: leave that block first")
         config = prepare(model)
@@ -82,8 +87,8 @@ class LocalEngine:
     def step(self) -> list[RequestOutput]:
         """One token for every active row, first tokens of newly admitted rows included.
 
-        Out of memory, all unfinished completions are restarted, half as many at a time from here on; they say the same, since what they draw does
-        not depend on their company. Raises TrainingError where that is not enough.
+        Out of memory, all unfinished completions are restarted, half as many at a time from here on; they say the same,
+        since what they draw does not depend on their company. Raises TrainingError where that is not enough.
         """
         rollout = self._active()
         with compute(rollout.dtype, rollout.device):
@@ -184,7 +189,8 @@ class _Rollout:
         return logits.contiguous()
 
     def _prefill(self, prompts: list[Prompt]) -> None:
-        """Compute the prompts' keys, values and next-token logits, `prefill_tokens` at a time: short ones together, long ones piece by piece."""
+        """Compute the prompts' keys, values and next-token logits, `prefill_tokens` at a time: short ones together,
+        long ones piece by piece."""
         scheduled = self.scheduler.prompts
         for pieces in _prefill_calls(prompts, self.prefill_tokens):
             layout = PrefillLayout(self.cache, pieces, self.dtype)

@@ -1,7 +1,9 @@
-"""Who attends to whom while sampling: a layout for prefilling prompts, and one for decoding a token of every active row.
+"""Who attends to whom while sampling: a layout for prefilling prompts, and one for decoding a token of every active
+row.
 
-A rows, n prompts, R rows of the prompt that has most, S stream tokens, P prompt tokens, T tokens after it. H query heads, Hkv key heads,
-rep = H / Hkv. Query heads are folded onto their key head, so no key or value is ever repeated; masks and indices are made once per step.
+A rows, n prompts, R rows of the prompt that has most, S stream tokens, P prompt tokens, T tokens after it. H query
+heads, Hkv key heads, rep = H / Hkv. Query heads are folded onto their key head, so no key or value is ever repeated;
+masks and indices are made once per step.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ _HIDDEN = -1e30  # finite: a query that sees none of a prompt then weighs it wit
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, mask: torch.Tensor | None = None, causal: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (B, H, S, d), k and v (B, Hkv, T, d), additive mask (B, 1, S, T) -> (B, H, S, d) and the log of each softmax's denominator (B, H, S)."""
+    """q (B, H, S, d), k and v (B, Hkv, T, d), additive mask (B, 1, S, T) -> (B, H, S, d) and the log of each softmax's
+    denominator (B, H, S)."""
     if q.device.type == "cpu":
-        # The operator behind scaled_dot_product_attention: it takes grouped heads and tells the denominators, but assumes rows of unit stride.
+        # The operator behind scaled_dot_product_attention: it takes grouped heads and tells the denominators, but
+        # assumes rows of unit stride.
         q = q if q.stride(-1) == 1 else q.contiguous()
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask, scale=scaling)
         return out, lse
@@ -74,7 +78,8 @@ class PromptPiece(NamedTuple):
 
 
 class PrefillLayout:
-    """Pieces of prompts side by side in one stream (1, S). Each is causal and sees the earlier pieces of its own prompt."""
+    """Pieces of prompts side by side in one stream (1, S). Each is causal and sees the earlier pieces of its own
+    prompt."""
 
     def __init__(self, cache: Cache, pieces: Sequence[PromptPiece], dtype: torch.dtype | None):
         self.cache = cache
@@ -113,7 +118,8 @@ class PrefillLayout:
 
 
 class DecodeLayout:
-    """The newest token of A rows as one stream (1, A). A row sees its prompt, stored once for all its rows, and its own suffix.
+    """The newest token of A rows as one stream (1, A). A row sees its prompt, stored once for all its rows, and its own
+    suffix.
 
     The two parts are attended apart and merged by their softmax denominators, which is exact.
     """
@@ -127,7 +133,8 @@ class DecodeLayout:
         dtype: torch.dtype | None,
         device: torch.device,
     ):
-        """row_prompts [A]: each row's prompt slot; prompt_lengths [n]; cached [A]: tokens of each suffix that are stored already."""
+        """row_prompts [A]: each row's prompt slot; prompt_lengths [n]; cached [A]: tokens of each suffix that are
+        stored already."""
         self.cache = cache
         self.dtype = dtype
         self.rows = len(row_prompts)
@@ -193,7 +200,8 @@ class DecodeLayout:
             slab[torch.arange(self.rows, device=new.device), :, self._columns] = new
 
     def _index(self, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n * Hkv * R) which (row, head) sits where when queries are grouped by prompt and head, and (A * Hkv) the way back."""
+        """(n * Hkv * R) which (row, head) sits where when queries are grouped by prompt and head, and (A * Hkv) the way
+        back."""
         if kv_heads not in self._indices:
             head = torch.arange(kv_heads, device=self._seats.device)
             seats = self._seats[:, None, :] * kv_heads + head[None, :, None]  # (n, Hkv, R)

@@ -1,7 +1,7 @@
 """From logits to tokens: temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution.
 
-A rows, V vocabulary. The random number of a token depends on (request key, position) alone, never on the batch around it.
-Truncation is a floor on logits, so equal logits stay or go together.
+A rows, V vocabulary. The random number of a token depends on (request key, position) alone, never on the batch around
+it. Truncation is a floor on logits, so equal logits stay or go together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Drawn(NamedTuple):
 
 
 class Uniforms:
-    """Counter-based random numbers of one completion, uniform in [0, 1): number i is a hash of (key, i), so there is no state to save or to share."""
+    """Counter-based random numbers of one completion, uniform in [0, 1): number i is a hash of (key, i), so there is no
+    state to save or to share."""
 
     def __init__(self, key: tuple[int, ...]):
         self._key = ",".join(map(str, key)).encode()
@@ -80,7 +81,8 @@ def _at_temperature(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torc
 
 
 def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token at which the cumulative sum of non-negative weights (A, V) passes uniform * total: (A,). Never one of weight 0.
+    """The token at which the cumulative sum of non-negative weights (A, V) passes uniform * total: (A,). Never one of
+    weight 0.
 
     Two levels, so that a vocabulary of 150,000 costs one float32 pass while the cumulative sums are float64.
     """
@@ -137,7 +139,8 @@ def _floor(logits: torch.Tensor, probs: torch.Tensor, samplings: Sequence[Sampli
 def _nucleus_floor(
     logits: torch.Tensor, top: torch.Tensor, probs: torch.Tensor, floor: torch.Tensor, mass: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
-    """(A, 1): the logit of the last token needed to gather `mass` from the top, -inf for rows where it is not `wanted`."""
+    """(A, 1): the logit of the last token needed to gather `mass` from the top, -inf for rows where it is not
+    `wanted`."""
     peak = probs.amax(-1, keepdim=True).double()
     weights = ((top - top[:, :1]).double().exp() * peak).masked_fill(top < floor, 0.0)  # (A, width)
     before = weights.cumsum(-1) - weights  # the mass of the tokens above each one

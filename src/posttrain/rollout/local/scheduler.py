@@ -1,7 +1,7 @@
 """Who decodes next. Plain Python, no tensors: rows and prompts have slots, and the active ones are always slots 0..A-1.
 
-A finished row's slot is filled by the last active row, so a view of the first A slots holds exactly the work to be done.
-KV tokens are reserved for a row's worst case when it is admitted: nothing that was admitted is ever evicted.
+A finished row's slot is filled by the last active row, so a view of the first A slots holds exactly the work to be
+done. KV tokens are reserved for a row's worst case when it is admitted: nothing that was admitted is ever evicted.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class Scheduler:
         return new_rows, new_prompts
 
     def finish(self, row: DecodingRow) -> tuple[list[Move], list[Move]]:
-        """Free the row's slot, and its prompt's after its last row: (moves among rows, moves among prompts), at most one each."""
+        """Free the row's slot, and its prompt's after its last row: (moves among rows, moves among prompts), at most
+        one each."""
         self.reserved -= row.reserved
         row_moves = _vacate(self.rows, row.slot)
         prompt = row.prompt

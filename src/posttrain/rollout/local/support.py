@@ -16,7 +16,8 @@ _MOVING_ROPE = {"dynamic", "longrope"}  # their frequencies depend on the longes
 
 
 def prepare(model: torch.nn.Module) -> Any:
-    """Route `model`'s attention through the hook if nobody has; return its text config. Raises UserError for a model that cannot be served."""
+    """Route `model`'s attention through the hook if nobody has; return its text config. Raises UserError for a model
+    that cannot be served."""
     base: Any = _without_peft(model)
     name = type(base).__name__
     config = base.config.get_text_config()

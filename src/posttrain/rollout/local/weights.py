@@ -24,13 +24,15 @@ _LARGE = 1 << 15  # elements; smaller weights stay in the processor's cache and 
 
 
 def rollout_dtype(requested: torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype to sample in: the requested one, or None (as stored) where the processor would only emulate it."""
+    """The autocast dtype to sample in: the requested one, or None (as stored) where the processor would only emulate
+    it."""
     return requested if requested is None or multiplies_natively(requested, device.type) else None
 
 
 @contextmanager
 def lent(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
-    """Within: casts are kept between `compute` blocks and products are fast. On exit every flag and method is as it was."""
+    """Within: casts are kept between `compute` blocks and products are fast. On exit every flag and method is as it
+    was."""
     if device.type == "cpu":
         _keep_heap()
     torch.clear_autocast_cache()  # an enclosing autocast may hold casts from before the last optimizer step
@@ -55,8 +57,9 @@ def lent(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device
 
 @contextmanager
 def compute(dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
-    """The precision of one forward pass, without gradients. Inference mode spares every operator what it notes down for autograd, a fourteenth of a
-    decode step of the model in benchmarks/decode.py; but autocast would keep no casts in it."""
+    """The precision of one forward pass, without gradients. Inference mode spares every operator what it notes down for
+    autograd, a fourteenth of a decode step of the model in benchmarks/decode.py; but autocast would keep no casts in
+    it."""
     if dtype is None:
         with torch.inference_mode():
             yield
@@ -66,8 +69,9 @@ def compute(dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
 
 
 def _make_trainable(model: torch.nn.Module) -> None:
-    """What modules made while sampling and keep (a table of positions, a cast of a bias) was made in inference mode: autograd would refuse it, or leave a
-    parameter without a gradient. Copies are plain. Found as parameters, buffers and attributes, and in lists and dicts that are attributes."""
+    """What modules made while sampling and keep (a table of positions, a cast of a bias) was made in inference mode:
+    autograd would refuse it, or leave a parameter without a gradient. Copies are plain. Found as parameters, buffers
+    and attributes, and in lists and dicts that are attributes."""
     for module in model.modules():
         attributes = module.__dict__
         containers: list[Any] = [attributes, *(value for value in attributes.values() if isinstance(value, dict | list))]
@@ -82,9 +86,11 @@ def _make_trainable(model: torch.nn.Module) -> None:
 
 
 def _keep_heap() -> None:
-    """Take and free one large block (untouched, so it costs nothing): glibc learns from it not to hand blocks up to that size back at once.
+    """Take and free one large block (untouched, so it costs nothing): glibc learns from it not to hand blocks up to
+    that size back at once.
 
-    Else each step's logits are fresh zeroed pages: about 1,500 page faults, a sixth of a step of the model in benchmarks/decode.py.
+    Else each step's logits are fresh zeroed pages: about 1,500 page faults, a sixth of a step of the model in
+    benchmarks/decode.py.
     """
     torch.empty(_GLIBC_MMAP_LIMIT - (1 << 16), dtype=torch.uint8)
 
@@ -96,7 +102,8 @@ def _swap_forward(module: torch.nn.Module, forward: Callable[..., Any], on_exit:
 
 
 def _weight_first(linear: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`linear.forward` as weight @ x.T for a stream (1, rows, features) of few rows; it answers with rows innermost in memory."""
+    """`linear.forward` as weight @ x.T for a stream (1, rows, features) of few rows; it answers with rows innermost in
+    memory."""
     weight, bias = linear.weight, linear.bias
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -118,7 +125,8 @@ def _by_blocks(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _rows_innermost(embedding: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`embedding.forward` in the memory order that weight-first products like; residuals, norms and activations hand it on."""
+    """`embedding.forward` in the memory order that weight-first products like; residuals, norms and activations hand it
+    on."""
     plain = type(embedding).forward
 
     def forward(token_ids: torch.Tensor) -> torch.Tensor:

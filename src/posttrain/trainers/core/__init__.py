@@ -1,1 +1,2 @@
-"""What every trainer stands on: the window that is a step, settings, checkpoints, metrics, memory switches. No algorithm."""
+"""What every trainer stands on: the window that is a step, settings, checkpoints, metrics, memory switches. No
+algorithm."""

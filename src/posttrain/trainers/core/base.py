@@ -1,7 +1,9 @@
-"""The mechanism every trainer shares: a window of micro-steps becomes streams, each runs forward and backward, and the step is one sum.
+"""The mechanism every trainer shares: a window of micro-steps becomes streams, each runs forward and backward, and the
+step is one sum.
 
-It knows nothing of any algorithm: subclasses turn a window of rows into micro-batches (`window`) and a micro-batch into a loss (`loss`) that is
-already normalised over the whole window and all processes. How a run is saved and resumed is in `saving`.
+It knows nothing of any algorithm: subclasses turn a window of rows into micro-batches (`window`) and a micro-batch into
+a loss (`loss`) that is already normalised over the whole window and all processes. How a run is saved and resumed is in
+`saving`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 
 class MicroBatch:
-    """One stream and what its loss needs. Subclasses add (B, T) and (B,) tensors. A plain class: wrappers must not rebuild it."""
+    """One stream and what its loss needs. Subclasses add (B, T) and (B,) tensors. A plain class: wrappers must not
+    rebuild it."""
 
     keeps_groups = False  # whether the completions of a prompt meet in the loss
 
@@ -115,7 +118,8 @@ class BaseTrainer(SavingTrainer):
     # What subclasses say
 
     def window(self, micro_steps: list[Any]) -> list[MicroBatch]:
-        """Everything that one optimizer step learns from on this process, in any number of micro-batches (also none)."""
+        """Everything that one optimizer step learns from on this process, in any number of micro-batches (also
+        none)."""
         raise AssertionError(f"{type(self).__name__} does not say what it learns from")
 
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
@@ -140,15 +144,17 @@ class BaseTrainer(SavingTrainer):
     # Log-probs
 
     def logprobs(self, model: nn.Module, stream: Stream, temperature: float = 1.0, *, entropy_grad: bool = False, **wanted: Any) -> StreamLogprobs:
-        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor. `wanted`: want_argmax, want_sum_p2, scorer, known_grad.
+        """(B, T) log-probs and entropies of a stream; never a (B, T, V) tensor. `wanted`: want_argmax, want_sum_p2,
+        scorer, known_grad.
 
         A loss that differentiates the entropy says so with `entropy_grad`.
         """
         return self._logprobs(model, stream, temperature=temperature, entropy_grad=entropy_grad, **wanted)
 
     def known_grad(self, shape: tuple[int, int], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
-        """(B, T) the gradient of `loss` in log-probs of that shape, if it does not depend on them: of an SFT loss, of a policy whose ratio is 1 by
-        definition. With it a head that is trained in float32 is passed once instead of twice. None: it depends, or nothing would be gained.
+        """(B, T) the gradient of `loss` in log-probs of that shape, if it does not depend on them: of an SFT loss, of a
+        policy whose ratio is 1 by definition. With it a head that is trained in float32 is passed once instead of
+        twice. None: it depends, or nothing would be gained.
         """
         if self.args.bf16 or self.args.fp16 or not torch.is_grad_enabled() or not gains_by_known_grad(self.model):
             return None
@@ -161,7 +167,8 @@ class BaseTrainer(SavingTrainer):
 
     @contextlib.contextmanager
     def evaluating(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The unwrapped module for passes without a gradient: eval mode (LoRA dropout too), same autocast as training."""
+        """The unwrapped module for passes without a gradient: eval mode (LoRA dropout too), same autocast as
+        training."""
         module = self.accelerator.unwrap_model(model)
         was_training = {m: m.training for m in module.modules()}
         module.eval()
@@ -175,7 +182,8 @@ class BaseTrainer(SavingTrainer):
     # The window is the step
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], None]:
-        """transformers' hook: a whole accumulation window in, exactly as many items out. The micro-batches are spread over them."""
+        """transformers' hook: a whole accumulation window in, exactly as many items out. The micro-batches are spread
+        over them."""
         if self._step_started is None:
             self._step_started, self._steps_before = time.perf_counter(), self.state.global_step
         self._load_rng_state(str(self._resuming_from) if self._resuming_from else None)
@@ -191,7 +199,8 @@ class BaseTrainer(SavingTrainer):
         return items, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward for each micro-batch of this item; gradients are synchronised on the last one of the window only."""
+        """Forward and backward for each micro-batch of this item; gradients are synchronised on the last one of the
+        window only."""
         model.train()
         batches = inputs["micro_batches"]
         is_last_item = self.accelerator.sync_gradients
@@ -219,7 +228,8 @@ class BaseTrainer(SavingTrainer):
         return rollback
 
     def _restarted(self, rollback: Callable[[], None], batches: list[Any], error: str) -> list[Any]:
-        """`batches`, an update that ran out of memory, in micro-batches of half the size. Nothing of it has happened yet."""
+        """`batches`, an update that ran out of memory, in micro-batches of half the size. Nothing of it has happened
+        yet."""
         if self.args.world_size > 1:  # the others already wait for this one's gradients
             raise TrainingError(f"{OUT_OF_MEMORY} ({error}): lower max_tokens_per_micro_batch, or {self._advice()}")
         smaller, budget = halved(batches)
@@ -245,13 +255,15 @@ class BaseTrainer(SavingTrainer):
         return self.logprobs(model, stream).logps.sum() * 0.0
 
     def _fill_missing_gradients(self, model: nn.Module) -> None:
-        """A window that was skipped because its gradient is zero must do what a zero gradient does (momentum, decay), not nothing."""
+        """A window that was skipped because its gradient is zero must do what a zero gradient does (momentum, decay),
+        not nothing."""
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' hook between backward and step. A finite loss may have a gradient that is not; with fp16 the scaler skips such a step."""
+        """transformers' hook between backward and step. A finite loss may have a gradient that is not; with fp16 the
+        scaler skips such a step."""
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.accelerator.scaler is None and not math.isfinite(norm):
             raise TrainingError(self._not_finite("gradient", float(norm)))

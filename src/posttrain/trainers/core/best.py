@@ -1,4 +1,5 @@
-"""The best model of a run and what tells it: refused at the start where no evaluation could, and callbacks that count evaluations."""
+"""The best model of a run and what tells it: refused at the start where no evaluation could, and callbacks that count
+evaluations."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def matters(args: BaseConfig) -> bool:
 
 
 def check_callbacks(args: BaseConfig, saved: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """A callback whose state comes back takes the arguments that are saved with it. Raises UserError where it was given others."""
+    """A callback whose state comes back takes the arguments that are saved with it. Raises UserError where it was given
+    others."""
     if not args.restore_callback_states_from_checkpoint:
         return
     stateful: dict[str, list[Any]] = {}

@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or absent: written beside, flushed, then renamed into place. Nothing in them is a pickle but torch's own tensor files.
+"""Checkpoints that are whole or absent: written beside, flushed, then renamed into place. Nothing in them is a pickle
+but torch's own tensor files.
 
 Which there are, how old ones go, and what a process that was killed left behind. What one consists of is in `manifest`.
 """
@@ -30,7 +31,8 @@ LEFTOVERS = (
 
 @contextlib.contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A directory to write into that becomes `target` on leaving, or vanishes if anything was raised. Raises OSError where the disk refuses."""
+    """A directory to write into that becomes `target` on leaving, or vanishes if anything was raised. Raises OSError
+    where the disk refuses."""
     try:
         with _staged(target, main=True) as staging:
             yield staging
@@ -81,7 +83,8 @@ def written_whole(target: Path, *, main: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def by_all_or_none(device: torch.device) -> Iterator[None]:
-    """Every process writes its part within; what one of them could not write is raised by all, so that none waits for it."""
+    """Every process writes its part within; what one of them could not write is raised by all, so that none waits for
+    it."""
     failure: Exception | None = None
     try:
         yield
@@ -98,7 +101,8 @@ def by_all_or_none(device: torch.device) -> Iterator[None]:
 
 
 def is_failed_write(error: BaseException) -> bool:
-    """Whether the disk refused. Libraries say it in many ways: torch by any RuntimeError from its writer, tokenizers by a bare Exception."""
+    """Whether the disk refused. Libraries say it in many ways: torch by any RuntimeError from its writer, tokenizers by
+    a bare Exception."""
     if isinstance(error, (OSError, SafetensorError)):
         return True
     if isinstance(error, RuntimeError):
@@ -154,13 +158,15 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def newest(output_dir: str | Path) -> Path | None:
-    """The one to go on from. It may be damaged, which `read` and `check_files` say: an older one is never taken in its place unasked."""
+    """The one to go on from. It may be damaged, which `read` and `check_files` say: an older one is never taken in its
+    place unasked."""
     found = named_so(output_dir)
     return found[-1] if found else None
 
 
 def where_to_go_on(damaged: Path) -> str:
-    """A sentence for whoever cannot go on from this checkpoint: the one before it that is whole. Digests those that it looks at."""
+    """A sentence for whoever cannot go on from this checkpoint: the one before it that is whole. Digests those that it
+    looks at."""
     for earlier in reversed(named_so(damaged.parent)):
         if _number(earlier) >= _number(damaged):
             continue
@@ -178,7 +184,8 @@ def _number(path: Path) -> int:
 
 
 def rotate(output_dir: str | Path, limit: int | None, spared: Collection[str] = ()) -> None:
-    """Delete the oldest checkpoints until there are `limit`, but neither the newest nor those of the names in `spared`."""
+    """Delete the oldest checkpoints until there are `limit`, but neither the newest nor those of the names in
+    `spared`."""
     if not limit or limit <= 0:
         return
     found = checkpoints(output_dir)
@@ -208,7 +215,8 @@ def tidy(output_dir: str | Path) -> None:
 
 
 def abandon_later(checkpoint: Path) -> list[Path]:
-    """Rename the checkpoints that are later than the one a run goes on from: they are of another continuation. Returns their new names."""
+    """Rename the checkpoints that are later than the one a run goes on from: they are of another continuation. Returns
+    their new names."""
     renamed = []
     for path in named_so(checkpoint.parent):
         if _number(path) > _number(checkpoint):
@@ -234,7 +242,8 @@ def _out_of_the_way(directory: Path) -> Path:
 
 
 def check_resumable(checkpoint: Path, manifest: Manifest, processes: int) -> None:
-    """Refuse a checkpoint of more or fewer processes, and one without the optimizer: a continuation would make a new one, in silence."""
+    """Refuse a checkpoint of more or fewer processes, and one without the optimizer: a continuation would make a new
+    one, in silence."""
     names = set(manifest.files) if manifest.files is not None else {path.name for path in checkpoint.iterdir()}
     if sum(name.startswith("state-") and name.endswith(".json") for name in names) != processes:
         raise UserError(f"{checkpoint} was written by another number of processes; resume with as many as it was started with")

@@ -1,7 +1,8 @@
-"""What every setting must be, whoever gives it: text of a command line becomes its value, a number is finite and in its range.
+"""What every setting must be, whoever gives it: text of a command line becomes its value, a number is finite and in its
+range.
 
-`transformers.HfArgumentParser` reads scripts' command lines by the annotations of a config. It knows one type and None, so a setting that may also be
-a switch or a mapping is told to it as text, and read here.
+`transformers.HfArgumentParser` reads scripts' command lines by the annotations of a config. It knows one type and None,
+so a setting that may also be a switch or a mapping is told to it as text, and read here.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 
 
 def kinds_of(cls: Any) -> dict[str, frozenset[str]]:
-    """Setting -> the kinds that its annotation names, {"float", "None"} of `float | None`; what is inside a list too."""
+    """Setting -> the kinds that its annotation names, {"float", "None"} of `float | None`; what is inside a list
+    too."""
     return {field.name: frozenset(_KINDS.findall(_INSIDE_MAPPING.sub("dict", str(field.type)))) for field in fields(cls) if field.init}
 
 
@@ -61,7 +63,8 @@ def as_text_for_parsers(cls: Any) -> None:
 
 
 def checked(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of settings as they are meant. Raises UserError, which names the setting, for those that no training can have."""
+    """The values of settings as they are meant. Raises UserError, which names the setting, for those that no training
+    can have."""
     lists = {field.name: field.default for field in fields(cls) if "list" in cls.kinds.get(field.name, ())}
     given = {name: lists.get(name) if value is None else value for name, value in values.items()}  # HfArgumentParser forgets the defaults of lists
     needed = {field.name for field in fields(cls) if field.init and isinstance(field.default, int | float) and "None" not in cls.kinds[field.name]}

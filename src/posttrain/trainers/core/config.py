@@ -1,6 +1,8 @@
-"""What all trainers' settings share: transformers' TrainingArguments with our defaults, and names that are never ignored.
+"""What all trainers' settings share: transformers' TrainingArguments with our defaults, and names that are never
+ignored.
 
-A setting that another library has and this one does not is refused with a sentence (see `settings`), never silently dropped.
+A setting that another library has and this one does not is refused with a sentence (see `settings`), never silently
+dropped.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ def setting(default: Any, help: str) -> Any:
 def settings(cls: type[Config]) -> type[Config]:
     """For a dataclass of settings: its constructor answers unknown or refused names in a sentence.
 
-    `refused` on the class maps a foreign name to (the value at which it changes nothing, why it is refused and what to use).
-    At that value the name is accepted, so scripts that spell out the default go on working. Names in `unused` are accepted at any value,
-    with a line that says what is done instead; the object keeps the value for scripts that read it.
+    `refused` on the class maps a foreign name to (the value at which it changes nothing, why it is refused and what to
+    use). At that value the name is accepted, so scripts that spell out the default go on working. Names in `unused` are
+    accepted at any value, with a line that says what is done instead; the object keeps the value for scripts that read
+    it.
     """
     known = {f.name for f in fields(cls) if f.init}
     construct: Callable[..., None] = cls.__init__
@@ -132,7 +135,8 @@ class BaseConfig(TrainingArguments):
         "float32", "Of the adapters made from peft_config: 'float32' masters, or 'bfloat16' at half the memory, where small updates may round away."
     )
     memory_check: bool = setting(True, "Commands refuse, before the model is loaded, what `posttrain plan` says cannot fit the device.")
-    # How the memory switches were chosen (trainers/core/switches.py). None: nothing was chosen yet; text: why nothing could be planned.
+    # How the memory switches were chosen (trainers/core/switches.py). None: nothing was chosen yet; text: why nothing
+    # could be planned.
     memory: Any = field(init=False, default=None, repr=False)
     chosen: tuple[str, ...] = field(init=False, default=(), repr=False)  # the settings that were automatic until then
     in_use: bool = field(init=False, default=False, repr=False)  # a trainer has them: another one chooses anew
@@ -153,7 +157,8 @@ class BaseConfig(TrainingArguments):
 
     @property
     def knows_gradient(self) -> bool:
-        """What `BaseTrainer.known_grad` will find, from the settings alone: the gradient of the log-probs does not depend on them."""
+        """What `BaseTrainer.known_grad` will find, from the settings alone: the gradient of the log-probs does not
+        depend on them."""
         return False
 
     @property
@@ -172,7 +177,8 @@ class BaseConfig(TrainingArguments):
 
     @property
     def asked_checkpointing(self) -> bool | str:
-        """What was asked for under either name; scripts change one of them on a config that they were given. Raises UserError for anything else."""
+        """What was asked for under either name; scripts change one of them on a config that they were given. Raises
+        UserError for anything else."""
         newer = getattr(self, "activation_checkpointing", None)  # None: not set, or a version that does not have it
         asked = newer if newer not in (None, AUTOMATIC) else self.gradient_checkpointing
         asked = AUTOMATIC if asked is None else asked
@@ -200,7 +206,8 @@ class BaseConfig(TrainingArguments):
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
 
     def loading(self, name: str, peft_config: Any = None) -> dict[str, Any]:
-        """What `load_model` is told for a model by its name: model_init_kwargs, and beside adapters (new ones, or those in `name`) the dtype."""
+        """What `load_model` is told for a model by its name: model_init_kwargs, and beside adapters (new ones, or those
+        in `name`) the dtype."""
         given: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "seed": self.seed, **(self.model_init_kwargs or {})}
         if "dtype" not in given and (peft_config is not None or is_adapter(name)):
             given["dtype"] = beside_adapters(name, self.autocast_dtype, peft_config)
@@ -250,9 +257,11 @@ class BaseConfig(TrainingArguments):
 
 
 def as_config(args: TrainingArguments | None, cls: type[Config]) -> Config:
-    """A trainer's settings from what a script hands over: none, the trainer's own, or transformers' TrainingArguments, whose fields are taken.
+    """A trainer's settings from what a script hands over: none, the trainer's own, or transformers' TrainingArguments,
+    whose fields are taken.
 
-    Of those, what must stay off here is taken only where it was changed. Raises UserError for another trainer's settings.
+    Of those, what must stay off here is taken only where it was changed. Raises UserError for another trainer's
+    settings.
     """
     if args is None:
         return cls()

@@ -1,7 +1,8 @@
-"""What a run began with, as digests: every value of every row and of every parameter. A resumed run is compared with them.
+"""What a run began with, as digests: every value of every row and of every parameter. A resumed run is compared with
+them.
 
-A digest carries the version of its recipe ("2:..."). Those without one are of version 1, which read a sample only; a checkpoint that holds them
-is still compared the way it was made.
+A digest carries the version of its recipe ("2:..."). Those without one are of version 1, which read a sample only; a
+checkpoint that holds them is still compared the way it was made.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def of_rows(rows: Any) -> Fingerprint:
 
 
 def of_weights(model: torch.nn.Module) -> Fingerprint:
-    """Of every parameter's name, shape, type and bytes. About 1.3 s a GB and thread on a processor with SHA instructions."""
+    """Of every parameter's name, shape, type and bytes. About 1.3 s a GB and thread on a processor with SHA
+    instructions."""
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:  # hashing does not hold the interpreter
         parts = list(pool.map(lambda named: _parameter(*named), model.named_parameters()))
     return Fingerprint(f"{VERSION}:{hashlib.sha256(''.join(parts).encode()).hexdigest()[:32]}", _sampled_weights(model))
@@ -73,7 +75,8 @@ def _text(row: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON lacks: records by their fields, arrays as lists, sets in order, anything else by its type and what it says of itself, but for its address."""
+    """What JSON lacks: records by their fields, arrays as lists, sets in order, anything else by its type and what it
+    says of itself, but for its address."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":

@@ -1,7 +1,9 @@
-"""Uploads while training, as transformers makes them: the model at each save, and with `hub_strategy` the checkpoint too.
+"""Uploads while training, as transformers makes them: the model at each save, and with `hub_strategy` the checkpoint
+too.
 
-Only the model's files go to the root of the repository, straight from the checkpoint. transformers copies them into output_dir and uploads all that
-lies there, with its pickled arguments; here that would be the run's record, with every prompt and completion.
+Only the model's files go to the root of the repository, straight from the checkpoint. transformers copies them into
+output_dir and uploads all that lies there, with its pickled arguments; here that would be the run's record, with every
+prompt and completion.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Uploads:
         self._checkpoints: set[str] = set()  # names of those whose files the upload in progress reads
 
     def push(self, checkpoint: Path) -> None:
-        """Begin to upload a complete checkpoint, in the background, unless the upload before is still going on (`hub_always_push`: even then)."""
+        """Begin to upload a complete checkpoint, in the background, unless the upload before is still going on
+        (`hub_always_push`: even then)."""
         trainer, args = self.trainer, self.trainer.args
         if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return

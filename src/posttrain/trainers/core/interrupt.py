@@ -1,7 +1,9 @@
-"""Ctrl-C, SIGTERM (a cluster takes its machine back) and SIGHUP (the terminal is gone): the step in progress is finished and saved, then training ends.
+"""Ctrl-C, SIGTERM (a cluster takes its machine back) and SIGHUP (the terminal is gone): the step in progress is
+finished and saved, then training ends.
 
-Of several processes any may have been told: whether to stop is agreed on by all after each step. A second signal stops at once; one that follows
-within a second is the same one, since launchers pass on to their processes what the terminal sent them already.
+Of several processes any may have been told: whether to stop is agreed on by all after each step. A second signal stops
+at once; one that follows within a second is the same one, since launchers pass on to their processes what the terminal
+sent them already.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Interrupt(TrainerCallback):
         self._before.clear()
 
     def leave(self) -> None:
-        """After training: end as the signal asked for. One that came too late to be agreed on is sent again, now that it is not ours."""
+        """After training: end as the signal asked for. One that came too late to be agreed on is sent again, now that
+        it is not ours."""
         if self.agreed:
             raise ending(self.agreed)
         if self.asked:

@@ -16,7 +16,8 @@ from posttrain.errors import UserError
 
 
 class PromptSampler(Sampler[list[int]]):
-    """Batches of dataset positions. The epoch is derived from the optimizer step when iteration starts: nobody has to announce it."""
+    """Batches of dataset positions. The epoch is derived from the optimizer step when iteration starts: nobody has to
+    announce it."""
 
     def __init__(self, size: int, *, prompts: int, every: int, epoch: Callable[[], int], seed: int, shuffle: bool, keep_rest: bool = False) -> None:
         self.prompts, self.every = prompts, every  # `prompts` new ones every `every` micro-steps
@@ -80,7 +81,8 @@ def _shuffled(rows: Iterable[Any], draw: random.Random) -> Iterator[Any]:
 
 
 def example_loader(examples: Sequence[Any], args: Any, step: Callable[[], int], *, shuffle: bool) -> DataLoader:
-    """Batches of `per_device_train_batch_size` examples for each process, all of them, in an order drawn from (seed, epoch).
+    """Batches of `per_device_train_batch_size` examples for each process, all of them, in an order drawn from (seed,
+    epoch).
 
     `step` tells the optimizer step, from which the epoch is derived.
     """

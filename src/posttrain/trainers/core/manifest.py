@@ -1,7 +1,8 @@
-"""The manifest of a checkpoint, posttrain.json: the step, what the run was told, and a digest of every file. Written last, checked before anything
-is read.
+"""The manifest of a checkpoint, posttrain.json: the step, what the run was told, and a digest of every file. Written
+last, checked before anything is read.
 
-Manifests of posttrain 0.1 hold a step and settings only: their files are looked at as far as their formats allow, and that is said.
+Manifests of posttrain 0.1 hold a step and settings only: their files are looked at as far as their formats allow, and
+that is said.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Manifest:
 
 
 def settings_of(args: Any, **more: Any) -> dict[str, Any]:
-    """What a continuation must have in common with the run, as JSON values. `more`: fingerprints. Secrets are left out: a run may go on with another
-    token."""
+    """What a continuation must have in common with the run, as JSON values. `more`: fingerprints. Secrets are left out:
+    a run may go on with another token."""
     held = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE and not name.startswith(("hub_", "push_to_hub"))}
     return redacted(json.loads(json.dumps(held | more, default=str)), dropped=True)
 
@@ -97,7 +98,8 @@ def versions() -> dict[str, str]:
 
 
 def read(checkpoint: Path) -> Manifest:
-    """Raises DamagedCheckpoint where the manifest is missing, no manifest, changed since it was written, or of another checkpoint."""
+    """Raises DamagedCheckpoint where the manifest is missing, no manifest, changed since it was written, or of another
+    checkpoint."""
     try:
         text = (checkpoint / MANIFEST).read_bytes().decode("utf-8")
         values = json.loads(text)
@@ -129,7 +131,8 @@ def _rendered(values: Mapping[str, Any]) -> str:
 
 
 def check_files(checkpoint: Path, manifest: Manifest, *, only_model: bool = False) -> None:
-    """Raises DamagedCheckpoint for the first file that is missing, cut, changed, or was not saved with the others (hidden ones aside).
+    """Raises DamagedCheckpoint for the first file that is missing, cut, changed, or was not saved with the others
+    (hidden ones aside).
 
     only_model: those that a model is loaded from, whatever lies beside them.
     """
@@ -162,7 +165,8 @@ def is_of_the_run(name: str) -> bool:
 
 
 def check_model(directory: str | Path) -> None:
-    """Before a model is loaded to be used: where the directory is a checkpoint, are the model's files those that were saved?
+    """Before a model is loaded to be used: where the directory is a checkpoint, are the model's files those that were
+    saved?
 
     Any other directory, and a checkpoint whose manifest has no digests, passes. Raises DamagedCheckpoint.
     """
@@ -193,7 +197,8 @@ def _sha256(path: Path) -> str:
 
 
 def _check_formats(checkpoint: Path, manifest: Manifest) -> None:
-    """What can be said without digests: JSON is JSON, archives have the checksums that they hold, tensors have their length, counters agree."""
+    """What can be said without digests: JSON is JSON, archives have the checksums that they hold, tensors have their
+    length, counters agree."""
     for name in ("trainer_state.json", "scheduler.pt", "optimizer.pt"):
         if not (checkpoint / name).is_file() and (checkpoint / "optimizer.pt").is_file():
             raise DamagedCheckpoint(f"{checkpoint}: {name} is missing")
@@ -217,7 +222,8 @@ def _check_formats(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def check_same(saved: Manifest, now: Mapping[str, Any], began_with: Mapping[str, Fingerprint]) -> list[str]:
-    """Refuse a continuation under other settings, rows or weights, by name. Returns sentences about what could not be compared."""
+    """Refuse a continuation under other settings, rows or weights, by name. Returns sentences about what could not be
+    compared."""
     held = redacted(saved.settings, dropped=True)  # older versions kept some secrets
     changed = {name for name in held.keys() & now.keys() if held[name] != now[name]}
     for name, fingerprint in began_with.items():

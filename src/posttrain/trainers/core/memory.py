@@ -1,4 +1,5 @@
-"""The memory switches of a run around its forward and backward, and what is left to switch on where that is not enough."""
+"""The memory switches of a run around its forward and backward, and what is left to switch on where that is not
+enough."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class Metrics:
         self._spreads: dict[str, tuple[float, float, float]] = {}  # name -> count, mean, sum of squared deviations from it
 
     def note(self, name: str, total: Number, count: Number = 1.0) -> None:
-        """Add to a mean: `total` is a sum over `count` things. With count 0 throughout, the total itself is meant, per optimizer step: a time of
-        this process, or a number that every process knows and notes whole."""
+        """Add to a mean: `total` is a sum over `count` things. With count 0 throughout, the total itself is meant, per
+        optimizer step: a time of this process, or a number that every process knows and notes whole."""
         entry = self._sums.setdefault(name, [0.0, 0.0])
         entry[0] = entry[0] + total  # tensors stay on their device until the log: noting never waits for it
         entry[1] = entry[1] + count
@@ -39,7 +39,8 @@ class Metrics:
         held[1] = _REDUCE[kind](held[1].to(value.device), value)
 
     def note_spread(self, name: str, mean: float, count: float = 1.0, squares: float = 0.0) -> None:
-        """Add to a standard deviation (n - 1; 0 of a single value): a value, or `count` of them with their mean and summed squared deviations.
+        """Add to a standard deviation (n - 1; 0 of a single value): a value, or `count` of them with their mean and
+        summed squared deviations.
 
         Chan, Golub and LeVeque 1979: nothing is lost where the mean is far from 0.
         """

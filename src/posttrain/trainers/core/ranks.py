@@ -1,4 +1,5 @@
-"""Talk between data-parallel processes: JSON over a byte tensor (nothing is pickled), and one process's share of a list."""
+"""Talk between data-parallel processes: JSON over a byte tensor (nothing is pickled), and one process's share of a
+list."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def highest(value: int, device: torch.device) -> int:
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether it says that another process is gone. gloo, which CPUs use, raises a plain RuntimeError with its own name in it."""
+    """Whether it says that another process is gone. gloo, which CPUs use, raises a plain RuntimeError with its own name
+    in it."""
     if world_size() == 1:
         return False
     return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or any(

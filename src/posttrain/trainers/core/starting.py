@@ -1,4 +1,5 @@
-"""The model that a trainer starts with: loaded by name or as it was given, with its adapters, in the precision that what is trained needs."""
+"""The model that a trainer starts with: loaded by name or as it was given, with its adapters, in the precision that
+what is trained needs."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from posttrain.trainers.core.config import ADAPTER_DTYPES, BaseConfig
 
 
 def starting_model(model: str | PreTrainedModel, args: BaseConfig, peft_config: Any = None, quantization_config: Any = None) -> PreTrainedModel:
-    """Ready to be trained; a model that was given is changed in place. Raises UserError for what cannot be loaded, adapted or trained."""
+    """Ready to be trained; a model that was given is changed in place. Raises UserError for what cannot be loaded,
+    adapted or trained."""
     started: Any = model  # a PeftModel is not a PreTrainedModel, and used like one
     packed = packing(model, peft_config, quantization_config)
     if isinstance(model, str):
@@ -35,7 +37,8 @@ def starting_model(model: str | PreTrainedModel, args: BaseConfig, peft_config: 
 
 
 def packing(model: str | PreTrainedModel, peft_config: Any, quantization_config: Any) -> dict[str, Any]:
-    """What `from_pretrained` is told to pack frozen weights. Raises UserError where they would have to be trained, or are loaded already."""
+    """What `from_pretrained` is told to pack frozen weights. Raises UserError where they would have to be trained, or
+    are loaded already."""
     if quantization_config is None:
         return {}
     if not isinstance(model, str):

@@ -31,7 +31,8 @@ class NotFinite(Exception):
 def forward_backward(
     batches: list[Any], loss: Loss, *, model: nn.Module, accelerator: Accelerator, switches: MemorySwitches, sync: bool
 ) -> torch.Tensor:
-    """The summed loss of `batches`, after the backward of each. The gradients of processes meet after the last one, where it ends a window (`sync`).
+    """The summed loss of `batches`, after the backward of each. The gradients of processes meet after the last one,
+    where it ends a window (`sync`).
 
     Raises NotFinite.
     """
@@ -49,8 +50,8 @@ def forward_backward(
 
 
 class RestartableUpdate:
-    """One optimizer step as far as it has come. `restart(batches, error)` undoes it and returns the same work in smaller micro-batches;
-    `advice()` says what is left to do where that does not help."""
+    """One optimizer step as far as it has come. `restart(batches, error)` undoes it and returns the same work in
+    smaller micro-batches; `advice()` says what is left to do where that does not help."""
 
     def __init__(self, restart: Callable[[list[Any], str], list[Any]], advice: Callable[[], str]) -> None:
         self._restart, self._advice = restart, advice
@@ -58,7 +59,8 @@ class RestartableUpdate:
         self._loss: Any = 0.0  # theirs
 
     def run(self, batches: list[Any], step: Callable[[list[Any]], torch.Tensor]) -> torch.Tensor:
-        """The summed loss of `batches`. Where they do not fit, all of the update so far is run again in smaller ones, once.
+        """The summed loss of `batches`. Where they do not fit, all of the update so far is run again in smaller ones,
+        once.
 
         Raises TrainingError where that does not help.
         """
@@ -77,7 +79,8 @@ class RestartableUpdate:
 
 @contextlib.contextmanager
 def caught(errors: list[str]) -> Iterator[None]:
-    """An out-of-memory error inside is put into `errors` in one line. Its traceback, which holds the tensors, is gone afterwards."""
+    """An out-of-memory error inside is put into `errors` in one line. Its traceback, which holds the tensors, is gone
+    afterwards."""
     try:
         yield
     except torch.OutOfMemoryError as error:

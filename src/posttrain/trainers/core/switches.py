@@ -1,7 +1,9 @@
-"""A trainer's settings as a job of the plan, and the memory switches that nobody has set, chosen for the device that it trains on.
+"""A trainer's settings as a job of the plan, and the memory switches that nobody has set, chosen for the device that it
+trains on.
 
-The command line chooses before the model is loaded, from the recipe; a trainer chooses for itself where nothing was chosen yet. Both come here, so
-that a run has what its plan said. `memory/choice.py` says which set of switches is the cheapest.
+The command line chooses before the model is loaded, from the recipe; a trainer chooses for itself where nothing was
+chosen yet. Both come here, so that a run has what its plan said. `memory/choice.py` says which set of switches is the
+cheapest.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | None = None) -> TrainingJob:
-    """What a trainer with these settings does, every switch that nobody has set turned off. device: "cpu" or "cuda"; None: the one it trains on.
+    """What a trainer with these settings does, every switch that nobody has set turned off. device: "cpu" or "cuda";
+    None: the one it trains on.
 
     Raises UserError for an optimizer that the plan does not know.
     """
@@ -115,7 +118,8 @@ def job_of(args: BaseConfig, weights: Weights, lengths: Lengths, device: str | N
 def longest(args: BaseConfig, rows: Any, tokenizer: Any) -> Lengths:
     """Of the first rows; where completions are in the data, also what an update's rows have together, on average.
 
-    rows: of the data, or tasks with a `prompt`. Of a stream nothing is read: its rows count as long as they may be. Raises UserError for no rows.
+    rows: of the data, or tasks with a `prompt`. Of a stream nothing is read: its rows count as long as they may be.
+    Raises UserError for no rows.
     """
     limit = getattr(args, "max_length", None)  # online trainers have max_completion_length instead
     if not isinstance(rows, Sized):
@@ -160,8 +164,8 @@ def _tokens(value: Any, tokenizer: Any) -> int:
 
 
 def choose_for(args: BaseConfig, job: TrainingJob, held: int = 0) -> Choice:
-    """For the device of these settings as it is now. held: bytes of the model that are there already. Processes that train together choose for
-    the one that has least."""
+    """For the device of these settings as it is now. held: bytes of the model that are there already. Processes that
+    train together choose for the one that has least."""
     device = args.device.type
     limit, host = (free_memory(device), free_memory("cpu")) if device in ("cuda", "cpu") else (None, None)
     if limit is not None and device == "cpu":
@@ -174,7 +178,8 @@ def choose_for(args: BaseConfig, job: TrainingJob, held: int = 0) -> Choice:
 
 
 def settled(args: BaseConfig, choice: Choice | str) -> Any:
-    """A copy of the settings with every automatic one made definite. choice: or why nothing could be planned; then nothing is switched on."""
+    """A copy of the settings with every automatic one made definite. choice: or why nothing could be planned; then
+    nothing is switched on."""
     definite = copy.copy(args)
     definite.name_checkpointing(args.asked_checkpointing)
     definite.memory, definite.chosen = choice, args.automatic
@@ -191,8 +196,8 @@ def set_switch(args: BaseConfig, name: str, value: Any) -> None:
 
 
 def as_stored(args: BaseConfig, stored: Mapping[str, Any]) -> bool:
-    """What was chosen and touches the numbers' last bits becomes what the run has had (`stored`: a checkpoint's settings); the other switches are
-    chosen anew beside it. Returns whether anything changed."""
+    """What was chosen and touches the numbers' last bits becomes what the run has had (`stored`: a checkpoint's
+    settings); the other switches are chosen anew beside it. Returns whether anything changed."""
     pinned = {name: stored[name] for name in TOUCH_BITS if name in args.chosen and name in stored}
     if all(getattr(args, name) == value for name, value in pinned.items()):
         return False
@@ -212,7 +217,8 @@ def _choose_the_rest(args: BaseConfig, before: Choice, pinned: dict[str, Any]) -
 
 
 def memory_line(args: BaseConfig) -> str | None:
-    """What was chosen, in a sentence; None where there is nothing to say: nothing was switched on, and there is no GPU."""
+    """What was chosen, in a sentence; None where there is nothing to say: nothing was switched on, and there is no
+    GPU."""
     choice = args.memory
     if isinstance(choice, str) or choice is None or choice.limit is None:
         return None
@@ -236,7 +242,8 @@ class MemoryNote(TrainerCallback):
 
 
 def settled_for(args: BaseConfig, model: nn.Module, rows: Any, tokenizer: Any) -> Any:
-    """`settled`, for a model that is loaded; the settings themselves where the command line has chosen already for this trainer."""
+    """`settled`, for a model that is loaded; the settings themselves where the command line has chosen already for this
+    trainer."""
     if args.memory is not None and not args.in_use:
         args.in_use = True
         return args

@@ -1,7 +1,8 @@
-"""Settings of other libraries that have nothing to set here: what they ask for is so already, or is done in another way.
+"""Settings of other libraries that have nothing to set here: what they ask for is so already, or is done in another
+way.
 
-They are accepted with one line that says what is done instead. Where somebody would get something else than was asked for, a setting is refused
-(`BaseConfig.refused`).
+They are accepted with one line that says what is done instead. Where somebody would get something else than was asked
+for, a setting is refused (`BaseConfig.refused`).
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ OFF = ("use_liger_kernel", "torch_compile", "bf16_full_eval", "fp16_full_eval") 
 
 
 def renamed(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """The keywords with settings of earlier versions under their names now. Raises UserError where both say different things."""
+    """The keywords with settings of earlier versions under their names now. Raises UserError where both say different
+    things."""
     older = {name: given[name] for name in RENAMED.keys() & given.keys() if name not in known}
     kept = {name: value for name, value in given.items() if name not in older}
     for name, value in older.items():
@@ -93,7 +95,8 @@ def renamed(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
 
 
 def without_foreign(cls: Any, given: dict[str, Any], known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords that are settings of the config `cls`, and those that are settings elsewhere and change nothing here.
+    """The keywords that are settings of the config `cls`, and those that are settings elsewhere and change nothing
+    here.
 
     Raises UserError for what nobody knows, and for what is refused.
     """
@@ -112,8 +115,8 @@ def without_foreign(cls: Any, given: dict[str, Any], known: set[str]) -> tuple[d
 
 
 def say_fields(args: Any) -> None:
-    """A line for the fields of `args` that nothing here reads (older versions of transformers lack some); what transformers would do about them is
-    switched off."""
+    """A line for the fields of `args` that nothing here reads (older versions of transformers lack some); what
+    transformers would do about them is switched off."""
     changed = {name: getattr(args, name) for name, (usual, _) in FIELDS.items() if getattr(args, name, usual[0]) not in usual}
     say(changed, FIELDS)
     for name in changed.keys() & set(OFF):

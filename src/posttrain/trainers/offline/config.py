@@ -1,4 +1,5 @@
-"""Settings of the trainers that learn from completions in the data: DPO, KTO, ORPO, CPO. Each adds its objective in its own file."""
+"""Settings of the trainers that learn from completions in the data: DPO, KTO, ORPO, CPO. Each adds its objective in its
+own file."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class OfflineConfig(BaseConfig):
             raise UserError(f"beta={self.beta}: it must be above 0; 0.1 is usual")
 
     def check_read(self, losses: list[str], readers: dict[str, tuple[str, ...]]) -> None:
-        """Raises UserError for a setting that was changed though no chosen loss reads it. `readers`: setting -> the losses that do."""
+        """Raises UserError for a setting that was changed though no chosen loss reads it. `readers`: setting -> the
+        losses that do."""
         defaults = {known.name: known.default for known in fields(self)}
         for name, reading in readers.items():
             value = getattr(self, name)

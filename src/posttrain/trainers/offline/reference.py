@@ -1,4 +1,5 @@
-"""The reference of DPO and KTO: a model that answers (adapters off, a frozen copy, or one that is given), or log-probs computed ahead and kept on disk."""
+"""The reference of DPO and KTO: a model that answers (adapters off, a frozen copy, or one that is given), or log-probs
+computed ahead and kept on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ SYNCED = "reference.safetensors"  # within a checkpoint
 class ReferenceLogps:
     """`of(examples)` is the summed log-prob of each example's completions under the reference.
 
-    model: the policy as training begins, unwrapped. ref_model: another reference. settings: whatever else the log-probs depend on.
+    model: the policy as training begins, unwrapped. ref_model: another reference. settings: whatever else the log-probs
+    depend on.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class ReferenceLogps:
         return ref_model
 
     def _loading(self, name: str) -> dict[str, Any]:
-        """As the policy beside which it stands was loaded, so that rounding alone makes no difference between the two."""
+        """As the policy beside which it stands was loaded, so that rounding alone makes no difference between the
+        two."""
         given = self.args.loading(name)
         if "dtype" not in (self.args.model_init_kwargs or {}):
             given["dtype"] = base_model(self.policy).dtype
@@ -74,7 +77,8 @@ class ReferenceLogps:
             return self.sums(module, examples)
 
     def compute_ahead(self, examples: list[EncodedRow]) -> None:
-        """Give every example its log-probs, from the file if there is one, else from one pass over the data. Only before the first update."""
+        """Give every example its log-probs, from the file if there is one, else from one pass over the data. Only
+        before the first update."""
         if all(example.ref_logps is not None for example in examples):
             return
         path = Path(str(self.args.output_dir)) / reference_file.FILE

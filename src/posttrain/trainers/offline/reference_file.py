@@ -1,4 +1,5 @@
-"""The reference's log-probs, computed once and kept as safetensors beside a key: of which data, which weights and which settings they are.
+"""The reference's log-probs, computed once and kept as safetensors beside a key: of which data, which weights and which
+settings they are.
 
 A file whose key differs is refused, never used and never overwritten: it may have cost hours.
 """
@@ -22,7 +23,8 @@ FILE = "reference.safetensors"
 
 
 def load(path: Path, key: dict[str, str]) -> list[list[float]]:
-    """What was saved under `key`. Raises UserError for a file of other data, weights or settings, or one that cannot be read."""
+    """What was saved under `key`. Raises UserError for a file of other data, weights or settings, or one that cannot be
+    read."""
     try:
         with safe_open(str(path), framework="pt") as file:
             held, logps = file.metadata() or {}, file.get_tensor("logps")

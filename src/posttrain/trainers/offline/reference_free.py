@@ -1,4 +1,5 @@
-"""What trainers on pairs without a reference share: an NLL of the chosen completions beside a loss of each pair (ORPO, CPO and its relatives)."""
+"""What trainers on pairs without a reference share: an NLL of the chosen completions beside a loss of each pair (ORPO,
+CPO and its relatives)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from posttrain.trainers.offline.trainer import OfflineTrainer
 
 
 class ReferenceFreeBatch(PairBatch):
-    """Pairs. per_pair is 1 / pairs of the update, per_token 1 / chosen tokens of it, both times the number of processes."""
+    """Pairs. per_pair is 1 / pairs of the update, per_token 1 / chosen tokens of it, both times the number of
+    processes."""
 
     def __init__(self, items: list[PackItem], device: torch.device, per_pair: float, per_token: float) -> None:
         super().__init__(items, device)

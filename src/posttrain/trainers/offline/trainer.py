@@ -1,6 +1,8 @@
-"""What trainers on given completions share: rows become token ids once, a window becomes streams, and a reference answers without a gradient.
+"""What trainers on given completions share: rows become token ids once, a window becomes streams, and a reference
+answers without a gradient.
 
-It knows no loss: a subclass says which columns it reads (`formats`, `encode`), what a micro-batch holds (`batches`) and its `loss`.
+It knows no loss: a subclass says which columns it reads (`formats`, `encode`), what a micro-batch holds (`batches`) and
+its `loss`.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ REFUSED_ARGUMENTS = {
 
 
 class OfflineTrainer(BaseTrainer):
-    """`train_dataset` holds completions. Raises UserError for rows that cannot work, with the row, before anything is spent."""
+    """`train_dataset` holds completions. Raises UserError for rows that cannot work, with the row, before anything is
+    spent."""
 
     title: ClassVar[str]
     formats: ClassVar[tuple[Format, ...]]
@@ -93,7 +96,8 @@ class OfflineTrainer(BaseTrainer):
         raise AssertionError(f"{type(self).__name__} does not say how a row becomes token ids")
 
     def batches(self, mine: list[EncodedRow], everyone: list[EncodedRow]) -> Iterable[MicroBatch]:
-        """Micro-batches of this process's examples; a mean is taken over `everyone`, the update's examples of all processes."""
+        """Micro-batches of this process's examples; a mean is taken over `everyone`, the update's examples of all
+        processes."""
         raise AssertionError(f"{type(self).__name__} does not say what it learns from")
 
     def row_sums(self, logps: torch.Tensor, stream: Stream) -> torch.Tensor:
@@ -117,9 +121,11 @@ class OfflineTrainer(BaseTrainer):
         return extracted
 
     def to_compare(self, pairs: list[EncodedRow]) -> list[EncodedRow]:
-        """The pairs whose completions differ, within max_length. The others have a gradient of 0, of which Adam would make steps out of rounding.
+        """The pairs whose completions differ, within max_length. The others have a gradient of 0, of which Adam would
+        make steps out of rounding.
 
-        They are left out and counted, or only counted where the chosen one teaches by itself (`learns_from_chosen`). Raises UserError where all are.
+        They are left out and counted, or only counted where the chosen one teaches by itself (`learns_from_chosen`).
+        Raises UserError where all are.
         """
         equal = [number for number, pair in enumerate(pairs) if pair.completions[0] == pair.completions[1]]
         if not equal:
@@ -145,7 +151,8 @@ class OfflineTrainer(BaseTrainer):
         return {"stop_ids": stop_token_ids(self.model, self.tokenizer), **template_keywords(row)}
 
     def room(self, prompt_ids: Sequence[int], number: int) -> int | None:
-        """Tokens that a completion of this prompt may have; None: any number. Raises UserError where there is no room for one."""
+        """Tokens that a completion of this prompt may have; None: any number. Raises UserError where there is no room
+        for one."""
         limits = [limit for limit in (self.args.max_length, context_length(self.model)) if limit is not None]
         if not limits:
             return None

@@ -16,7 +16,8 @@ from posttrain.trainers.core.unused import EVERYWHERE, ONLINE, Table
 from posttrain.types import Sampling
 
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings", "stop_token_ids")
-# Further keywords of `generate`, at values that ask for what is done anyway. None: any value, since only beams would read it.
+# Further keywords of `generate`, at values that ask for what is done anyway. None: any value, since only beams would
+# read it.
 _ORDINARY: dict[str, tuple[Any, ...] | None] = {
     "do_sample": (True,),
     "num_beams": (1,),
@@ -122,7 +123,8 @@ class OnlineConfig(BaseConfig):
 
     @classmethod
     def in_own_words(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """vllm_sampling_params (an object with vLLM's names) says how completions are drawn, where the settings do not."""
+        """vllm_sampling_params (an object with vLLM's names) says how completions are drawn, where the settings do
+        not."""
         params = given.get("vllm_sampling_params")
         if params is None:
             return given
@@ -150,7 +152,8 @@ class OnlineConfig(BaseConfig):
         self._resolve_batch()
 
     def _resolve_best(self) -> None:
-        """The best model is the one with the highest reward; an evaluation here has no loss, which transformers would ask for."""
+        """The best model is the one with the highest reward; an evaluation here has no loss, which transformers would
+        ask for."""
         by_plateau = self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
         if self.metric_for_best_model in ("loss", "eval_loss"):
             raise UserError(
@@ -236,11 +239,13 @@ class OnlineConfig(BaseConfig):
 
     @property
     def on_policy(self) -> bool:
-        """Whether every rollout feeds exactly one update: then the old log-probs are the new ones and the ratio is exactly 1."""
+        """Whether every rollout feeds exactly one update: then the old log-probs are the new ones and the ratio is
+        exactly 1."""
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0  # type: ignore[operator]
 
     def sampling(self, stop_token_ids: tuple[int, ...]) -> Sampling:
-        """How completions are drawn; generation_kwargs win over the settings, and their stop tokens are added to the model's."""
+        """How completions are drawn; generation_kwargs win over the settings, and their stop tokens are added to the
+        model's."""
         over = dict(self.generation_kwargs or {})
         return Sampling(
             max_new_tokens=over.get("max_new_tokens", self.max_completion_length),

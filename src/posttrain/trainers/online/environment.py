@@ -1,6 +1,8 @@
-"""From what a user says about environments (an Environment, tools, TRL's environment_factory) to the stage on which episodes are played.
+"""From what a user says about environments (an Environment, tools, TRL's environment_factory) to the stage on which
+episodes are played.
 
-Everything that can be wrong is found here, before training: a template that rewrites history, tools without types, a prompt without room.
+Everything that can be wrong is found here, before training: a template that rewrites history, tools without types, a
+prompt without room.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from posttrain.types import Completion, Task
 
 
 def as_environment(env: Any, tools: Sequence[Callable[..., Any]] | None = None, environment_factory: Any = None) -> Environment | None:
-    """The one that was given; None where an episode is one question with one answer. `env`: an Environment, or what makes an Env of a task."""
+    """The one that was given; None where an episode is one question with one answer. `env`: an Environment, or what
+    makes an Env of a task."""
     given = {"env": env, "tools": tools or None, "environment_factory": environment_factory}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -69,7 +72,8 @@ def stage_for(environment: Environment | None, tokenizer: Any, stop_token_ids: S
 
 
 def first_prompts(environment: Environment, stage: EpisodeStage, tasks: Sequence[Task]) -> list[list[int]]:
-    """Prompt ids to be checked before training: all of them, or of the first task alone where only a made episode could say."""
+    """Prompt ids to be checked before training: all of them, or of the first task alone where only a made episode could
+    say."""
     if environment.starts_with_prompt:
         return [_first_prompt(stage, task) for task in tasks]
     envs, ids = opened(tasks[0], stage, 1)
@@ -85,7 +89,8 @@ def _first_prompt(stage: EpisodeStage, task: Task) -> list[int]:
 
 
 def with_environment_reward(rubric: Rubric | None) -> Rubric:
-    """The rubric of an environment that gives a reward: that is one more reward, of weight 1, unless the rubric has it already."""
+    """The rubric of an environment that gives a reward: that is one more reward, of weight 1, unless the rubric has it
+    already."""
     if rubric is None:
         return Rubric(paid)
     return rubric if any(reward.function is paid.function for reward in rubric.rewards) else Rubric(rubric, paid)

@@ -18,7 +18,8 @@ from posttrain.trainers.online.reward_model import ModelReward, with_reward_mode
 
 
 def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Environment | None, tokenizers: Any = None, own: Any = None) -> Rubric:
-    """One rubric of all rewards. tokenizers: of the reward models among them, one for each reward function; own: the policy's."""
+    """One rubric of all rewards. tokenizers: of the reward models among them, one for each reward function; own: the
+    policy's."""
     if not isinstance(reward_funcs, Rubric) and reward_funcs not in (None, []):
         functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         reward_funcs = with_reward_models(functions, tokenizers, own)
@@ -34,7 +35,8 @@ def check_trains(rubric: Rubric) -> None:
 
 
 def rubric_fingerprint(rubric: Rubric) -> Fingerprint:
-    """Each reward's weight, and the place and settings of its function as far as they can be named, for a resumed run to be compared with.
+    """Each reward's weight, and the place and settings of its function as far as they can be named, for a resumed run
+    to be compared with.
 
     A function may be mended and the run go on, so its text is not part of it; nor is the folder of its file.
     """

@@ -1,4 +1,5 @@
-"""What an online trainer hands to the recorder: the scored groups of all processes, and what an update saw at each token."""
+"""What an online trainer hands to the recorder: the scored groups of all processes, and what an update saw at each
+token."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class RolloutRecord:
         self._step, self._count = 0, 0
 
     def groups(self, step: int, groups: list[tuple[int, Group]], rows: list[Row], decode: Any, device: torch.device) -> None:
-        """Record a rollout that `step` begins with, and tell its rows where they stand. Collective: every process calls it."""
+        """Record a rollout that `step` begins with, and tell its rows where they stand. Collective: every process calls
+        it."""
         if step != self._step:
             self._step, self._count = step, 0
         offset = self._count
@@ -58,7 +60,8 @@ class RolloutRecord:
 
 
 def text_of(token: int, decode: Any) -> str:
-    """What a token adds to a text. Said twice, since many tokenizers leave out a space at the beginning; U+FFFD is a part of a character."""
+    """What a token adds to a text. Said twice, since many tokenizers leave out a space at the beginning; U+FFFD is a
+    part of a character."""
     once, twice = decode([token]), decode([token, token])
     return str(twice[len(once) :]) if twice.startswith(once) else str(once)
 

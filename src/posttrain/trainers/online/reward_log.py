@@ -1,4 +1,5 @@
-"""What became known besides scores, for the log and the record: what rewards logged, and how they and environments broke, with first tracebacks."""
+"""What became known besides scores, for the log and the record: what rewards logged, and how they and environments
+broke, with first tracebacks."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ class RewardLog:
         self._told: set[tuple[str, str]] = set()  # (kind of note, name): the first traceback is in the record
 
     def add(self, report: Report, groups: list[Group], metrics: Metrics, device: torch.device) -> None:
-        """Exact counts: `rewards/NAME/failed_KIND` completions without a score, `rewards/NAME/retried` attempts, `episodes/dropped` because their
-        environment broke. Collective."""
+        """Exact counts: `rewards/NAME/failed_KIND` completions without a score, `rewards/NAME/retried` attempts,
+        `episodes/dropped` because their environment broke. Collective."""
         for name, values in report.metrics.items():
             metrics.note(name, sum(values), len(values))
         for name, counts in report.failures.items():

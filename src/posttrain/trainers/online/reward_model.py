@@ -1,6 +1,7 @@
 """A trained reward model as a reward function: it stands among other rewards, in a rubric, for any online trainer.
 
-The score of a completion is that of its last token, as the model was trained. Completions of one prompt share its computation.
+The score of a completion is that of its last token, as the model was trained. Completions of one prompt share its
+computation.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ MAX_TOKENS = 8192  # of one forward
 
 
 class ModelReward:
-    """`ModelReward("runs/reward/model")` (a model or adapters), or a classifier with one label and its tokenizer; a language model is refused.
+    """`ModelReward("runs/reward/model")` (a model or adapters), or a classifier with one label and its tokenizer; a
+    language model is refused.
 
-    Where its tokenizer reads the sampled tokens as the very text that was sampled, they are scored as they are; otherwise the text is encoded anew.
+    Where its tokenizer reads the sampled tokens as the very text that was sampled, they are scored as they are;
+    otherwise the text is encoded anew.
     """
 
     def __init__(self, model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **loading: Any) -> None:
@@ -55,7 +58,8 @@ class ModelReward:
         tools: list[Any] | None = None,
         chat_template_kwargs: list[Any] | None = None,
     ) -> list[float]:
-        """One score a completion; `tools` and `chat_template_kwargs` of the rows go to its chat template, as in its training.
+        """One score a completion; `tools` and `chat_template_kwargs` of the rows go to its chat template, as in its
+        training.
 
         Raises UserError for a completion that does not fit the model's context.
         """
@@ -98,7 +102,8 @@ def _grouped(items: list[PackItem]) -> list[PackItem]:
 def with_reward_models(functions: list[Any], tokenizers: Any, own: PreTrainedTokenizerBase | None) -> list[Any]:
     """Reward functions, in which models, and directories and hub names of models, became `ModelReward`s.
 
-    tokenizers: one for each function (None: the model's own, or for a model that came from a config the policy's, `own`).
+    tokenizers: one for each function (None: the model's own, or for a model that came from a config the policy's,
+    `own`).
     """
     listed = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(functions)
     if len(listed) != len(functions):

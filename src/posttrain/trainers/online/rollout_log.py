@@ -1,4 +1,5 @@
-"""What a rollout looked like, for the log: rewards and their parts, signal, lengths, why completions ended. It decides nothing."""
+"""What a rollout looked like, for the log: rewards and their parts, signal, lengths, why completions ended. It decides
+nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Trainers that learn from their own completions, as far as the rollout: prompts go in, scored groups come out (`collect`), in training and in
-evaluation. What is learnt from them is in `trainer`.
+"""Trainers that learn from their own completions, as far as the rollout: prompts go in, scored groups come out
+(`collect`), in training and in evaluation. What is learnt from them is in `trainer`.
 
 Randomness is keyed by (seed, step, prompt, index), never by a global generator.
 """
@@ -158,7 +158,8 @@ class RolloutTrainer(BaseTrainer):
     # Rollouts
 
     def collect(self, tasks: list[Task]) -> list[tuple[int, Group]]:
-        """Sample, score and record one rollout. Returns this process's groups with their numbers in the whole rollout."""
+        """Sample, score and record one rollout. Returns this process's groups with their numbers in the whole
+        rollout."""
         step = self.state.global_step
         groups = self._sample_and_score(tasks, step)
         if self.args.zero_signal_groups != "keep":
@@ -225,7 +226,8 @@ class RolloutTrainer(BaseTrainer):
         note_groups(groups, metrics, self.rubric, in_environment=self.stage is not None)
 
     def _with_signal(self, groups: list[tuple[int, Group]], wanted: int, step: int) -> list[tuple[int, Group]]:
-        """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all processes."""
+        """Keep groups whose rewards differ; with 'resample', draw new prompts until there are `wanted` over all
+        processes."""
         kept = [group for _, group in groups if group.has_signal]
         total = sum(gather_json(len(kept), self.args.device))
         rounds = 0
@@ -255,7 +257,8 @@ class RolloutTrainer(BaseTrainer):
     # Evaluation
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Sample num_generations_eval completions of every evaluation prompt and score them. Same sampling as in training."""
+        """Sample num_generations_eval completions of every evaluation prompt and score them. Same sampling as in
+        training."""
         datasets = self.eval_tasks if eval_dataset is None else {name: to_tasks(rows) for name, rows in named(eval_dataset).items()}
         logs: dict[str, float] = {}
         for name, tasks in datasets.items():

@@ -1,7 +1,8 @@
 """From scored groups to micro-batches: rows, slices of a rollout, and the counts an update is normalised by.
 
-A rollout (GenerationBatch) may feed several optimizer steps (`steps_per_generation`, `num_iterations`): it is cut into slices of whole
-rows in group order. Every process knows all counts, holds its own rows, and the group stays the unit of packing.
+A rollout (GenerationBatch) may feed several optimizer steps (`steps_per_generation`, `num_iterations`): it is cut into
+slices of whole rows in group order. Every process knows all counts, holds its own rows, and the group stays the unit of
+packing.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Row:
 
 @dataclass
 class GenerationBatch:
-    """One rollout: this process's rows, and every process's counts. `used` slices of `slices` have been trained on in this iteration."""
+    """One rollout: this process's rows, and every process's counts. `used` slices of `slices` have been trained on in
+    this iteration."""
 
     rows: list[Row]  # this process's, in group order
     lengths: list[list[int]]  # [groups][rows] trained tokens of every completion, over all processes
@@ -107,7 +109,8 @@ class Slice:
 
 
 def rows_of(groups: list[tuple[int, Group]], is_trained: Callable[[Completion], bool]) -> list[Row]:
-    """The completions of numbered groups, in order. Those that are not trained stay in the counts of rows, not of tokens."""
+    """The completions of numbered groups, in order. Those that are not trained stay in the counts of rows, not of
+    tokens."""
     return [
         Row.of(number, index, completion, is_trained=is_trained(completion))
         for number, group in groups
@@ -116,8 +119,8 @@ def rows_of(groups: list[tuple[int, Group]], is_trained: Callable[[Completion], 
 
 
 def gathered(rows: list[Row], values: list[Any], device: torch.device) -> tuple[list[Any], list[list[int]]]:
-    """One value (JSON) for each row of this process -> those of all rows of all processes in order, and the trained lengths of each group.
-    Collective: every process calls it."""
+    """One value (JSON) for each row of this process -> those of all rows of all processes in order, and the trained
+    lengths of each group. Collective: every process calls it."""
     mine = [[row.group, row.index, row.length, value] for row, value in zip(rows, values, strict=True)]
     everyone = sorted((entry for part in gather_json(mine, device) for entry in part), key=lambda entry: entry[:2])
     lengths: dict[int, list[int]] = {}
@@ -133,7 +136,8 @@ def places(lengths: list[list[int]]) -> list[tuple[int, int]]:
 
 
 def weighted_rows(chosen: list[Slice], objective: Objective, *, max_completion_length: int) -> list[tuple[Row, float]]:
-    """This process's rows with trained tokens, each with its weight in the sum of an update that consists of the slices `chosen`."""
+    """This process's rows with trained tokens, each with its weight in the sum of an update that consists of the slices
+    `chosen`."""
     num_rows = sum(part.num_rows for part in chosen)
     num_tokens = sum(part.num_tokens for part in chosen)
     weighted = []
@@ -204,7 +208,8 @@ def policy_batches(
     dtype: torch.dtype = torch.float32,
     update: PolicyUpdate | None = None,
 ) -> list[PolicyBatch]:
-    """Rows (with a weight each) packed by group into streams of at most `max_tokens`, or one completion where that alone is longer."""
+    """Rows (with a weight each) packed by group into streams of at most `max_tokens`, or one completion where that
+    alone is longer."""
     return [PolicyBatch(part, rows, weights, device, dtype, update) for part in split(_items(rows), max_tokens)]
 
 

@@ -1,8 +1,9 @@
-"""Trainers that learn from their own completions: prompts go in, scored groups come out, and the window hands them on as micro-batches.
+"""Trainers that learn from their own completions: prompts go in, scored groups come out, and the window hands them on
+as micro-batches.
 
-`collect` is the rollout, `learn_from` turns scored groups into rows with the algorithm's `advantages`, `batches` normalises an update over
-everything it holds. An algorithm says further which completions are trained, and its `loss`. Randomness is keyed by (seed, step, prompt, index),
-never by a global generator.
+`collect` is the rollout, `learn_from` turns scored groups into rows with the algorithm's `advantages`, `batches`
+normalises an update over everything it holds. An algorithm says further which completions are trained, and its `loss`.
+Randomness is keyed by (seed, step, prompt, index), never by a global generator.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class OnlineTrainer(RolloutTrainer):
 
     @property
     def needs_old_logps(self) -> bool:
-        """Whether advantages are made with the log-probs of the policy that sampled; later updates need them in any case."""
+        """Whether advantages are made with the log-probs of the policy that sampled; later updates need them in any
+        case."""
         return False
 
     def scores(self, completions: list[Completion], rows: list[Row]) -> list[Any]:
@@ -81,7 +83,8 @@ class OnlineTrainer(RolloutTrainer):
         return [None] * len(rows)
 
     def set_advantages(self, rows: list[Row], completions: list[Completion], scores: list[Any], lengths: list[list[int]]) -> None:
-        """The algorithm: the advantage of each row. scores: of all processes, in groups of the sizes of `lengths`. Collective."""
+        """The algorithm: the advantage of each row. scores: of all processes, in groups of the sizes of `lengths`.
+        Collective."""
         by_row = zip(places(lengths), self.advantages(scores, [len(group) for group in lengths]).tolist(), strict=True)
         found = dict(by_row)
         for row in rows:
@@ -92,7 +95,8 @@ class OnlineTrainer(RolloutTrainer):
         raise AssertionError(f"{type(self).__name__} does not say what it learns")
 
     def precompute_logps(self, rows: list[Row]) -> None:
-        """Log-probs before the first update, without gradient: the reference's if there is one, and the policy's own where they are needed."""
+        """Log-probs before the first update, without gradient: the reference's if there is one, and the policy's own
+        where they are needed."""
         if self.reference is not None:
             with self.reference.active() as reference:
                 for row, logps in zip(rows, self.evaluated_logps(rows, reference), strict=True):
@@ -130,8 +134,8 @@ class OnlineTrainer(RolloutTrainer):
         return list(self.batches(chosen))
 
     def batches(self, chosen: list[Slice]) -> list[PolicyBatch]:
-        """The micro-batches of an update that consists of these slices. A row whose gradient is exactly 0 is left out of the forward, never out
-        of the counts."""
+        """The micro-batches of an update that consists of these slices. A row whose gradient is exactly 0 is left out
+        of the forward, never out of the counts."""
         num_tokens = sum(part.num_tokens for part in chosen)
         self.metrics.note("num_tokens", num_tokens, 0.0)
         weighted = weighted_rows(chosen, self.objective, max_completion_length=self.sampling.max_new_tokens)
@@ -140,7 +144,8 @@ class OnlineTrainer(RolloutTrainer):
         return self.micro_batches([row for row, _ in kept], [weight for _, weight in kept], update)
 
     def describe_update(self, rows: list[Row], num_tokens: int) -> PolicyUpdate:
-        """What all micro-batches of an update are told. rows: this process's; num_tokens: over all processes. Collective."""
+        """What all micro-batches of an update are told. rows: this process's; num_tokens: over all processes.
+        Collective."""
         return PolicyUpdate(num_tokens)
 
     def has_gradient(self, row: Row) -> bool:
@@ -155,7 +160,8 @@ class OnlineTrainer(RolloutTrainer):
     # What losses are made of
 
     def terms(self, batch: PolicyBatch, logps: torch.Tensor, policy_mask: torch.Tensor | None = None) -> Terms:
-        """The algorithm's objective at these log-probs, (B, T). policy_mask (B, T): tokens whose policy term counts (None: all)."""
+        """The algorithm's objective at these log-probs, (B, T). policy_mask (B, T): tokens whose policy term counts
+        (None: all)."""
         return policy_terms(
             logps,
             batch.old_logps,
@@ -169,7 +175,8 @@ class OnlineTrainer(RolloutTrainer):
         )
 
     def weighted_sum(self, batch: PolicyBatch, per_token: torch.Tensor) -> torch.Tensor:
-        """What a micro-batch adds to the update's loss, from the loss of each token, (B, T); processes average their gradients."""
+        """What a micro-batch adds to the update's loss, from the loss of each token, (B, T); processes average their
+        gradients."""
         return (per_token * batch.weights[:, None]).sum() * self.args.world_size
 
     def known_policy_grad(self, batch: PolicyBatch) -> torch.Tensor | None:
