@@ -12,7 +12,7 @@ from posttrain.evaluate import EvalResult
 from posttrain.evaluation import (
     bootstrap,
     chance_of,
-    chance_of_silence,
+    chance_of_zero_variance,
     clopper_pearson,
     forecast,
     judged_in_both,
@@ -94,18 +94,18 @@ def test_pass_at_k_is_unbiased_and_more_than_the_answers_there_are_is_refused():
 
 
 @pytest.mark.parametrize("rewards", [[1, 1, 1, 2, 2, 3], [0.5] * 6, [1, 2, 3, 4, 5, 6], [None, 1, 1, 2, None, 1], [None] * 6])
-def test_the_chance_of_silence_is_the_share_of_subsets_without_two_different_rewards(rewards):
+def test_the_chance_of_zero_variance_is_the_share_of_subsets_without_two_different_rewards(rewards):
     for size in range(1, 7):
         subsets = list(itertools.combinations(rewards, size))
         silent = [len({reward for reward in subset if reward is not None}) < 2 for subset in subsets]
-        assert chance_of_silence(rewards, size) == pytest.approx(sum(silent) / len(subsets), abs=1e-15)
+        assert chance_of_zero_variance(rewards, size) == pytest.approx(sum(silent) / len(subsets), abs=1e-15)
     with pytest.raises(ValueError, match="groups of 7"):
-        chance_of_silence(rewards, 7)
+        chance_of_zero_variance(rewards, 7)
 
 
 def test_right_throughout_and_wrong_throughout_are_what_is_silent_of_a_verdict():
     verdicts = [1.0] * 5 + [0.0] * 11
-    assert chance_of(5, 16, 4) + chance_of(11, 16, 4) == pytest.approx(chance_of_silence(verdicts, 4), abs=1e-15)
+    assert chance_of(5, 16, 4) + chance_of(11, 16, 4) == pytest.approx(chance_of_zero_variance(verdicts, 4), abs=1e-15)
 
 
 def test_one_answer_a_question_gives_wilsons_interval():

@@ -96,7 +96,7 @@ def chance_of(count: int, n: int, size: int) -> float:
     return math.comb(count, size) / math.comb(n, size)
 
 
-def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
+def chance_of_zero_variance(rewards: Sequence[float | None], size: int) -> float:
     """The chance that no two of `size` completions, sampled from these without replacement, got different rewards: a
     zero-variance group.
 
@@ -109,8 +109,8 @@ def chance_of_silence(rewards: Sequence[float | None], size: int) -> float:
     counts = Counter(rewards)
     unscored = counts.pop(None, 0)
     nothing_scored = math.comb(unscored, size)
-    silent = sum(math.comb(count + unscored, size) - nothing_scored for count in counts.values()) + nothing_scored
-    return silent / math.comb(n, size)
+    zero_variance = sum(math.comb(count + unscored, size) - nothing_scored for count in counts.values()) + nothing_scored
+    return zero_variance / math.comb(n, size)
 
 
 def rate(values: Sequence[float], draws: float, confidence: float = 0.95) -> Estimate:

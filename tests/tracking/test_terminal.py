@@ -7,7 +7,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.characters import shown, visible
-from posttrain.tracking.advice import SILENT_LOGS, Advisor
+from posttrain.tracking.advice import ZERO_VARIANCE_LOGS, Advisor
 from posttrain.tracking.lines import duration, line, number, plain_name
 from posttrain.tracking.terminal import TerminalView
 from posttrain.types import Completion, StopReason
@@ -163,7 +163,7 @@ def test_samples_come_best_first_and_say_when_they_were_cut():
 def test_cut_completions_are_named_once_with_the_setting_to_change():
     advisor = Advisor(max_completion_length=64)
     (sentence,) = advisor.read({"completions/clipped_ratio": 0.94})
-    assert sentence.startswith("94 % of completions were cut at max_completion_length=64;")
+    assert sentence.startswith("94 % of completions were truncated at max_completion_length=64;")
     assert sentence.endswith("Try 256.")
     assert advisor.read({"completions/clipped_ratio": 0.99}) == []
 
@@ -171,21 +171,21 @@ def test_cut_completions_are_named_once_with_the_setting_to_change():
 def test_no_signal_is_named_after_several_logs_in_a_row_only():
     advisor = Advisor()
     without, some = {"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.9}
-    said = [advisor.read(logs) for logs in [without] * (SILENT_LOGS - 1) + [some] + [without] * SILENT_LOGS + [without]]
-    assert [len(sentences) for sentences in said] == [0] * (2 * SILENT_LOGS - 1) + [1, 0]
+    said = [advisor.read(logs) for logs in [without] * (ZERO_VARIANCE_LOGS - 1) + [some] + [without] * ZERO_VARIANCE_LOGS + [without]]
+    assert [len(sentences) for sentences in said] == [0] * (2 * ZERO_VARIANCE_LOGS - 1) + [1, 0]
 
 
 def test_logs_of_other_things_do_not_break_the_row_of_silent_ones():
     advisor = Advisor()
-    for _ in range(SILENT_LOGS - 1):
+    for _ in range(ZERO_VARIANCE_LOGS - 1):
         assert advisor.read({"frac_reward_zero_std": 1.0}) == []
         assert advisor.read({"train_runtime": 1.0}) == []
     assert len(advisor.read({"frac_reward_zero_std": 1.0})) == 1
 
 
 def test_the_view_prints_the_warning_below_its_line():
-    lines = show([{"reward": -1.0, "frac_reward_zero_std": 1.0}] * SILENT_LOGS).splitlines()
-    assert lines[SILENT_LOGS].startswith("warning: in the last 5 logs no group had a signal")
+    lines = show([{"reward": -1.0, "frac_reward_zero_std": 1.0}] * ZERO_VARIANCE_LOGS).splitlines()
+    assert lines[ZERO_VARIANCE_LOGS].startswith("warning: in the last 5 logs no group had a signal")
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.00213, "0.00213"), (0.11, "0.11"), (3.714, "3.71"), (-3.0, "-3.00"), (1234.5, "1,234"), (0.0, "0")])

@@ -90,7 +90,7 @@ def _greedy(result: dict[str, Any]) -> str:
     if result["mean_reward"] is not None:
         parts.append(f"mean reward {result['mean_reward']:.3g}" + (f" ({result['unscored']} not scored)" if result["unscored"] else ""))
     if result["truncated"]:
-        parts.append(f"{result['truncated']:.0%} cut off: try a larger --max-new-tokens")
+        parts.append(f"{result['truncated']:.0%} truncated: try a larger --max-new-tokens")
     return " · ".join(parts)
 
 
@@ -107,7 +107,7 @@ def _sampled(result: dict[str, Any]) -> str:
         value, low, high = result["mean_reward"]
         parts.append(f"mean reward {value:.3g} [{low:.3g}, {high:.3g}]")
     if result["truncated"]:
-        parts.append(f"{result['truncated']:.1%} cut off")
+        parts.append(f"{result['truncated']:.1%} truncated")
     return " · ".join(parts)
 
 

@@ -43,7 +43,7 @@ class Example(NamedTuple):
 class ExampleOptions:
     """What of a row is trained. The names and defaults are SFTConfig's."""
 
-    max_length: int | None = 1024  # tokens; the rest of a longer example is cut off
+    max_length: int | None = 1024  # tokens; the rest of a longer example is left out
     text_field: str = "text"
     completion_only: bool | None = None  # None: where rows have prompt and completion
     assistant_only: bool = False

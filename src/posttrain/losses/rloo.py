@@ -24,11 +24,11 @@ def leave_one_out(rewards: Tensor, group_sizes: Sequence[int], *, normalize: boo
     scored = (~groups.isnan()).sum(dim=1).repeat_interleave(sizes)  # (B,)
     total = groups.nansum(dim=1).repeat_interleave(sizes)
     others = (total - rewards) / (scored - 1).clamp(min=1)
-    is_silent = equal_groups(rewards[:, None], sizes).repeat_interleave(sizes) | (scored < 2)
-    advantages = torch.where(is_silent, 0.0, rewards - others)
+    is_zero_variance = equal_groups(rewards[:, None], sizes).repeat_interleave(sizes) | (scored < 2)
+    advantages = torch.where(is_zero_variance, 0.0, rewards - others)
     advantages = torch.where(rewards.isnan(), torch.nan, advantages)
     if normalize:
         known = advantages[~advantages.isnan()]
         deviation = known.std() if len(known) > 1 else known.new_zeros(())
         advantages = (advantages - known.mean()) / (deviation + EPSILON) if len(known) else advantages
-    return torch.where(is_silent, 0.0, advantages.nan_to_num(nan=0.0))  # a mean that misses 0 by a bit makes no advantage
+    return torch.where(is_zero_variance, 0.0, advantages.nan_to_num(nan=0.0))  # a mean that misses 0 by a bit makes no advantage

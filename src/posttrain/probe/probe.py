@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.evaluate import PROBE_STEP, answers
-from posttrain.evaluation import Estimate, bootstrap, chance_of, chance_of_silence, clopper_pearson, forecast, pass_at_k
+from posttrain.evaluation import Estimate, bootstrap, chance_of, chance_of_zero_variance, clopper_pearson, forecast, pass_at_k
 from posttrain.probe.advice import Check, Setting, checks
 from posttrain.rewards import Rubric
 from posttrain.types import Completion, Engine, Group, Sampling, Task
@@ -147,7 +147,7 @@ def judged(
     verdicts = [[rubric.is_right(completion) is True for completion in group.completions] for group in groups]
     right = [sum(given) for given in verdicts] if rubric.can_decide() else None
     sizes = _sizes(k, num_generations)
-    speaking = {size: [1 - chance_of_silence(group.rewards, size) for group in groups] for size in sizes if size > 1}
+    speaking = {size: [1 - chance_of_zero_variance(group.rewards, size) for group in groups] for size in sizes if size > 1}
     truncated = _share(groups, lambda completion: completion.is_truncated)
     ended = _share(
         groups, lambda completion: not completion.is_truncated and completion.token_ids[-1:] in [[stop] for stop in sampling.stop_token_ids]

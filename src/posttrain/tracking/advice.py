@@ -10,7 +10,7 @@ from posttrain.tracking.alarms import Alarms
 from posttrain.tracking.lines import plain_name
 
 CUT_SHARE = 0.9  # above it, rewards for an answer at the end can hardly be earned
-SILENT_LOGS = 5  # so many logs in a row without any signal are no accident
+ZERO_VARIANCE_LOGS = 5  # so many logs in a row without any signal are no accident
 
 
 class Advisor:
@@ -19,12 +19,12 @@ class Advisor:
     def __init__(self, max_completion_length: int | None = None) -> None:
         self.max_completion_length = max_completion_length
         self._said: set[str] = set()
-        self._silent = 0
+        self._zero_variance = 0
         self._alarms = Alarms()
 
     def read(self, logs: Mapping[str, float]) -> list[str]:
         """New advice, usually none."""
-        found = {"cut": self._cut(logs), "silent": self._no_signal(logs), "unscored": self._unscored(logs), "broken": self._broken(logs)}
+        found = {"cut": self._cut(logs), "zero variance": self._no_signal(logs), "unscored": self._unscored(logs), "broken": self._broken(logs)}
         new = {kind: sentence for kind, sentence in found.items() if sentence is not None and kind not in self._said}
         self._said.update(new)
         return [*new.values(), *self._alarms.read(logs)]
@@ -34,15 +34,15 @@ class Advisor:
         if cut <= CUT_SHARE or self.max_completion_length is None:
             return None
         limit = self.max_completion_length
-        return f"{100 * cut:.0f} % of completions were cut at max_completion_length={limit}; rewards for the answer can hardly be earned. Try {4 * limit}."
+        return f"{100 * cut:.0f} % of completions were truncated at max_completion_length={limit}; rewards for the answer can hardly be earned. Try {4 * limit}."
 
     def _no_signal(self, logs: Mapping[str, float]) -> str | None:
         if "frac_reward_zero_std" in logs:
-            self._silent = self._silent + 1 if logs["frac_reward_zero_std"] >= 1.0 else 0
-        if self._silent < SILENT_LOGS:
+            self._zero_variance = self._zero_variance + 1 if logs["frac_reward_zero_std"] >= 1.0 else 0
+        if self._zero_variance < ZERO_VARIANCE_LOGS:
             return None
         return (
-            f"in the last {SILENT_LOGS} logs no group had a signal: all completions of a prompt earned the same reward, so nothing can be learned. "
+            f"in the last {ZERO_VARIANCE_LOGS} logs no group had a signal: all completions of a prompt earned the same reward, so nothing can be learned. "
             "If the reward is at its lowest, the task is too hard: easier rows, a few steps of SFT first, or a larger num_generations. "
             "If it is at its highest, the task is done."
         )

@@ -18,7 +18,7 @@ FIGURES = (
     ("loss", ("loss",), number),
     ("entropy", ("entropy",), number),
     ("KL", ("kl",), number),
-    ("cut off", ("completions/clipped_ratio",), share),
+    ("truncated", ("completions/clipped_ratio",), share),
     ("tokens/s", ("tokens_per_second",), number),
     ("s per step", ("step_time",), number),
 )

@@ -46,7 +46,7 @@ def attend_plainly(
         parts.append(_attend_tile(q[:, :, first:last], k[:, :, :seen], v[:, :, :seen], scaling, rows, first if causal else None))
     if len(parts) == 1:
         return parts[0]
-    return torch.cat([out for out, _ in parts], dim=2), torch.cat([mass for _, mass in parts], dim=2)
+    return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
 
 
 def _attend_tile(
@@ -178,17 +178,17 @@ class DecodeLayout:
         self._store(keys, k)
         self._store(values, v)
         last = self.longest_suffix
-        own, own_mass = attend(q, keys[:rows, :, :last], values[:rows, :, :last], scaling=scaling, mask=self._suffix_mask(window, dtype))
+        own, own_lse = attend(q, keys[:rows, :, :last], values[:rows, :, :last], scaling=scaling, mask=self._suffix_mask(window, dtype))
 
         keys, values = self.cache.prompts.layer(layer_idx, k, v)  # (prompt slots, Hkv, P, d)
         seats, rows_back = self._index(kv_heads)
         seated = q.reshape(rows * kv_heads, rep * dim).index_select(0, seats).view(self.prompts, kv_heads, self._per_prompt * rep, dim)
         n, last = self.prompts, self.longest_prompt
-        shared, shared_mass = attend(seated, keys[:n, :, :last], values[:n, :, :last], scaling=scaling, mask=self._prompt_mask(window, rep, dtype))
+        shared, shared_lse = attend(seated, keys[:n, :, :last], values[:n, :, :last], scaling=scaling, mask=self._prompt_mask(window, rep, dtype))
         shared = shared.reshape(-1, rep * dim).index_select(0, rows_back).view(rows, kv_heads, rep, dim)
-        shared_mass = shared_mass.reshape(-1, rep).index_select(0, rows_back).view(rows, kv_heads, rep)
+        shared_lse = shared_lse.reshape(-1, rep).index_select(0, rows_back).view(rows, kv_heads, rep)
 
-        weight = torch.sigmoid(own_mass.view(rows, kv_heads, rep) - shared_mass)[..., None]
+        weight = torch.sigmoid(own_lse.view(rows, kv_heads, rep) - shared_lse)[..., None]
         return torch.lerp(shared, own, weight.to(dtype)).view(1, rows, heads, dim)
 
     def _store(self, slab: torch.Tensor, new: torch.Tensor) -> None:
