@@ -224,17 +224,17 @@ def loading(name: str, recipe: Recipe | None = None) -> dict[str, Any]:
     if recipe is None:
         return {}
     method = None if run is None else runs.method_of(str(run.directory))
-    trainers = [
-        getattr(recipe, section) for name, section in METHODS.sections().items() if method is None or METHODS[name].recorded_as == method
+    told = [
+        getattr(recipe, of_method) for known, of_method in METHODS.sections().items() if method is None or METHODS[known].recorded_as == method
     ]  # without a record: any
     section = recipe.model
     options: dict[str, Any] = {"dtype": _dtype(section) or ("float32" if base == name else beside_adapters(name, default_autocast()))}
     starts_from_it = section.name == absolute(base)
     if run is None and not starts_from_it:
         return options
-    options["trust_remote_code"] = any(given.get("trust_remote_code") for given in trainers)
+    options["trust_remote_code"] = any(given.get("trust_remote_code") for given in told)
     if not section.load_in_4bit:
-        for given in trainers:
+        for given in told:
             options |= with_new_names(given.get("model_init_kwargs") or {})
     elif base != name or starts_from_it:
         from posttrain.models.quantise import in_4bit

@@ -53,7 +53,7 @@ class EntropyController:
     """The bonus' coefficient. Adaptive: rises while entropy is at or below its target, falls above it; Skywork-OR1,
     arXiv:2505.22312.
 
-    One `update` per optimizer step, with the mean entropy over the step's trained tokens on all ranks.
+    `see` is told every micro-batch's entropies of the tokens that the policy term trains, `step` once an optimizer step.
     """
 
     coef: float = 0.0

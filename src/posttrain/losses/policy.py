@@ -85,9 +85,9 @@ def policy_terms(
 ) -> Terms:
     """The loss of each token under `objective`. Only `logps` gets a gradient.
 
-    logps, old_logps, ref_logps, sampling_logps (B, T); advantages (B,) of completions or (B, T) of tokens; mask (B, T),
-    true where a token is trained. old_logps None: the rollouts are from this very policy (ratio 1). sampling_logps
-    None: the sampler is the old policy (they only decide the off-policy mask). policy_mask (B, T): tokens whose policy
+    logps, old_logps, ref_logps, rollout_logps (B, T); advantages (B,) of completions or (B, T) of tokens; mask (B, T),
+    true where a token is trained. old_logps None: the rollouts are from this very policy (ratio 1). rollout_logps, as
+    the engine computed them while sampling, only decide the off-policy mask (None: old_logps do). policy_mask (B, T): tokens whose policy
     term counts (None: all); KL, ratios and denominators do not see it.
     """
     advantages = advantages.detach().reshape(len(logps), -1).to(logps.dtype)  # (B, 1) or (B, T)

@@ -112,7 +112,7 @@ class TrainingJob:
 
     @property
     def micro_batches(self) -> int:
-        """Of an update."""
+        """Of a rollout, which is an update's where one rollout feeds one; of an update where the data hold completions."""
         return -(-self.rows * self.completion_length // self.streams[1])
 
     @property

@@ -292,8 +292,8 @@ class GRPOTrainer(OnlineTrainer):
             self.entropy.see(entropy, mask)
         return loss
 
-    def notes(self) -> Callable[[], None]:
-        seen, rollback = self.entropy.seen, super().notes()
+    def rollback_point(self) -> Callable[[], None]:
+        seen, rollback = self.entropy.seen, super().rollback_point()
 
         def rollback_all() -> None:
             self.entropy.seen = seen

@@ -1,7 +1,7 @@
 """From groups to the calls of a reward, and from what it answers to scores. Nothing is called here.
 
 A failure says what is wrong with an answer; None stays None; nothing becomes a zero. N completions of a batch, in the
-order of groups, then rollouts.
+order of groups, then of completions within a group.
 """
 
 from __future__ import annotations

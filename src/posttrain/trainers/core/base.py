@@ -194,7 +194,7 @@ class BaseTrainer(SavingTrainer):
             except StopIteration:
                 break
         batches = self.window(micro_steps) if micro_steps else []
-        self._update = RestartableUpdate(functools.partial(self._restarted, self.notes()), self._advice)
+        self._update = RestartableUpdate(functools.partial(self._restarted, self.rollback_point()), self._advice)
         items: list[dict[str, Any]] = [{"micro_batches": batches[index :: len(micro_steps)]} for index in range(len(micro_steps))]
         return items, None
 
@@ -217,8 +217,9 @@ class BaseTrainer(SavingTrainer):
             self._fill_missing_gradients(model)
         return total
 
-    def notes(self) -> Callable[[], None]:
-        """A rollback: forgets, when called, what an update has noted since now."""
+    def rollback_point(self) -> Callable[[], None]:
+        """Remembers what has been noted so far. The returned function puts it back: what an update noted since is
+        forgotten."""
         metrics = self.metrics.copy()
 
         def rollback() -> None:

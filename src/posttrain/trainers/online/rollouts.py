@@ -38,7 +38,6 @@ from posttrain.trainers.online.reward_log import RewardLog
 from posttrain.trainers.online.rollout_log import note_groups
 from posttrain.types import Group, Task
 
-_NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -64,8 +64,8 @@ class Row:
 
 @dataclass
 class GenerationBatch:
-    """One rollout: this process's rows, and every process's counts. `used` slices of `slices` have been trained on in
-    this iteration."""
+    """One rollout: this process's rows, and every process's counts, handed out in `slices` slices, and again in every
+    further iteration."""
 
     rows: list[Row]  # this process's, in group order
     lengths: list[list[int]]  # [groups][rows] trained tokens of every completion, over all processes

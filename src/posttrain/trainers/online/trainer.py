@@ -1,9 +1,5 @@
-"""Trainers that learn from their own completions: prompts go in, scored groups come out, and the window hands them on
-as micro-batches.
-
-`collect` is the rollout, `learn_from` turns scored groups into rows with the algorithm's `advantages`, `batches`
-normalises an update over everything it holds. An algorithm says further which completions are trained, and its `loss`.
-Randomness is keyed by (seed, step, prompt, index), never by a global generator.
+"""Scored groups go in (from `rollouts`), micro-batches come out: `learn_from` makes rows with the algorithm's
+advantages, `batches` cuts an update into micro-batches and weighs its rows over everything that it holds.
 """
 
 from __future__ import annotations
@@ -35,11 +31,14 @@ from posttrain.trainers.online.rows import (
 from posttrain.types import Completion, Group, Task
 
 _NAMES = {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean", "clip_ratio/region": "clip_ratio/region_mean"}
-_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OnlineTrainer(RolloutTrainer):
-    """From scored groups to the rows of an update. An algorithm says `advantages` and `loss`."""
+    """From scored groups to the rows of an update.
+
+    An algorithm says `objective` and `loss`, and either `scores` and `advantages` or `set_advantages`. What it may say
+    further: `is_trained`, `has_gradient`, `describe_update`.
+    """
 
     objective: Objective  # how the algorithm turns log-probs into a loss, and what the loss is divided by
     options: PolicyOptions
