@@ -12,6 +12,7 @@ from posttrain.data.given import rows_of
 from posttrain.envs.environment import Environment
 from posttrain.errors import UserError
 from posttrain.rewards import Rubric
+from posttrain.secrets import redacted
 from posttrain.trainers.core.fingerprint import Fingerprint
 from posttrain.trainers.online.environment import with_environment_reward
 from posttrain.trainers.online.reward_model import ModelReward, with_reward_models
@@ -43,7 +44,7 @@ def rubric_fingerprint(rubric: Rubric) -> Fingerprint:
     told: dict[str, Any] = {}
     for name, reward, weight in zip(rubric.names, rubric.rewards, rubric.weights, strict=True):
         source = reward.source if reward.source is not None and reward.source.folder is not None else None  # what a recipe names
-        told[name] = [weight, None if source is None else PurePath(source.name).name, None if source is None else source.settings]
+        told[name] = [weight, None if source is None else PurePath(source.name).name, None if source is None else redacted(source.settings)]
     return Fingerprint(json.dumps(told, sort_keys=True, default=str), "")
 
 
