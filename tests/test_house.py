@@ -99,7 +99,7 @@ WORDS = {
     r"\b(cut|cuts) off\b": "truncated",
     r"\bchance of silence\b|\bsilent logs\b|\bis silent\b": "zero variance",
     r"\b(own|shared) mass\b": "lse",
-    r"\bwith pay\b": "rewards, gives a reward",
+    r"\bwith pay\b|\bpays\b(?! to keep)|\bpaid\b(?! for)": "rewards, gives a reward",
     r"\bdice\b": "counter-based random numbers",
     r"\blanes?\b": "executor",
     r"\bwalls?\b(?![ -]?(clock|time)| s\b|\", \"cpu)": "isolation backend",  # `wall_s` and the outcome "wall" are the wall clock

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from posttrain.errors import UserError
 
 GROUP = "posttrain.methods"
+TRL_NAMES = {"reward": "reward-model"}  # where its command has another name
 
 
 @dataclass(frozen=True)

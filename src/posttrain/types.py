@@ -84,7 +84,7 @@ class Completion:
     reward: float | None = None  # weighted total of the scores
     policy_version: int = 0
     turns: int = 1  # how often the policy spoke
-    info: dict[str, float] = field(default_factory=dict)  # what its environment reports; "reward" is what it paid
+    info: dict[str, float] = field(default_factory=dict)  # what its environment reports; "reward" is its own reward
     broken: str | None = None  # how its environment broke, where such episodes are dropped: nobody can score it
 
     @property

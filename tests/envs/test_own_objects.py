@@ -86,7 +86,7 @@ def test_public_methods_are_the_tools():
     environment = factory(Counter)
     assert [schema["function"]["name"] for schema in environment.tools] == ["increase"]
     assert list(environment.tools[0]["function"]["parameters"]["properties"]) == ["by"]
-    assert not environment.pays
+    assert not environment.gives_reward
 
 
 def test_coroutines_of_an_object_share_one_loop():

@@ -133,6 +133,7 @@ def test_the_final_upload_holds_the_model_and_nothing_of_the_run(tmp_path, monke
         trainer.train()
         trainer.push_to_hub()
         assert trainer.args.output_dir == str(tmp_path / name)
+        assert not (tmp_path / name / "pushed").exists()
         (uploads[name],) = hub.uploads
     *ours, files = uploads["ours"]
     *theirs, all_files = uploads["theirs"]

@@ -164,12 +164,9 @@ def chosen(rows: Any, section: EvalSection) -> Any:
 
 def make_engine(args: Any, tokenizer: Any) -> Engine:
     """The engine of an online trainer, in its precision."""
-    import torch
-
     from posttrain.rollout import engines
 
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return engines.make_engine(args.engine, tokenizer, autocast_dtype=dtype, max_slots=args.most_completions)
+    return engines.make_engine(args.engine, tokenizer, autocast_dtype=args.autocast_dtype, max_slots=args.most_completions)
 
 
 def make_model(section: ModelSection, tokenizer: Any, args: Any) -> str | PreTrainedModel:

@@ -52,7 +52,7 @@ class EvalPlan:
         return drawn if self.max_new_tokens is None else replace(drawn, max_new_tokens=self.max_new_tokens)
 
     def rubric(self) -> Rubric:
-        """The rewards with their weights, and what the environment pays."""
+        """The rewards with their weights, and the environment's own reward."""
         from posttrain.trainers.online.inputs import as_rubric
 
         given = make_rubric(self.recipe) if self.recipe is not None and self.recipe.rubric else Rubric("arithmetic")

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import typer
 
 from posttrain.cli.options import SETTINGS, sentences
+from posttrain.methods import METHODS, TRL_NAMES
 
 _FLAT = ("--config", "--model_name_or_path", "--dataset_name")  # no recipe's setting is called so
-_METHODS = ("sft", "dpo", "kto", "grpo", "rloo", "reward", "reward-model")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def is_flat(words: Sequence[str]) -> bool:
-    return bool(words) and words[0] in _METHODS and any(word.partition("=")[0] in _FLAT for word in words[1:])
+    return bool(words) and words[0] in {*METHODS, *TRL_NAMES} and any(word.partition("=")[0] in _FLAT for word in words[1:])
 
 
 @app.command(context_settings={**SETTINGS, "help_option_names": []})

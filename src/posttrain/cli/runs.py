@@ -24,6 +24,7 @@ WRITTEN = (
     QUESTIONS,
     SUMMARY,
     ANSWERS,
+    "pushed",
     "run.sqlite*",
     "reference.safetensors",
     "checkpoint-*",

@@ -8,7 +8,6 @@ Nothing is patched: a model is transformers', and carries the methods that noteb
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
-
-logger = logging.getLogger(__name__)
 
 Unused = dict[str, tuple[tuple[Any, ...], str]]
 
@@ -233,9 +230,9 @@ class FastMethods:
 
 
 def is_bfloat16_supported() -> bool:
-    import torch
+    from posttrain.models.precision import default_autocast
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return default_autocast() is not None
 
 
 def PatchFastRL(*_: Any, **__: Any) -> None:
@@ -288,11 +285,9 @@ def _adapters(model: Any, request: LoraRequest | None) -> Iterator[None]:
 
 def _check_others(given: dict[str, Any], known: Unused) -> None:
     """A line for arguments that have nothing to set here. Raises UserError for those that nobody knows."""
-    by_reason: dict[str, list[str]] = {}
-    for name, value in given.items():
+    from posttrain.trainers.core.unused import say
+
+    for name in given:
         if name not in known:
             raise UserError(f"{name} is not known here; what Unsloth has and posttrain does is in docs/migration.md.{did_you_mean(name, known)}")
-        if value not in known[name][0]:
-            by_reason.setdefault(known[name][1], []).append(f"{name}={value!r}" if name != "token" else name)
-    for why, named in by_reason.items():
-        logger.warning("%s: nothing to set here, since %s", ", ".join(named), why)
+    say({name: value for name, value in given.items() if value not in known[name][0]}, known)

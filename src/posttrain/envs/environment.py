@@ -19,7 +19,7 @@ class Environment:
     tools: tuple[dict[str, Any], ...] = ()  # JSON schemas, for the chat template
     role: str = "user"  # of the messages that answer the policy: user | tool
     call_format: str | None = None  # a name of envs.formats.FORMATS; None: found out from the chat template
-    pays: bool = False  # it reports a reward of its own (`completion.info["reward"]`)
+    gives_reward: bool = False  # it reports a reward of its own (`completion.info["reward"]`)
     starts_with_prompt: bool = False  # `start` is the row's prompt, so that all of them can be checked before training
 
 

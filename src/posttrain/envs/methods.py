@@ -2,7 +2,7 @@
 can hold state.
 
 `reset(**columns)` prepares it and may answer with text, which follows the last user message. `get_reward()`, if there
-is one, pays at the end (None: nothing can be said), and `close()` is called then. TRL uses one object for many
+is one, gives the reward at the end (None: nothing can be said), and `close()` is called then. TRL uses one object for many
 episodes; here each has its own, and `reset` is called once.
 """
 
@@ -32,7 +32,7 @@ def factory(make: Callable[[], Any], *, timeout: float = 30.0, max_result_chars:
     methods = _methods(sample)
     if not methods:
         raise UserError(f"{type(sample).__name__} has no public method but reset and get_reward; its other public methods are the model's tools")
-    pays = callable(getattr(sample, "get_reward", None))
+    gives_reward = callable(getattr(sample, "get_reward", None))
     for error in settled([_close(sample)]):
         if isinstance(error, Exception):
             raise error
@@ -40,7 +40,7 @@ def factory(make: Callable[[], Any], *, timeout: float = 30.0, max_result_chars:
         lambda task: ObjectEnv(task, make(), timeout, max_result_chars),
         tools=tuple(tool.schema for tool in tool_table(methods).values()),
         role="tool",
-        pays=pays,
+        gives_reward=gives_reward,
     )
 
 

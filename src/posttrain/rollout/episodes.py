@@ -191,7 +191,7 @@ def _number(value: Any) -> float | None:
 
 
 def unplayed() -> Completion:
-    """What an environment is finished with that nobody plays in: there is nothing to be paid for."""
+    """What an environment is finished with that was not played in: it gives no reward."""
     return Completion([], [], [], [], [], StopReason.LENGTH, "", [], turns=0)
 
 

@@ -137,7 +137,7 @@ class Alarms:
         )
 
     def _one_component(self) -> str | None:
-        """One component up, another down: the model pays for one with the other."""
+        """One component up, another down: the model trades one for the other."""
         changes = {name: self._change(name) for name in self._series if _is_component(name)}
         if len(changes) < 2:
             return None

@@ -28,7 +28,7 @@ class Marks:
 
     @property
     def is_alarming(self) -> bool:
-        """A reward that broke or was silent, or that pays the same text differently."""
+        """A reward that broke or was silent, or that gives the same text different scores."""
         return self.unscored > 0 or (self.same_text and self.has_signal)
 
 

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused():
     class WithTools(Question):
         tool_defs = ({"name": "f"},)
 
-    for env, says in ((Plural(), "whole groups"), (Empty(), "nothing would be paid"), (WithTools(), "tools of its own")):
+    for env, says in ((Plural(), "whole groups"), (Empty(), "no reward would be given"), (WithTools(), "tools of its own")):
         with pytest.raises(UserError, match=says):
             verifiers_environment(env)
 

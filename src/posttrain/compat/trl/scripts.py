@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import posttrain
 from posttrain.compat.trl.arguments import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_peft_config, get_quantization_config
 from posttrain.compat.trl.parser import TrlParser
 from posttrain.errors import UserError
+from posttrain.methods import METHODS, TRL_NAMES
 
-METHODS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "grpo": "GRPO", "rloo": "RLOO", "reward": "Reward", "reward-model": "Reward"}
-ONLINE = ("grpo", "rloo")
 OVERLONG = {"reward": "get_soft_overlong_punishment", "max_completion_len": 1280, "soft_punish_cache": 256}  # what TRL's scripts mean by the name
 
 
@@ -31,22 +29,23 @@ class RewardScriptArguments(ScriptArguments):
 
 def train(method: str, words: Sequence[str]) -> Any:
     """Train as `trl METHOD WORDS` does. Returns the trainer. Raises UserError for what cannot work."""
-    config, trainer = (getattr(posttrain, METHODS[method] + part) for part in ("Config", "Trainer"))
-    script_type = RewardScriptArguments if method in ONLINE else ScriptArguments
-    parser = TrlParser((script_type, config, ModelConfig, DatasetMixtureConfig), prog=f"posttrain {method}")
+    found = METHODS[TRL_NAMES.get(method, method)]
+    script_type = RewardScriptArguments if found.is_online else ScriptArguments
+    parser = TrlParser((script_type, found.config_class(), ModelConfig, DatasetMixtureConfig), prog=f"posttrain {method}")
     script, args, model, mixture = parser.parse_args_and_config(words)
     if model.model_name_or_path is None:
         raise UserError("which model? give --model_name_or_path, or in the file model_name_or_path: ...")
     rows = _rows(script, mixture)
     args.model_init_kwargs = _loading(model) | (args.model_init_kwargs or {}) or None
-    more = {"reward_funcs": _rewards(script)} if method in ONLINE else {}
+    more: dict[str, Any] = {"reward_funcs": _rewards(script)} if found.is_online else {}
+    if (packed := get_quantization_config(model)) is not None:
+        more["quantization_config"] = packed
     evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-    made = trainer(
+    made = found.trainer_class()(
         model.model_name_or_path,
         args=args,
         train_dataset=_split(rows, script.dataset_train_split),
         eval_dataset=_split(rows, script.dataset_test_split) if evaluates else None,
-        quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         **more,
     )

@@ -4,8 +4,8 @@ their shape, not their class.
 Gymnasium: reset(seed=...) -> (observation, info), step(action) -> (observation, reward, terminated, truncated, info).
 OpenEnv:   reset() -> result, step(action) -> result, where a result has `observation`, `reward` and `done`.
 
-`completion.info["reward"]` is the sum of what the steps paid. A turn in which no action can be found is answered with a
-sentence and pays nothing.
+`completion.info["reward"]` is the sum of the rewards of its steps. A turn in which no action can be found is answered with a
+sentence and gives no reward.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def stepping(
     whole number in the text, which must be in the object's `action_space` where it has one. describe: an observation ->
     text. The first one follows the row's prompt.
     """
-    return Environment(lambda task: Stepping(task, make(**_columns(make, task)), action, describe), pays=True)
+    return Environment(lambda task: Stepping(task, make(**_columns(make, task)), action, describe), gives_reward=True)
 
 
 class Stepping(Env):

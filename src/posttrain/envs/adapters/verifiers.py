@@ -26,18 +26,18 @@ def verifiers_rows(env: Any, size: int = -1) -> list[dict[str, Any]]:
 
 
 def verifiers_environment(env: Any) -> Environment:
-    """Its turns and its rubric, whose weighted total is what the environment pays. Raises UserError for rewards of
+    """Its turns and its rubric, whose weighted total is the environment's reward. Raises UserError for rewards of
     whole groups and for tools."""
     functions = list(_functions(env.rubric))
     if not functions:
-        raise UserError(f"{type(env).__name__} has a rubric without functions, so nothing would be paid")
+        raise UserError(f"{type(env).__name__} has a rubric without functions, so no reward would be given")
     for function, _, _ in functions:
         plural = {"states", "completions", "prompts"} & set(inspect.signature(function).parameters)
         if plural:
             raise UserError(f"{function.__name__} scores whole groups ({', '.join(plural)}); write it as a reward of this library's")
     if getattr(env, "tool_defs", None):
         raise UserError(f"{type(env).__name__} has tools of its own; give the functions to this library: tools=[...]")
-    return Environment(lambda task: VerifiersEnv(task, env), pays=True)
+    return Environment(lambda task: VerifiersEnv(task, env), gives_reward=True)
 
 
 class VerifiersEnv(Env):

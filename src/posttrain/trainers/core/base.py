@@ -111,9 +111,9 @@ class BaseTrainer(SavingTrainer):
         self.use_switches()
         self._step_started: float | None = None  # None: the first step of the next log has not begun
         self._steps_before = 0  # optimizer steps done when it began
-        self.rows_fingerprints = {"data": of_rows(train_dataset)}
+        self.input_fingerprints = {"data": of_rows(train_dataset)}
         if best.matters(args):
-            self.rows_fingerprints["eval_data"] = of_rows([[name, of_rows(rows).now] for name, rows in named(eval_dataset).items()])
+            self.input_fingerprints["eval_data"] = of_rows([[name, of_rows(rows).now] for name, rows in named(eval_dataset).items()])
 
     # What subclasses say
 

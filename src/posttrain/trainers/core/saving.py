@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ PUSHED = "pushed"  # within output_dir: what `push_to_hub` uploads
 
 
 class SavingTrainer(Trainer):
-    """Subclasses set the recorder, the view and the interrupt before, and `rows_fingerprints` after they call the constructor of transformers."""
+    """Subclasses set the recorder, the view and the interrupt before, and `input_fingerprints` after they call the constructor of transformers."""
 
     args: BaseConfig
     recorder: Recorder
@@ -42,7 +43,7 @@ class SavingTrainer(Trainer):
     interrupt: Interrupt
     tokenizer: PreTrainedTokenizerBase
     push_in_progress: Any  # transformers' PushInProgress. None: nothing was uploaded yet
-    rows_fingerprints: dict[str, Fingerprint]  # "data", and "eval_data" where evaluations decide what is trained or kept
+    input_fingerprints: dict[str, Fingerprint]  # "data", "rubric" (online), and "eval_data" where it decides what is kept
     _began_with: dict[str, Fingerprint] | None = None  # None: not trained yet
     _resuming_from: Path | None = None
     _rng_restored_from: str | None = None
@@ -112,9 +113,12 @@ class SavingTrainer(Trainer):
             kwargs.setdefault("model_name", Path(output_dir).name)
         self.args.output_dir = str(Path(output_dir) / PUSHED)  # what transformers saves into, and uploads
         try:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            uploaded = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         finally:
-            self.args.output_dir = output_dir
+            pushed, self.args.output_dir = str(self.args.output_dir), output_dir
+        if blocking and self.is_world_process_zero():
+            shutil.rmtree(pushed)  # otherwise the upload still reads it
+        return uploaded
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """All that transformers' hook of this name does, into a directory that appears when it is complete."""
@@ -182,7 +186,7 @@ class SavingTrainer(Trainer):
     def _start(self) -> dict[str, Fingerprint]:
         """What this trainer's first training began with."""
         if self._began_with is None:
-            self._began_with = self.starting_weights() | self.rows_fingerprints
+            self._began_with = self.starting_weights() | self.input_fingerprints
         return self._began_with
 
     def say(self, sentence: str) -> None:

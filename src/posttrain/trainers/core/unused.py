@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from posttrain.errors import UserError, did_you_mean
+from posttrain.secrets import is_secret
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +125,9 @@ def say_fields(args: Any) -> None:
 
 
 def say(changed: dict[str, Any], table: Any) -> None:
-    """One line for all that have the same reason."""
+    """One line for all that have the same reason; a secret is named without its value."""
     by_reason: dict[str, list[str]] = {}
     for name, value in changed.items():
-        by_reason.setdefault(table[name][1], []).append(f"{name}={value!r}")
+        by_reason.setdefault(table[name][1], []).append(name if is_secret(name, value) else f"{name}={value!r}")
     for why, named in by_reason.items():
         logger.warning("%s: nothing to set here, since %s", ", ".join(named), why)

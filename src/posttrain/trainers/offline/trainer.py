@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel
 
 from posttrain.data.convert import maybe_extract_prompt
 from posttrain.data.formats import Format, template_keywords, validate_rows
@@ -60,13 +60,10 @@ class OfflineTrainer(BaseTrainer):
         *,
         train_dataset: Any,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        peft_config: Any = None,
-        quantization_config: Any = None,
         refused: Mapping[str, Any],
+        **shared: Any,
     ) -> None:
+        """shared: further keywords of BaseTrainer."""
         refuse(REFUSED_ARGUMENTS, {name: refused.get(name) for name in REFUSED_ARGUMENTS})
         rows = self._checked(train_dataset)
         eval_rows = {name: self._checked(part) for name, part in named(eval_dataset).items()}
@@ -75,11 +72,7 @@ class OfflineTrainer(BaseTrainer):
             args,
             train_dataset=rows,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
+            **shared,
         )
         self.references: ReferenceLogps | None = None  # whoever needs one sets it
         self.train_dataset: list[EncodedRow] = self._encoded(rows)

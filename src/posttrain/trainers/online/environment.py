@@ -18,7 +18,7 @@ from posttrain.envs.tools import tools as tool_environment
 from posttrain.errors import UserError, at_row
 from posttrain.event_loops import settled
 from posttrain.rewards import Rubric
-from posttrain.rewards.library.environment import environment as paid
+from posttrain.rewards.library.environment import environment as environment_reward
 from posttrain.rollout.episodes import EpisodeStage, opened, unplayed
 from posttrain.trainers.core.metrics import Metrics
 from posttrain.types import Completion, Task
@@ -92,8 +92,8 @@ def with_environment_reward(rubric: Rubric | None) -> Rubric:
     """The rubric of an environment that gives a reward: that is one more reward, of weight 1, unless the rubric has it
     already."""
     if rubric is None:
-        return Rubric(paid)
-    return rubric if any(reward.function is paid.function for reward in rubric.rewards) else Rubric(rubric, paid)
+        return Rubric(environment_reward)
+    return rubric if any(reward.function is environment_reward.function for reward in rubric.rewards) else Rubric(rubric, environment_reward)
 
 
 def note_episode(completion: Completion, metrics: Metrics) -> None:

@@ -24,7 +24,7 @@ def as_rubric(reward_funcs: Any, weights: list[float] | None, environment: Envir
     if not isinstance(reward_funcs, Rubric) and reward_funcs not in (None, []):
         functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         reward_funcs = with_reward_models(functions, tokenizers, own)
-    if environment is None or not environment.pays:
+    if environment is None or not environment.gives_reward:
         return _own_rubric(reward_funcs, weights)
     return with_environment_reward(None if reward_funcs in (None, []) else _own_rubric(reward_funcs, weights))
 

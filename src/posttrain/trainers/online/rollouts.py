@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data.chat import encode_task
 from posttrain.data.given import named
@@ -56,13 +56,11 @@ class RolloutTrainer(BaseTrainer):
         train_dataset: Any,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        peft_config: Any = None,
-        quantization_config: Any = None,
         environment: Environment | None = None,
         reward_processing_classes: Any = None,
+        **shared: Any,
     ) -> None:
+        """shared: further keywords of BaseTrainer."""
         self.environment = environment
         self.rubric = self._rubric_of(reward_funcs, args, reward_processing_classes, processing_class)
         tasks = to_tasks(sized(train_dataset, "train_dataset"))
@@ -76,13 +74,10 @@ class RolloutTrainer(BaseTrainer):
             train_dataset=tasks,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
+            **shared,
         )
         if self.rubric is not None:
-            self.rows_fingerprints["rubric"] = rubric_fingerprint(self.rubric)
+            self.input_fingerprints["rubric"] = rubric_fingerprint(self.rubric)
             place_reward_models(self.rubric, self.args.device)
         self.sampling = args.sampling(stop_token_ids(self.model, self.tokenizer))
         self.stage = stage_for(self.environment, self.tokenizer, self.sampling.stop_token_ids, args)
@@ -97,8 +92,8 @@ class RolloutTrainer(BaseTrainer):
 
     def _rubric_of(self, reward_funcs: Any, args: OnlineConfig, tokenizers: Any, own: Any) -> Rubric | None:
         """None where nothing is scored, which only an algorithm may have that needs no scores."""
-        pays = self.environment is not None and self.environment.pays
-        if not self.needs_scores and reward_funcs in (None, []) and not pays:
+        gives_reward = self.environment is not None and self.environment.gives_reward
+        if not self.needs_scores and reward_funcs in (None, []) and not gives_reward:
             if args.zero_signal_groups != "keep":
                 raise UserError(f"zero_signal_groups={args.zero_signal_groups!r} compares rewards, and there is none; leave it at 'keep'")
             return None
