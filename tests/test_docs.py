@@ -13,6 +13,8 @@ from posttrain.cli.yaml12 import read_yaml
 from posttrain.doctor import _requirements
 
 ROOT = Path(__file__).parents[1]
+OURS = {file.name for folder in ("src", "tests", "docs", "benchmarks", "examples") for file in (ROOT / folder).rglob("*.py")}
+NOT_OURS = {"convert_hf_to_gguf.py", "extras.py", "mine.py", "quiz.py", "utils.py", "conftest.py"}  # llama.cpp's, examples, what there is not
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -40,7 +42,7 @@ def test_the_measured_tables_are_those_of_the_results():
         assert maker.filled(page, text) == text, f"{page} is out of date; run: python docs/measured.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in ("SECURITY.md", "CONTRIBUTING.md", "AGENTS.md"))], ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w/.-])((?:tests|benchmarks|examples|docs)/[\w/.-]+\.(?:py|md))", text))
@@ -50,6 +52,7 @@ def test_every_file_that_a_page_names_exists(page):
         if name.split("/")[0] not in ("tests", "benchmarks", "examples", "docs")
     }
     missing = sorted(name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists())
+    missing += sorted(name for name in re.findall(r"`(\w+\.py)`", text) if name not in OURS | NOT_OURS)  # by their last name alone
     assert not missing
 
 
