@@ -141,6 +141,15 @@ def test_the_final_upload_holds_the_model_and_nothing_of_the_run(tmp_path, monke
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= files == all_files - {"training_args.bin", "checkpoint-1"}
 
 
+def test_without_a_name_the_repository_is_called_as_the_run(tmp_path, monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    trainer = sft(tmp_path / "my-run", max_steps=1)
+    trainer.train()
+    trainer.push_to_hub()
+    assert [upload[2] for upload in hub.uploads] == ["my-run"]
+
+
 def test_a_checkpoint_holds_the_files_that_transformers_writes_but_for_pickled_arguments(tmp_path):
     names = {}
     for name, make in (("ours", sft), ("theirs", plain)):

@@ -101,23 +101,20 @@ class SavingTrainer(Trainer):
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(target, state_dict=state_dict)
             self.tokenizer.save_pretrained(target)
 
-    def push_to_hub(
-        self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None, revision: str | None = None,
-        private: bool | None = None, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """As transformers', of the model, its tokenizer and its card alone: output_dir holds the run's record too, with every prompt and completion."""
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        output_dir = str(self.args.output_dir)
-        if self.args.hub_model_id is None:
-            kwargs.setdefault("model_name", Path(output_dir).name)
-        self.args.output_dir = str(Path(output_dir) / PUSHED)  # what transformers saves into, and uploads
+    def push_to_hub(  # type: ignore[override]  # the further keywords are those of the installed version
+        self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
+    ) -> Any:
+        """As transformers', of the model, its tokenizer and its card alone: output_dir holds the run's record too, with
+        every prompt and completion."""
+        output_dir = Path(str(self.args.output_dir))
+        staging = output_dir / PUSHED / output_dir.name  # whose name is that of the repository, if nobody gave one
+        self.args.output_dir = str(staging)  # what transformers saves into, and uploads
         try:
-            uploaded = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            uploaded = super().push_to_hub(commit_message, blocking, **kwargs)
         finally:
-            pushed, self.args.output_dir = str(self.args.output_dir), output_dir
+            self.args.output_dir = str(output_dir)
         if blocking and self.is_world_process_zero():
-            shutil.rmtree(pushed)  # otherwise the upload still reads it
+            shutil.rmtree(staging.parent)  # otherwise the upload still reads it
         return uploaded
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
